@@ -1,0 +1,200 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package routing
+
+import (
+	"fmt"
+	"net/netip"
+)
+
+// Name names a namespaced object.
+type Name struct{ Namespace, Name string }
+
+// String returns "namespace/name", as kubectl users write it.
+func (n Name) String() string { return n.Namespace + "/" + n.Name }
+
+// Compare orders names by namespace, then name.
+func (n Name) Compare(o Name) int {
+	switch {
+	case n.Namespace < o.Namespace:
+		return -1
+	case n.Namespace > o.Namespace:
+		return 1
+	case n.Name < o.Name:
+		return -1
+	case n.Name > o.Name:
+		return 1
+	}
+	return 0
+}
+
+// Protocol is an IP protocol number (IANA "Protocol Numbers").
+type Protocol uint8
+
+// The protocols whose flows can be redirected.
+const (
+	TCP Protocol = 6
+	UDP Protocol = 17
+)
+
+// String returns Kubernetes' name of the protocol.
+func (p Protocol) String() string {
+	switch p {
+	case TCP:
+		return "TCP"
+	case UDP:
+		return "UDP"
+	}
+	return fmt.Sprintf("Protocol(%d)", uint8(p))
+}
+
+// Cookie is a network namespace's cookie, as bpf_get_netns_cookie and the
+// socket option SO_NETNS_COOKIE (Linux 5.14) return it. The kernel never uses
+// one twice before a reboot. Zero means "not on this node".
+type Cookie uint64
+
+// Input is everything that Compile looks at: plain values that daemon/source
+// has made from Kubernetes objects and daemon/pods has completed with network
+// namespaces. The order of the slices does not matter.
+type Input struct {
+	Services  []Service
+	Slices    []EndpointSlice
+	Pods      []Pod
+	Sandboxes []Sandbox
+}
+
+// Service is what routing needs of a core/v1 Service.
+type Service struct {
+	Name Name
+	// Addresses are the cluster IPs, external IPs and load balancer IPs;
+	// empty for a headless Service.
+	Addresses []netip.Addr
+	Ports     []ServicePort
+	// ExternalName is set on a Service of that type: it is a DNS alias without
+	// addresses, so it can be neither captured nor a redirect's target.
+	ExternalName string
+}
+
+// ServicePort is one port of a Service. Port is in host byte order.
+type ServicePort struct {
+	Name     string
+	Port     uint16
+	Protocol Protocol
+}
+
+// EndpointSlice is what routing needs of a discovery.k8s.io/v1 EndpointSlice.
+type EndpointSlice struct {
+	Name      Name
+	Service   string // the label kubernetes.io/service-name
+	Ports     []EndpointPort
+	Endpoints []Endpoint
+}
+
+// EndpointPort is one port of an EndpointSlice. Name equals the ServicePort's.
+// Port is in host byte order.
+type EndpointPort struct {
+	Name     string
+	Port     uint16
+	Protocol Protocol
+}
+
+// Endpoint is one address behind a Service. Addresses that are not ready are
+// never a redirect's target, but dialling one directly is still captured.
+type Endpoint struct {
+	Addr  netip.Addr
+	Ready bool
+}
+
+// Pod is a pod on this node.
+type Pod struct {
+	Name Name
+	// Netns identifies the pod's network namespace. Pods with Netns zero have
+	// no identity (yet) and are left out.
+	Netns Cookie
+	// Sandbox is the label sidetrack.dev/sandbox, the name of a sandbox in the
+	// pod's own namespace; empty for everybody else's pods.
+	Sandbox string
+	// Inject is the label sidetrack.dev/inject being "true".
+	Inject bool
+}
+
+// Sandbox is what routing needs of a sidetrack.dev Sandbox.
+type Sandbox struct {
+	Name Name
+	// Key is the routing key; empty when the sandbox has none (yet): then only
+	// flows of its own pods are tagged.
+	Key       string
+	Redirects []Redirect
+	Existing  ExistingPolicy
+}
+
+// Redirect is one rule: traffic tagged with the sandbox's key and addressed to
+// From goes to To.
+type Redirect struct {
+	From        ServiceRef
+	To          Target
+	Unavailable UnavailablePolicy
+	// Field is the path of the redirect in its object, for messages:
+	// "spec.redirects[0]".
+	Field string
+}
+
+// ServiceRef names a Service of the sandbox's namespace and, optionally, one
+// of its ports by name or decimal number; all its ports when Port is empty.
+type ServiceRef struct {
+	Service string
+	Port    string
+}
+
+// Target is a redirect's destination: a Service of the sandbox's namespace
+// (any of its ready endpoints), or an address. Exactly one is set.
+type Target struct {
+	Service string
+	Address netip.Addr
+	// Port is a port's name or decimal number. Empty means: for a Service, the
+	// port of the same name, else of the same number, else its only port; for an
+	// address, the number of the port in From.
+	Port string
+}
+
+// UnavailablePolicy says what happens to tagged traffic while the target has
+// no ready endpoint.
+type UnavailablePolicy uint8
+
+const (
+	// Reject answers 503, or refuses a flow's connection. It is the default.
+	Reject UnavailablePolicy = iota
+	// Baseline lets the baseline answer, which the sandbox's owner has asked for.
+	Baseline
+)
+
+// ExistingPolicy says what happens to connections to a Service that were
+// opened before the sandbox's redirect existed. Larger values are stronger:
+// where sandboxes differ about a Service, the strongest holds.
+type ExistingPolicy uint8
+
+const (
+	// Leave leaves them alone.
+	Leave ExistingPolicy = iota
+	// Idle closes each as soon as it is idle. It is the default of the API.
+	Idle
+	// All closes them at once.
+	All
+)
+
+// Problem is something in the input that Compile could not honour. What it
+// names is left out or restricted as Message says; all else is compiled.
+type Problem struct {
+	Kind    string // "Sandbox", "Service", …
+	Object  Name
+	Field   string // "spec.redirects[0].from.service"; may be empty
+	Message string // what is wrong and what to do about it
+}
+
+// String formats the problem for a log line or a condition.
+func (p Problem) String() string {
+	if p.Field == "" {
+		return fmt.Sprintf("%s %s: %s", p.Kind, p.Object, p.Message)
+	}
+	return fmt.Sprintf("%s %s: %s: %s", p.Kind, p.Object, p.Field, p.Message)
+}
