@@ -2,7 +2,610 @@
 
 package routing
 
-// Compile turns objects into a table. It takes prev, the table now in force
-// (nil at first), to keep ids stable. It never fails as a whole: what cannot be
-// honoured is a Problem and left out.
-func Compile(in Input, prev *Table) (*Table, []Problem) { panic("later") }
+import (
+	"cmp"
+	"encoding/binary"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// maxRetired bounds how many destinations that have left the table are still
+// known by their id. It only has to cover connections between connect and
+// accept.
+const maxRetired = 1 << 14
+
+// maxGroup is how many endpoints of one family a group can have: the kernel's
+// route counts them in 16 bits.
+const maxGroup = 1<<16 - 1
+
+// Compile turns objects into the next table after prev, the one in force (nil
+// at first). It never fails as a whole: what cannot be honoured is a Problem
+// and left out, all else is compiled. The result depends on the input and on
+// prev only, not on the order of the input's slices.
+//
+// Ids are kept from prev wherever the kernel can then be brought from prev to
+// the result without misrouting anything on the way; see Diff.
+func Compile(in Input, prev *Table) (*Table, []Problem) {
+	if prev == nil {
+		prev = &Table{}
+	}
+	c := compiler{
+		prev:    prev,
+		members: map[servicePort]*member{},
+		targets: map[targetPort]*group{},
+		t: &Table{
+			generation: prev.generation + 1,
+			next:       prev.next,
+			dests:      map[DestKey]Dest{},
+			byID:       map[DestID]*destInfo{},
+			classes:    map[ClassID]*class{},
+			classIDs:   map[string]ClassID{},
+			routes:     map[RouteKey]*route{},
+			groups:     map[GroupID]*group{},
+			groupIDs:   map[string]GroupID{},
+			identities: map[Cookie]Identity{},
+			sandboxes:  map[SandboxID]*SandboxInfo{},
+			byName:     map[Name]*SandboxInfo{},
+			byKey:      map[string]*SandboxInfo{},
+		},
+	}
+	c.index(in)
+	c.numberSandboxes(in.Sandboxes)
+	for i := range c.sandboxes {
+		c.resolveRedirects(c.sandboxes[i])
+	}
+	c.identify(in.Pods)
+	c.collectDests()
+	c.numberDests()
+	c.retire()
+	slices.SortFunc(c.problems, func(a, b Problem) int {
+		return cmp.Or(strings.Compare(a.Kind, b.Kind), a.Object.Compare(b.Object),
+			strings.Compare(a.Field, b.Field), strings.Compare(a.Message, b.Message))
+	})
+	return c.t, c.problems
+}
+
+type compiler struct {
+	prev *Table
+	t    *Table
+
+	services  map[Name]*Service
+	slices    map[Name][]*EndpointSlice // by Service
+	sandboxes []*Sandbox                // sorted by name, without duplicates
+	inject    bool                      // some pod here wants every Service
+
+	members map[servicePort]*member // Service ports that matter
+	targets map[targetPort]*group
+	byDest  map[DestKey][]*member // each sorted
+
+	problems []Problem
+}
+
+// servicePort identifies one port of a Service. A Service has no two of the
+// same number and protocol.
+type servicePort struct {
+	service  Name
+	port     uint16
+	protocol Protocol
+}
+
+func (p servicePort) compare(o servicePort) int {
+	return cmp.Or(p.service.Compare(o.service), cmp.Compare(p.port, o.port), cmp.Compare(p.protocol, o.protocol))
+}
+
+// member is a Service port that is redirected or, with inject, known.
+type member struct {
+	servicePort
+	name      string // the port's
+	redirects []memberRedirect
+	captured  bool
+	existing  ExistingPolicy
+}
+
+type memberRedirect struct {
+	sandbox SandboxID
+	route   *route
+}
+
+// targetPort is a resolved Service port of a redirect's target.
+type targetPort struct {
+	service  Name
+	name     string
+	protocol Protocol
+}
+
+func (c *compiler) problem(kind string, obj Name, field, format string, args ...any) {
+	c.problems = append(c.problems, Problem{Kind: kind, Object: obj, Field: field, Message: fmt.Sprintf(format, args...)})
+}
+
+func (c *compiler) index(in Input) {
+	c.services = make(map[Name]*Service, len(in.Services))
+	for i := range in.Services {
+		c.services[in.Services[i].Name] = &in.Services[i]
+	}
+	c.slices = make(map[Name][]*EndpointSlice, len(in.Slices))
+	for i := range in.Slices {
+		s := &in.Slices[i]
+		svc := Name{s.Name.Namespace, s.Service}
+		c.slices[svc] = append(c.slices[svc], s)
+	}
+}
+
+// numberSandboxes gives each sandbox its id and its key. Whoever has a key
+// already keeps it, so that a newcomer cannot take traffic over by choosing
+// somebody else's key.
+func (c *compiler) numberSandboxes(all []Sandbox) {
+	for i := range all {
+		c.sandboxes = append(c.sandboxes, &all[i])
+	}
+	slices.SortStableFunc(c.sandboxes, func(a, b *Sandbox) int { return a.Name.Compare(b.Name) })
+	c.sandboxes = slices.CompactFunc(c.sandboxes, func(a, b *Sandbox) bool { return a.Name == b.Name })
+
+	claimed := make(map[string]Name, len(c.sandboxes))
+	for _, s := range c.sandboxes {
+		if old := c.prev.byName[s.Name]; s.Key != "" && old != nil && old.Key == s.Key {
+			claimed[s.Key] = s.Name
+		}
+	}
+	for _, s := range c.sandboxes {
+		info := &SandboxInfo{Name: s.Name, Key: s.Key}
+		if old := c.prev.byName[s.Name]; old != nil {
+			info.ID = old.ID
+		} else {
+			c.t.next.sandbox++
+			info.ID = c.t.next.sandbox
+		}
+		switch holder, taken := claimed[s.Key]; {
+		case s.Key == "":
+		case !ValidKey(s.Key):
+			info.Key = ""
+			c.problem("Sandbox", s.Name, "spec.routingKey",
+				"is not a routing key: use %d to %d of A-Z a-z 0-9 - . _ ~; until then only flows of the sandbox's own pods are tagged", MinKeyLen, MaxKeyLen)
+		case taken && holder != s.Name:
+			info.Key = ""
+			c.problem("Sandbox", s.Name, "spec.routingKey",
+				"is the routing key of sandbox %s already: choose another; until then only flows of the sandbox's own pods are tagged", holder)
+		default:
+			claimed[s.Key] = s.Name
+			c.t.byKey[s.Key] = info
+		}
+		c.t.sandboxes[info.ID] = info
+		c.t.byName[s.Name] = info
+	}
+}
+
+func (c *compiler) resolveRedirects(s *Sandbox) {
+	info := c.t.byName[s.Name]
+	for i := range s.Redirects {
+		r := &s.Redirects[i]
+		from := Name{s.Name.Namespace, r.From.Service}
+		svc := c.services[from]
+		switch {
+		case svc == nil:
+			c.problem("Sandbox", s.Name, r.Field+".from.service",
+				"there is no Service %s: create it or correct the name; the redirect is not in force", from)
+			continue
+		case svc.ExternalName != "":
+			c.problem("Sandbox", s.Name, r.Field+".from.service",
+				"Service %s is of type ExternalName, which has no addresses to redirect: redirect the Service it stands for; the redirect is not in force", from)
+			continue
+		}
+		ports := selectPorts(svc, r.From.Port)
+		if len(ports) == 0 {
+			c.problem("Sandbox", s.Name, r.Field+".from.port",
+				"Service %s has no port %q, it has %s: use one of these or leave it out for all; the redirect is not in force", from, r.From.Port, portList(svc))
+			continue
+		}
+		for _, p := range ports {
+			m := c.member(from, p)
+			if slices.ContainsFunc(m.redirects, func(o memberRedirect) bool { return o.sandbox == info.ID }) {
+				c.problem("Sandbox", s.Name, r.Field+".from",
+					"port %d/%s of Service %s is redirected by an earlier entry, which holds: remove one of the two", p.Port, p.Protocol, from)
+				continue
+			}
+			g, target := c.resolveTarget(s, r, p)
+			m.redirects = append(m.redirects, memberRedirect{info.ID, &route{
+				Route: Route{
+					Group:       c.t.groupIDs[g.key],
+					Unavailable: r.Unavailable,
+					V4:          uint16(len(g.v4)),
+					V6:          uint16(len(g.v6)),
+				},
+				group: g, service: from, target: target,
+			}})
+			m.existing = max(m.existing, s.Existing)
+			// Without a key nobody can tag a request for it, so there is nothing
+			// that the router would have to look for.
+			m.captured = m.captured || (info.Key != "" && p.Protocol == TCP)
+		}
+	}
+}
+
+// selectPorts returns the ports that ref means: a name or a number, or all.
+func selectPorts(svc *Service, ref string) []ServicePort {
+	if ref == "" {
+		return svc.Ports
+	}
+	var out []ServicePort
+	for _, p := range svc.Ports {
+		if p.Name == ref || strconv.Itoa(int(p.Port)) == ref {
+			out = append(out, p)
+		}
+	}
+	return out
+}
+
+func portList(svc *Service) string {
+	if len(svc.Ports) == 0 {
+		return "none"
+	}
+	var names []string
+	for _, p := range svc.Ports {
+		n := fmt.Sprintf("%d/%s", p.Port, p.Protocol)
+		if p.Name != "" {
+			n = fmt.Sprintf("%s (%s)", p.Name, n)
+		}
+		names = append(names, n)
+	}
+	return strings.Join(names, ", ")
+}
+
+func (c *compiler) member(svc Name, p ServicePort) *member {
+	k := servicePort{svc, p.Port, p.Protocol}
+	m := c.members[k]
+	if m == nil {
+		m = &member{servicePort: k, name: p.Name}
+		c.members[k] = m
+	}
+	return m
+}
+
+// resolveTarget returns the endpoints that a redirect of port p leads to. When
+// it cannot tell, the group is empty, so that tagged traffic is refused rather
+// than answered by the baseline.
+func (c *compiler) resolveTarget(s *Sandbox, r *Redirect, p ServicePort) (*group, string) {
+	if r.To.Service == "" {
+		port := p.Port
+		if r.To.Port != "" {
+			n, err := strconv.ParseUint(r.To.Port, 10, 16)
+			if err != nil || n == 0 {
+				c.problem("Sandbox", s.Name, r.Field+".to.port",
+					"an address needs a port number from 1 to 65535, not %q; tagged traffic finds no fork until then", r.To.Port)
+				return c.group(nil), "address " + r.To.Address.String()
+			}
+			port = uint16(n)
+		}
+		ap := netip.AddrPortFrom(r.To.Address.Unmap(), port)
+		if !r.To.Address.IsValid() || !dialable(r.To.Address) {
+			c.problem("Sandbox", s.Name, r.Field+".to.address",
+				"is not an address that a pod can be reached at; tagged traffic finds no fork until then")
+			return c.group(nil), "address " + r.To.Address.String()
+		}
+		return c.group([]netip.AddrPort{ap}), "address " + ap.String()
+	}
+	to := Name{s.Name.Namespace, r.To.Service}
+	words := "Service " + to.String()
+	svc := c.services[to]
+	switch {
+	case svc == nil:
+		c.problem("Sandbox", s.Name, r.Field+".to.service",
+			"there is no Service %s: create it or correct the name; tagged traffic finds no fork until then", to)
+		return c.group(nil), words
+	case svc.ExternalName != "":
+		c.problem("Sandbox", s.Name, r.Field+".to.service",
+			"Service %s is of type ExternalName, which has no endpoints: name a Service with pods, or use address; tagged traffic finds no fork until then", to)
+		return c.group(nil), words
+	}
+	port, ok := targetServicePort(svc, r.To.Port, p)
+	if !ok {
+		c.problem("Sandbox", s.Name, r.Field+".to",
+			"Service %s has no %s port that answers to %s, it has %s: set to.port; tagged traffic finds no fork until then",
+			to, p.Protocol, describePort(r.To.Port, p), portList(svc))
+		return c.group(nil), words
+	}
+	words = fmt.Sprintf("%s port %d", words, port.Port)
+	k := targetPort{to, port.Name, port.Protocol}
+	g := c.targets[k]
+	if g == nil {
+		g = c.group(c.readyEndpoints(k))
+		c.targets[k] = g
+	}
+	return g, words
+}
+
+func describePort(ref string, p ServicePort) string {
+	if ref != "" {
+		return strconv.Quote(ref)
+	}
+	if p.Name != "" {
+		return fmt.Sprintf("%q or %d", p.Name, p.Port)
+	}
+	return strconv.Itoa(int(p.Port))
+}
+
+// targetServicePort finds the port of the target that stands for port p of the
+// redirected Service: what ref says, else the same name, else the same number,
+// else the only one of the protocol.
+func targetServicePort(svc *Service, ref string, p ServicePort) (ServicePort, bool) {
+	var same []ServicePort
+	for _, q := range svc.Ports {
+		if q.Protocol == p.Protocol {
+			same = append(same, q)
+		}
+	}
+	find := func(f func(ServicePort) bool) (ServicePort, bool) {
+		if i := slices.IndexFunc(same, f); i >= 0 {
+			return same[i], true
+		}
+		return ServicePort{}, false
+	}
+	if ref != "" {
+		return find(func(q ServicePort) bool { return q.Name == ref || strconv.Itoa(int(q.Port)) == ref })
+	}
+	if p.Name != "" {
+		if q, ok := find(func(q ServicePort) bool { return q.Name == p.Name }); ok {
+			return q, true
+		}
+	}
+	if q, ok := find(func(q ServicePort) bool { return q.Port == p.Port }); ok {
+		return q, true
+	}
+	if len(same) == 1 {
+		return same[0], true
+	}
+	return ServicePort{}, false
+}
+
+func (c *compiler) readyEndpoints(k targetPort) []netip.AddrPort {
+	var out []netip.AddrPort
+	for _, s := range c.slices[k.service] {
+		for _, p := range s.Ports {
+			if p.Name != k.name || p.Protocol != k.protocol || p.Port == 0 {
+				continue
+			}
+			for _, e := range s.Endpoints {
+				if e.Ready && dialable(e.Addr) {
+					out = append(out, netip.AddrPortFrom(e.Addr.Unmap().WithZone(""), p.Port))
+				}
+			}
+		}
+	}
+	return out
+}
+
+// dialable keeps out addresses that mean something else in every pod.
+func dialable(a netip.Addr) bool {
+	a = a.Unmap()
+	return a.IsValid() && !a.IsUnspecified() && !a.IsLoopback() && !a.IsMulticast()
+}
+
+// group interns a list of endpoints. It sorts and changes eps.
+func (c *compiler) group(eps []netip.AddrPort) *group {
+	slices.SortFunc(eps, netip.AddrPort.Compare)
+	eps = slices.Compact(eps)
+	g := &group{}
+	var key []byte
+	for _, ep := range eps {
+		if ep.Addr().Is4() {
+			g.v4 = append(g.v4, ep)
+		} else {
+			g.v6 = append(g.v6, ep)
+		}
+		a := ep.Addr().As16()
+		key = append(key, a[:]...)
+		key = binary.BigEndian.AppendUint16(key, ep.Port())
+	}
+	g.v4, g.v6 = g.v4[:min(len(g.v4), maxGroup)], g.v6[:min(len(g.v6), maxGroup)]
+	g.key = string(key)
+	if id, ok := c.t.groupIDs[g.key]; ok {
+		return c.t.groups[id]
+	}
+	id, ok := c.prev.groupIDs[g.key]
+	if ok {
+		g = c.prev.groups[id]
+	} else {
+		c.t.next.group++
+		id = c.t.next.group
+	}
+	c.t.groups[id] = g
+	c.t.groupIDs[g.key] = id
+	return g
+}
+
+// identify gives the node's namespaces their identities.
+func (c *compiler) identify(pods []Pod) {
+	sorted := slices.Clone(pods)
+	slices.SortFunc(sorted, func(a, b Pod) int { return a.Name.Compare(b.Name) })
+	for _, p := range sorted {
+		if p.Sandbox == "" {
+			if p.Inject {
+				c.problem("Pod", p.Name, "metadata.labels[sidetrack.dev/inject]",
+					"has no effect without the label sidetrack.dev/sandbox")
+			}
+			continue
+		}
+		name := Name{p.Name.Namespace, p.Sandbox}
+		info := c.t.byName[name]
+		if info == nil {
+			c.problem("Pod", p.Name, "metadata.labels[sidetrack.dev/sandbox]",
+				"there is no Sandbox %s: create it or correct the label; the pod's traffic is not tagged", name)
+			continue
+		}
+		inject := p.Inject && info.Key != ""
+		if p.Inject && !inject {
+			c.problem("Pod", p.Name, "metadata.labels[sidetrack.dev/inject]",
+				"Sandbox %s has no routing key to inject: set spec.routingKey; until then the pod's flows are redirected in the kernel alone", name)
+		}
+		if p.Netns == 0 {
+			continue
+		}
+		if _, taken := c.t.identities[p.Netns]; taken {
+			continue // another pod of the same namespace; daemon/pods reports where they differ
+		}
+		c.t.identities[p.Netns] = Identity{Sandbox: info.ID, Inject: inject}
+		c.inject = c.inject || inject
+	}
+}
+
+// collectDests finds out which addresses belong to the Service ports that
+// matter.
+func (c *compiler) collectDests() {
+	if c.inject {
+		for _, svc := range c.services {
+			for _, p := range svc.Ports {
+				if p.Protocol == TCP {
+					c.member(svc.Name, p)
+				}
+			}
+		}
+	}
+	c.byDest = make(map[DestKey][]*member, 2*len(c.members))
+	for _, m := range c.members {
+		add := func(a netip.Addr, port uint16) {
+			if !dialable(a) || port == 0 {
+				return
+			}
+			k := DestKey{a.Unmap().WithZone(""), port, m.protocol}
+			if !slices.Contains(c.byDest[k], m) {
+				c.byDest[k] = append(c.byDest[k], m)
+			}
+		}
+		for _, a := range c.services[m.service].Addresses {
+			add(a, m.port)
+		}
+		for _, s := range c.slices[m.service] {
+			for _, p := range s.Ports {
+				if p.Name != m.name || p.Protocol != m.protocol {
+					continue
+				}
+				// Those that are not ready too: who dials them without us reaches
+				// them, and a tagged request to them is a tagged request.
+				for _, e := range s.Endpoints {
+					add(e.Addr, p.Port)
+				}
+			}
+		}
+	}
+}
+
+// numberDests gives destinations and their classes ids, and the classes their
+// routes.
+func (c *compiler) numberDests() {
+	keys := slices.SortedFunc(maps.Keys(c.byDest), func(a, b DestKey) int {
+		return cmp.Or(a.Addr.Compare(b.Addr), cmp.Compare(a.Port, b.Port), cmp.Compare(a.Protocol, b.Protocol))
+	})
+	classOf := make([]string, len(keys))
+	moved := map[string]bool{}
+	for i, k := range keys {
+		ms := c.byDest[k]
+		slices.SortFunc(ms, func(a, b *member) int { return a.compare(b.servicePort) })
+		classOf[i] = classKey(ms)
+		// A class into which a destination moves from another gets a new id: its
+		// routes are then written before anything can find them, and each of its
+		// destinations changes from the old answer to the new one in one step.
+		if old, ok := c.prev.dests[k]; ok && c.prev.classIDs[classOf[i]] != old.Class {
+			moved[classOf[i]] = true
+		}
+	}
+	for i, k := range keys {
+		ms := c.byDest[k]
+		cl, ok := c.t.classIDs[classOf[i]]
+		if !ok {
+			if cl, ok = c.prev.classIDs[classOf[i]]; !ok || moved[classOf[i]] {
+				c.t.next.class++
+				cl = c.t.next.class
+			}
+			c.t.classIDs[classOf[i]] = cl
+			c.t.classes[cl] = &class{key: classOf[i], service: ms[0].service}
+			c.routeClass(cl, ms)
+		}
+		d := Dest{Class: cl}
+		for _, m := range ms {
+			d.Captured = d.Captured || m.captured
+			d.Existing = max(d.Existing, m.existing)
+		}
+		if old, ok := c.prev.dests[k]; ok {
+			d.ID = old.ID
+		} else if d.ID = c.newDestID(); d.ID == 0 {
+			c.problem("Service", ms[0].service, "", "there are more than %d destinations: this one is left out", MaxDestID)
+			continue
+		}
+		c.t.dests[k] = d
+		c.t.byID[d.ID] = &destInfo{key: k, class: cl, service: ms[0].service, live: true}
+		c.t.captures = c.t.captures || d.Captured || (c.inject && k.Protocol == TCP)
+	}
+}
+
+// classKey is the same for the same Service ports in every generation.
+func classKey(ms []*member) string {
+	if len(ms) == 1 {
+		return ms[0].String()
+	}
+	parts := make([]string, len(ms))
+	for i, m := range ms {
+		parts[i] = m.String()
+	}
+	return strings.Join(parts, " ")
+}
+
+func (p servicePort) String() string {
+	return p.service.String() + ":" + strconv.Itoa(int(p.port)) + "/" + p.protocol.String()
+}
+
+// routeClass enters the redirects of a class. Where one sandbox redirects
+// several of its Services differently, the first in order of name holds: the
+// address alone does not say which of them was meant.
+func (c *compiler) routeClass(cl ClassID, ms []*member) {
+	for _, m := range ms {
+		for _, r := range m.redirects {
+			k := RouteKey{r.sandbox, cl}
+			if _, taken := c.t.routes[k]; !taken {
+				c.t.routes[k] = r.route
+			}
+		}
+	}
+}
+
+// newDestID returns an id that neither a destination nor a retired one has, or
+// zero when there is none.
+func (c *compiler) newDestID() DestID {
+	if len(c.prev.byID)+len(c.byDest) >= int(MaxDestID) {
+		return 0
+	}
+	for {
+		c.t.next.dest++
+		if c.t.next.dest > MaxDestID {
+			c.t.next.dest = 1
+		}
+		id := c.t.next.dest
+		if c.prev.byID[id] == nil && c.t.byID[id] == nil {
+			return id
+		}
+	}
+}
+
+// retire keeps the ids of destinations that have left known for a while.
+func (c *compiler) retire() {
+	ids := slices.Clone(c.prev.retired)
+	var gone []DestID
+	for k, d := range c.prev.dests {
+		if _, stays := c.t.dests[k]; !stays {
+			gone = append(gone, d.ID)
+		}
+	}
+	slices.Sort(gone)
+	ids = append(ids, gone...)
+	if n := len(ids) - maxRetired; n > 0 {
+		ids = slices.Clone(ids[n:])
+	}
+	for _, id := range ids {
+		info := *c.prev.byID[id]
+		info.live = false
+		c.t.byID[id] = &info
+	}
+	c.t.retired = ids
+}

@@ -66,8 +66,9 @@ type Input struct {
 // Service is what routing needs of a core/v1 Service.
 type Service struct {
 	Name Name
-	// Addresses are the cluster IPs, external IPs and load balancer IPs;
-	// empty for a headless Service.
+	// Addresses are the cluster IPs; none for a headless Service. External and
+	// load balancer addresses are left out on purpose: whoever may write a
+	// Service can claim any address with them (CVE-2020-8554).
 	Addresses []netip.Addr
 	Ports     []ServicePort
 	// ExternalName is set on a Service of that type: it is a DNS alias without

@@ -3,6 +3,7 @@
 package routing
 
 import (
+	"iter"
 	"net/netip"
 )
 
@@ -156,44 +157,58 @@ type SandboxInfo struct {
 }
 
 // Table is one immutable generation of everything that decides about traffic.
-// All its methods may be called concurrently and do not allocate.
+// All its methods may be called concurrently; those that decide do not
+// allocate. The zero Table is empty: everything goes to the baseline.
 type Table struct {
 	generation uint64
 
 	dests      map[DestKey]Dest
-	destKeys   map[DestID]DestKey // also destinations of late, see retired
-	retired    []DestID           // ids that no key of dests has any more, oldest first
+	byID       map[DestID]*destInfo
+	retired    []DestID // ids whose destination has left, oldest first
 	classes    map[ClassID]*class
-	routes     map[RouteKey]Route
-	redirects  map[RouteKey]*redirectInfo
+	classIDs   map[string]ClassID
+	routes     map[RouteKey]*route
 	groups     map[GroupID]*group
+	groupIDs   map[string]GroupID
 	identities map[Cookie]Identity
 	sandboxes  map[SandboxID]*SandboxInfo
 	byName     map[Name]*SandboxInfo
 	byKey      map[string]*SandboxInfo
+	captures   bool
 
 	next counters
 }
 
-// class is a set of Service ports that share destinations.
-type class struct {
-	services []Name // sorted; the first names the class in metrics
-	key      string
+// destInfo is a destination as the router finds it, by its id.
+type destInfo struct {
+	key     DestKey
+	class   ClassID
+	service Name
+	live    bool
 }
 
-// redirectInfo is what the router may say of a route.
-type redirectInfo struct {
+// class is a set of Service ports that share destinations.
+type class struct {
+	key     string
+	service Name // the first of them names the class in metrics
+}
+
+// route is a redirect that has been resolved. All classes that it applies to
+// share it.
+type route struct {
+	Route
+	group   *group
 	service Name
 	target  string
 }
 
-// group is an immutable list of endpoints.
+// group is an immutable list of endpoints, sorted.
 type group struct {
-	v4, v6 []netip.AddrPort
 	key    string
+	v4, v6 []netip.AddrPort
 }
 
-// counters are the next ids to give out.
+// counters are the ids given out last.
 type counters struct {
 	dest    DestID
 	class   ClassID
@@ -201,45 +216,202 @@ type counters struct {
 	sandbox SandboxID
 }
 
-// Generation counts tables; each Compile that has a predecessor adds one.
+// Generation counts tables: each Compile adds one to its predecessor's.
 func (t *Table) Generation() uint64 { return t.generation }
 
 // Dest returns the destination that a DestID stands for. Ids of destinations
-// that have left the table are known for a while, because a connection may
-// have been captured just before.
+// that have left the table are known for a while longer, because a connection
+// may have been captured just before.
 func (t *Table) Dest(id DestID) (DestKey, bool) {
-	k, ok := t.destKeys[id]
-	return k, ok
+	if d := t.byID[id]; d != nil {
+		return d.key, true
+	}
+	return DestKey{}, false
 }
 
-// Captures reports whether any destination is steered to the router, for
-// anybody: only then are listeners wanted.
-func (t *Table) Captures() bool { panic("later") }
+// Dests yields every destination that the kernel knows, in no order.
+func (t *Table) Dests() iter.Seq2[DestKey, Dest] {
+	return func(yield func(DestKey, Dest) bool) {
+		for k, d := range t.dests {
+			if !yield(k, d) {
+				return
+			}
+		}
+	}
+}
+
+// LookupDest returns what is known of a destination, whichever way its address
+// is written.
+func (t *Table) LookupDest(dst netip.AddrPort, proto Protocol) (Dest, bool) {
+	d, ok := t.dests[DestKey{dst.Addr().Unmap().WithZone(""), dst.Port(), proto}]
+	return d, ok
+}
+
+// Captures reports whether connections to any destination are steered to the
+// router, for anybody: only then are listeners wanted.
+func (t *Table) Captures() bool { return t.captures }
 
 // Identity returns what a network namespace stands for; the zero Identity for
 // everybody else's pods.
 func (t *Table) Identity(source Cookie) Identity { return t.identities[source] }
 
+// Describe names the sandbox and the Service of a route, for metrics.
+func (t *Table) Describe(k RouteKey) (sandbox, service Name, ok bool) {
+	r, sb := t.routes[k], t.sandboxes[k.Sandbox]
+	if r == nil || sb == nil {
+		return Name{}, Name{}, false
+	}
+	return sb.Name, r.service, true
+}
+
+// ServiceOf names the Service that a class of destinations belongs to, the
+// first in order of name where there are several.
+func (t *Table) ServiceOf(c ClassID) (Name, bool) {
+	if cl := t.classes[c]; cl != nil {
+		return cl.service, true
+	}
+	return Name{}, false
+}
+
 // DecideRequest says where a request or stream goes that came to destination
-// dest (as captured) from the namespace source and carries keys. A key that
-// some sandbox has wins over the source's identity.
-func (t *Table) DecideRequest(source Cookie, dest DestID, keys *KeySet) Decision { panic("later") }
+// dest (as captured) from the namespace source and carries keys.
+//
+// The first key that some sandbox has wins; a key that nobody has is none. Then
+// the source's identity counts. Without inject the identity alone counts, as it
+// does in the kernel.
+func (t *Table) DecideRequest(source Cookie, dest DestID, keys *KeySet) Decision {
+	var sb *SandboxInfo
+	id := t.identities[source]
+	if id.Sandbox == 0 || id.Inject {
+		keys.Keys(func(key []byte) bool {
+			sb = t.byKey[string(key)]
+			return sb == nil
+		})
+	}
+	inject := ""
+	if sb == nil && id.Sandbox != 0 {
+		sb = t.sandboxes[id.Sandbox]
+		if id.Inject && sb != nil && !keys.Seen() {
+			inject = sb.Key
+		}
+	}
+	if sb == nil {
+		d := t.toBaseline(dest, nil, Untagged)
+		if keys.Seen() {
+			d.Reason = UnknownKey
+		}
+		return d
+	}
+	d := t.decide(sb, dest)
+	d.Inject = inject
+	return d
+}
 
 // DecideConnection says where a captured connection goes that carries no
 // HTTP requests, or none yet: by the source's identity alone.
-func (t *Table) DecideConnection(source Cookie, dest DestID) Decision { panic("later") }
+func (t *Table) DecideConnection(source Cookie, dest DestID) Decision {
+	if id := t.identities[source]; id.Sandbox != 0 {
+		if sb := t.sandboxes[id.Sandbox]; sb != nil {
+			return t.decide(sb, dest)
+		}
+	}
+	return t.toBaseline(dest, nil, Untagged)
+}
 
-// FlowAnswer is LookupFlow's result.
+// SandboxOf returns the sandbox that has this routing key, or nil.
+func (t *Table) SandboxOf(key []byte) *SandboxInfo { return t.byKey[string(key)] }
+
+func (t *Table) toBaseline(dest DestID, sb *SandboxInfo, why Reason) Decision {
+	d := Decision{Verdict: ToBaseline, Reason: why, Sandbox: sb}
+	if info := t.byID[dest]; info != nil {
+		d.Service = info.service
+	} else {
+		d.Reason = UnknownDest
+	}
+	return d
+}
+
+func (t *Table) decide(sb *SandboxInfo, dest DestID) Decision {
+	info := t.byID[dest]
+	if info == nil || !info.live {
+		// A connection that was captured just before its destination left the
+		// table: nobody redirects it any more.
+		return t.toBaseline(dest, sb, NoRedirect)
+	}
+	r := t.routes[RouteKey{sb.ID, info.class}]
+	if r == nil {
+		return t.toBaseline(dest, sb, NoRedirect)
+	}
+	d := Decision{
+		Verdict:   ToFork,
+		Reason:    Redirected,
+		Sandbox:   sb,
+		Service:   r.service,
+		Target:    r.target,
+		Endpoints: r.group.forRouter(info.key.Addr),
+		FallBack:  r.Unavailable == Baseline,
+	}
+	if len(d.Endpoints) == 0 {
+		d.Verdict, d.Reason = unavailable(r.Unavailable), Unavailable
+	}
+	return d
+}
+
+func unavailable(p UnavailablePolicy) Verdict {
+	if p == Baseline {
+		return ToBaseline
+	}
+	return Refuse
+}
+
+// forRouter returns the endpoints of the dialled address's family or, because
+// the router can dial either, those of the other.
+func (g *group) forRouter(dialled netip.Addr) []netip.AddrPort {
+	if eps := g.forFlow(dialled); len(eps) > 0 {
+		return eps
+	}
+	return g.v6
+}
+
+// forFlow returns the endpoints that a socket can be connected to which has
+// dialled this address. An IPv6 socket reaches IPv4 too, in its v4-mapped form;
+// one with IPV6_V6ONLY gets the kernel's ENETUNREACH for it.
+func (g *group) forFlow(dialled netip.Addr) []netip.AddrPort {
+	if dialled.Is4() || len(g.v6) == 0 {
+		return g.v4
+	}
+	return g.v6
+}
+
+// FlowAnswer is what LookupFlow found.
 type FlowAnswer struct {
 	Verdict  Verdict
 	Reason   Reason
-	Sandbox  SandboxID
-	Class    ClassID
-	Endpoint []netip.AddrPort // any of these; all of one family
+	Sandbox  SandboxID        // zero when untagged
+	Class    ClassID          // zero when the destination is not known
+	Endpoint []netip.AddrPort // any one of these; all of one family; shared, read only
 }
 
-// LookupFlow says what the kernel does to a flow; bpf/lookup.h is its twin, and
-// a differential test keeps them the same.
+// LookupFlow says what the kernel does to a flow that source sends to dst.
+// bpf/lookup.h is its twin; a differential test keeps them the same.
 func (t *Table) LookupFlow(source Cookie, dst netip.AddrPort, proto Protocol) FlowAnswer {
-	panic("later")
+	id, ok := t.identities[source]
+	if !ok {
+		return FlowAnswer{Reason: Untagged}
+	}
+	addr := dst.Addr().Unmap().WithZone("")
+	d, ok := t.dests[DestKey{addr, dst.Port(), proto}]
+	if !ok {
+		return FlowAnswer{Reason: UnknownDest, Sandbox: id.Sandbox}
+	}
+	a := FlowAnswer{Reason: NoRedirect, Sandbox: id.Sandbox, Class: d.Class}
+	r := t.routes[RouteKey{id.Sandbox, d.Class}]
+	if r == nil {
+		return a
+	}
+	a.Verdict, a.Reason, a.Endpoint = ToFork, Redirected, r.group.forFlow(addr)
+	if len(a.Endpoint) == 0 {
+		a.Verdict, a.Reason, a.Endpoint = unavailable(r.Unavailable), Unavailable, nil
+	}
+	return a
 }
