@@ -4,6 +4,7 @@ package lab_test
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/netip"
@@ -15,6 +16,9 @@ import (
 
 	"github.com/sidetrack-dev/sidetrack/test/lab"
 )
+
+// own is the prefix of this process's names: others run such tests as well.
+var own = fmt.Sprintf("sdtest-%d-", os.Getpid())
 
 func TestPodsReachEachOtherOverBothFamiliesAndProtocols(t *testing.T) {
 	w := lab.New(t)
@@ -156,7 +160,7 @@ func TestThisProcessMovesIntoTheCgroupAndBack(t *testing.T) {
 }
 
 func TestClosingLeavesNothingBehindAndKillsWhatRuns(t *testing.T) {
-	lab.NoLeaks(t, "", "sdtest-")
+	lab.NoLeaks(t, "", own)
 	w, err := lab.NewWorld("sdtest")
 	if err != nil {
 		t.Fatal(err)
@@ -222,7 +226,7 @@ func TestAPodsNameMustBeFree(t *testing.T) {
 }
 
 func TestLeaksAreFound(t *testing.T) {
-	before, err := lab.Take("", "sdtest-")
+	before, err := lab.Take("", own)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -237,7 +241,7 @@ func TestLeaksAreFound(t *testing.T) {
 	if err := os.Symlink("somewhere", pin); err != nil {
 		t.Fatal(err)
 	}
-	after, err := lab.Take(w.BPFFS, "sdtest-")
+	after, err := lab.Take(w.BPFFS, own)
 	if err != nil {
 		t.Fatal(err)
 	}
