@@ -202,7 +202,9 @@ func (c *compiler) resolveRedirects(s *Sandbox) {
 		}
 		for _, p := range ports {
 			m := c.member(from, p)
-			if slices.ContainsFunc(m.redirects, func(o memberRedirect) bool { return o.sandbox == info.ID }) {
+			// Sandboxes come one after another, so an earlier entry of this one is
+			// the last.
+			if n := len(m.redirects); n > 0 && m.redirects[n-1].sandbox == info.ID {
 				c.problem("Sandbox", s.Name, r.Field+".from",
 					"port %d/%s of Service %s is redirected by an earlier entry, which holds: remove one of the two", p.Port, p.Protocol, from)
 				continue
