@@ -1,0 +1,67 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* What flow.c and capture.c both do with a socket address context. */
+#pragma once
+
+#include "lookup.h"
+
+/* The mark of the agent's own sockets; set when the programs are loaded. */
+const volatile __u32 agent_mark = 0;
+
+static __always_inline bool same(const struct endpoint *a, const struct endpoint *b)
+{
+	return a->addr[0] == b->addr[0] && a->addr[1] == b->addr[1] && a->addr[2] == b->addr[2] &&
+	       a->addr[3] == b->addr[3] && a->port == b->port;
+}
+
+/* read_addr and write_addr: v6 is a constant for each caller, because the
+ * verifier lets an IPv4 hook see only the IPv4 fields and vice versa. */
+static __always_inline void read_addr(struct bpf_sock_addr *ctx, bool v6, struct endpoint *e)
+{
+	if (v6) {
+		e->addr[0] = ctx->user_ip6[0];
+		e->addr[1] = ctx->user_ip6[1];
+		e->addr[2] = ctx->user_ip6[2];
+		e->addr[3] = ctx->user_ip6[3];
+	} else {
+		e->addr[0] = 0;
+		e->addr[1] = 0;
+		e->addr[2] = bpf_htonl(0xffff);
+		e->addr[3] = ctx->user_ip4;
+	}
+	e->port = ctx->user_port;
+	e->pad = 0;
+}
+
+static __always_inline void write_addr(struct bpf_sock_addr *ctx, bool v6, const struct endpoint *e)
+{
+	if (v6) {
+		ctx->user_ip6[0] = e->addr[0];
+		ctx->user_ip6[1] = e->addr[1];
+		ctx->user_ip6[2] = e->addr[2];
+		ctx->user_ip6[3] = e->addr[3];
+	} else {
+		ctx->user_ip4 = e->addr[3];
+	}
+	ctx->user_port = e->port;
+}
+
+/* v6_only says that an IPv6 socket cannot reach IPv4 by mapped addresses:
+ * IPV6_V6ONLY, or bound to an address that IPv4 knows nothing of. */
+static __always_inline bool v6_only(struct bpf_sock_addr *ctx)
+{
+	const struct sock_common *skc;
+	__u32 src[4];
+
+	src[0] = ctx->sk->src_ip6[0];
+	src[1] = ctx->sk->src_ip6[1];
+	src[2] = ctx->sk->src_ip6[2];
+	src[3] = ctx->sk->src_ip6[3];
+	if ((src[0] | src[1] | src[2] | src[3]) && !is_v4(src))
+		return true;
+	/* Both begin with a struct sock_common. */
+	if (ctx->protocol == IPPROTO_TCP)
+		skc = (const struct sock_common *)bpf_skc_to_tcp6_sock(ctx->sk);
+	else
+		skc = (const struct sock_common *)bpf_skc_to_udp6_sock(ctx->sk);
+	return skc && BPF_CORE_READ_BITFIELD(skc, skc_ipv6only);
+}

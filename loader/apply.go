@@ -1,0 +1,171 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package loader
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/sidetrack-dev/sidetrack/bpf"
+	"github.com/sidetrack-dev/sidetrack/routing"
+)
+
+// Apply brings the kernel's maps to t, step by step in the order of
+// routing.Table.Diff, so that no flow is misrouted on the way. The first Apply
+// also attaches the programs.
+//
+// A table that does not fit is an error that names the flag, and nothing is
+// changed. When writing fails half-way, which takes a kernel without memory,
+// flows go by a mixture that misroutes none; the next Apply starts over with
+// a fresh set.
+func (k *Kernel) Apply(t *routing.Table) error {
+	return k.do(func() error {
+		k.applying.Lock()
+		defer k.applying.Unlock()
+		return k.apply(t)
+	})
+}
+
+func (k *Kernel) apply(t *routing.Table) error {
+	if err := k.cfg.fits(t.Size()); err != nil {
+		return err
+	}
+	if k.damaged {
+		if err := k.startOver(); err != nil {
+			return err
+		}
+	}
+	if k.published {
+		if err := k.followCgroup(); err != nil {
+			return err
+		}
+	}
+	if err := k.fitsBeside(k.applied, t); err != nil {
+		return err
+	}
+	if err := k.write(k.applied, t); err != nil {
+		k.damaged = true
+		return err
+	}
+	k.applied = t
+	if k.published {
+		return nil
+	}
+	if err := k.publish(); err != nil {
+		return err
+	}
+	k.published = true
+	return nil
+}
+
+// startOver loads a fresh set in the place of one whose maps are damaged. The
+// old one stays in force until the new one is published.
+func (k *Kernel) startOver() error {
+	fresh, err := k.cfg.load(k.first.kept())
+	if err != nil {
+		return err
+	}
+	old := k.objs
+	k.objs, k.applied, k.published, k.damaged = fresh, nil, false, false
+	if old == k.first {
+		return old.closeTable()
+	}
+	return old.Close()
+}
+
+// fits says which flag is too small for s.
+func (c Config) fits(s routing.Size) error {
+	var errs []error
+	for _, m := range []struct {
+		flag  string
+		limit uint32
+		need  int
+		what  string
+	}{
+		{"--max-backends", c.MaxBackends, s.Backends, "endpoints of redirects' targets"},
+		{"--max-flow-routes", c.MaxFlowRoutes, s.Routes, "redirects"},
+		{"--max-destinations", c.MaxDestinations, s.Dests, "destinations"},
+		{"--max-identities", c.MaxIdentities, s.Identities, "sandboxes' pods"},
+	} {
+		if m.need > int(m.limit) {
+			errs = append(errs, fmt.Errorf("%d %s do not fit into the kernel's map of %d: raise %s", m.need, m.what, m.limit, m.flag))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// fitsBeside says which flag is too small for the moment in which what is new in
+// t is there and what is gone from old is not gone yet.
+func (k *Kernel) fitsBeside(old, t *routing.Table) error {
+	if old == nil {
+		return nil
+	}
+	a, b := old.Size(), t.Size()
+	sum := routing.Size{
+		Backends: a.Backends + b.Backends, Routes: a.Routes + b.Routes,
+		Dests: a.Dests + b.Dests, Identities: a.Identities + b.Identities,
+	}
+	if k.cfg.fits(sum) == nil {
+		return nil // nearly always; no need to count
+	}
+	// An upper bound of the highest water: deletions are not taken off, so a
+	// put that replaces a value is counted although it takes no place.
+	peak := a
+	t.Diff(old, func(s *routing.Step) bool {
+		if s.Delete {
+			return true
+		}
+		switch s.Map {
+		case routing.Backends:
+			peak.Backends++
+		case routing.Routes:
+			peak.Routes++
+		case routing.Dests:
+			peak.Dests++
+		case routing.Identities:
+			peak.Identities++
+		}
+		return true
+	})
+	if err := k.cfg.fits(peak); err != nil {
+		return fmt.Errorf("old and new entries do not fit side by side: %w (or restart the agent, which begins with empty maps)", err)
+	}
+	return nil
+}
+
+// write takes the maps from old to t.
+func (k *Kernel) write(old, t *routing.Table) error {
+	w := newWriter(k.objs.maps)
+	var err error
+	t.Diff(old, func(s *routing.Step) bool {
+		err = w.step(s)
+		return err == nil
+	})
+	if err == nil {
+		err = w.flush()
+	}
+	if err != nil {
+		return fmt.Errorf("apply the table: %w", err)
+	}
+	return k.forgetHits(w.goneRoutes)
+}
+
+// forgetHits deletes the counters of routes that are gone.
+func (k *Kernel) forgetHits(gone map[routing.RouteKey]bool) error {
+	if len(gone) == 0 {
+		return nil
+	}
+	hits, err := k.hits()
+	if err != nil {
+		return err
+	}
+	for key := range hits {
+		if !gone[key] {
+			continue
+		}
+		if err := k.kept(bpf.SdMapSdHits).Delete(bpfRouteKey(key)); err != nil {
+			return fmt.Errorf("delete the counter of a route: %w", err)
+		}
+	}
+	return nil
+}
