@@ -38,7 +38,10 @@ var (
 	podNet6 = netip.MustParsePrefix("fd77::/64")
 )
 
-const bridge = "fabric"
+const (
+	bridge    = "fabric"
+	bpffsName = "bpf" // in the world's folder
+)
 
 // World is one isolated world.
 type World struct {
@@ -135,7 +138,7 @@ func (w *World) onClose(f func() error) {
 }
 
 func (w *World) mountBPFFS() error {
-	dir := filepath.Join(w.dir, "bpf")
+	dir := filepath.Join(w.dir, bpffsName)
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return fmt.Errorf("make the bpffs's mount point: %w", err)
 	}

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -250,6 +251,40 @@ func TestLeaksAreFound(t *testing.T) {
 		if !strings.Contains(got, want) {
 			t.Errorf("want %q in:\n%s", want, got)
 		}
+	}
+}
+
+func TestSweepRemovesTheWorldsOfTheDead(t *testing.T) {
+	if os.Getenv("SIDETRACK_LAB_LEAVE") != "" {
+		w, err := lab.NewWorld("sdtest-left")
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.MustPod("orphan")
+		fmt.Println(w.Name)
+		os.Exit(0)
+	}
+	alive := lab.New(t)
+	child := alive.MustPod("child").Command("/proc/self/exe", "-test.run=^"+t.Name()+"$")
+	child.Env = append(os.Environ(), "SIDETRACK_LAB_LEAVE=1")
+	out, err := child.Output()
+	if err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	name := strings.TrimSpace(string(out))
+	if _, err := os.Stat(filepath.Join(lab.NetnsDir, name+"-orphan")); err != nil {
+		t.Fatalf("nothing to sweep: %v", err)
+	}
+	removed, err := lab.Sweep("sdtest-left")
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Two namespaces, a cgroup, a folder.
+	if got := strings.Join(removed, "\n"); strings.Count(got, name) != 4 {
+		t.Errorf("removed:\n%s", got)
+	}
+	if removed, err := lab.Sweep("sdtest"); err != nil || slices.ContainsFunc(removed, func(s string) bool { return strings.Contains(s, alive.Name) }) {
+		t.Errorf("removed %v with error %v, but %s is alive", removed, err, alive.Name)
 	}
 }
 

@@ -218,7 +218,9 @@ func (t *tally) endPackage(p *pkg, e event) {
 			p.counts.Failed++
 		}
 		t.print(t.builds[e.FailedBuild])
-		t.print(p.output[""])
+		t.print(slices.DeleteFunc(p.output[""], func(line string) bool {
+			return strings.HasPrefix(line, "FAIL") // the next line says it better
+		}))
 	}
 	switch {
 	case e.Action == "fail":

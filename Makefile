@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+# How long each fuzz target runs in fuzz-short.
+FUZZTIME ?= 20s
+# Counts of tests are added to this file, when it is set; .ci/run sums them up.
+TALLY ?=
+# Rounds and seconds of bench-quick; the defaults take about five minutes.
+BENCHFLAGS ?=
+
+tally = go run ./test/tally $(if $(TALLY),-append $(TALLY))
+build = CGO_ENABLED=0 go build -trimpath -ldflags "-s -w"
+scripts = $(shell git ls-files '*.sh' .ci/run)
+
+.PHONY: help build generate test demo kernels bench-quick lint verify fuzz-short clean
+
+help: ## print this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+build: ## build static binaries into bin/
+	@mkdir -p bin
+	$(build) -o bin/ ./cmd/...
+
+generate: ## compile the BPF programs and write all generated code anew (needs clang-14)
+	@command -v clang-14 >/dev/null || { echo "generate: clang-14 is missing; install the packages clang-14 and llvm-14. Its version is fixed because the objects are committed."; exit 1; }
+	go generate ./...
+
+test: ## install what the tests need (as root, with apt), and run them all
+	@test/setup.sh test
+	@kernel=$$(go run ./test/kernels -list); \
+	pure=$$(go list ./... | grep -vxF "$$kernel"); \
+	{ status=0; \
+	go test -json -race $$pure || status=1; \
+	go test -json -race -p 1 -timeout 30m $$kernel || status=1; \
+	exit $$status; } | $(tally)
+
+demo: build ## show both ways of routing with real requests between namespaces (as root)
+	@mkdir -p bin
+	@$(build) -o bin/demo ./test/demo
+	@bin/demo -sidetrackd bin/sidetrackd
+
+kernels: ## run every test that touches the kernel on Debian's 6.1 and 6.12, in QEMU
+	@test/setup.sh kernels
+	@go run ./test/kernels | $(tally)
+
+bench-quick: build ## compare direct, flow redirect, router and HAProxy: five minutes, rewrites bench/REPORT.md
+	@test/setup.sh bench
+	go run ./bench $(BENCHFLAGS)
+
+lint: ## gofmt, go vet, staticcheck, shellcheck
+	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); \
+	[ -z "$$unformatted" ] || { echo "gofmt -w these: $$unformatted"; exit 1; }
+	go vet ./...
+	go tool staticcheck ./...
+	shellcheck $(scripts)
+
+verify: ## lint, look for known vulnerabilities, and see that what is generated is committed
+	@test/setup.sh verify
+	@$(MAKE) --no-print-directory lint
+	@before=$$(git diff HEAD | sha256sum; git status --porcelain); \
+	$(MAKE) --no-print-directory generate; \
+	[ "$$before" = "$$(git diff HEAD | sha256sum; git status --porcelain)" ] || { \
+		git status --short; git --no-pager diff --stat; \
+		echo "verify: what is generated differs from what is committed: run make generate and commit"; exit 1; }
+	@out=$$(go tool govulncheck ./... 2>&1) && echo "$$out" || { \
+		echo "$$out"; \
+		grep -q "^govulncheck: fetching vulnerabilities:" <<<"$$out" || exit 1; \
+		echo "verify: the vulnerability database cannot be reached from here: not checked"; }
+
+fuzz-short: ## run each fuzz target for FUZZTIME
+	@for pkg in $$(go list ./...); do \
+		for f in $$(go test -list '^Fuzz' $$pkg | grep '^Fuzz' || true); do \
+			echo "$$pkg $$f"; go test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZTIME) $$pkg; \
+		done; \
+	done
+
+clean: ## remove what was built, and what killed tests have left behind
+	rm -rf bin
+	go run ./test/lab/sweep
