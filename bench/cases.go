@@ -1,0 +1,267 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net/netip"
+	"strings"
+	"time"
+
+	"github.com/sidetrack-dev/sidetrack/test/lab"
+)
+
+// The ways that a request can go.
+const (
+	direct        = "direct"
+	untouched     = "untouched" // under the agent's eyes, to a destination that it does not know
+	flow          = "flow"
+	router        = "router"
+	routerTagged  = "router, tagged"
+	haproxy       = "HAProxy"
+	haproxyTagged = "HAProxy, tagged"
+)
+
+// measurement is one cell of the report: a path under one kind of load.
+type measurement struct {
+	path string
+	way  string
+}
+
+func (m measurement) String() string { return m.way + ": " + m.path }
+
+// measurements is everything that one round measures.
+func measurements() []measurement {
+	return []measurement{
+		{direct, keptAlive},
+		{flow, keptAlive},
+		{router, keptAlive},
+		{routerTagged, keptAlive},
+		{haproxy, keptAlive},
+		{haproxyTagged, keptAlive},
+
+		{direct, paced},
+		{flow, paced},
+		{router, paced},
+		{routerTagged, paced},
+		{haproxy, paced},
+		{haproxyTagged, paced},
+
+		{direct, pacedApart},
+		{router, pacedApart},
+		{haproxy, pacedApart},
+
+		{direct, connecting},
+		{untouched, connecting},
+		{flow, connecting},
+		{router, connecting},
+		{haproxy, connecting},
+	}
+}
+
+func (m measurement) needsAgent() bool {
+	return m.path != direct && !m.needsHAProxy()
+}
+
+func (m measurement) needsHAProxy() bool {
+	return strings.HasPrefix(m.path, haproxy)
+}
+
+// plan says how a path is loaded.
+type plan struct {
+	pod        *lab.Pod
+	cgroup     string
+	target     netip.AddrPort
+	tagged     bool
+	want       string
+	serverCore int
+	proxyCore  int
+	proxy      *process
+}
+
+// plan is the one place that says what the paths are and which cores they have.
+func (s *scene) plan(m measurement) plan {
+	service := netip.AddrPortFrom(serviceIP, port)
+	p := plan{pod: s.client, cgroup: s.covered, target: service, want: baseline, serverCore: otherCore, proxyCore: otherCore}
+	switch m.path {
+	case direct:
+		p.cgroup = s.outside
+	case untouched:
+		p.target = netip.AddrPortFrom(elsewhereIP, port)
+	case flow:
+		p.pod, p.want = s.runner, fork
+	case router:
+		p.proxy = s.agent
+	case routerTagged:
+		p.proxy, p.tagged, p.want = s.agent, true, fork
+	case haproxy:
+		p.proxy, p.cgroup, p.target = s.haproxy, s.outside, haproxyAddr
+	case haproxyTagged:
+		p.proxy, p.cgroup, p.target, p.tagged, p.want = s.haproxy, s.outside, haproxyAddr, true, fork
+	}
+	if p.proxy != nil {
+		// So that the proxy has its core for itself, and when requests are single
+		// ones every hop is one between cores, as direct's are.
+		p.serverCore = loadCore
+	}
+	if m.way == paced {
+		p.serverCore, p.proxyCore = loadCore, loadCore
+	}
+	return p
+}
+
+// settings are what the flags say about a run.
+type settings struct {
+	rounds      int
+	duration    time.Duration
+	warmup      time.Duration
+	connections int
+	rate        int
+	seed        uint64
+}
+
+// results are the measurements, a slice of rounds for each. A round that has
+// failed has no requests.
+type results struct {
+	cells    map[measurement][]Measured
+	problems []string
+	wrong    int
+}
+
+// measure runs one measurement.
+func (s *scene) measure(ctx context.Context, set settings, m measurement) (Measured, error) {
+	p := s.plan(m)
+	l := Load{
+		Way: m.way, Target: p.target, Host: "web.bench", Key: routingKey, Tagged: p.tagged, Want: p.want,
+		Connections: set.connections, Rate: set.rate, Warmup: set.warmup, For: set.duration,
+	}
+	for _, srv := range s.servers {
+		if err := srv.ended(); err != nil {
+			return Measured{}, err
+		}
+		if err := pinProcess(srv.pid(), p.serverCore); err != nil {
+			return Measured{}, err
+		}
+		l.Watch = append(l.Watch, srv.pid())
+	}
+	if p.proxy != nil {
+		if err := p.proxy.ended(); err != nil {
+			return Measured{}, err
+		}
+		if err := pinProcess(p.proxy.pid(), p.proxyCore); err != nil {
+			return Measured{}, err
+		}
+		l.Watch = append(l.Watch, p.proxy.pid())
+	}
+	return s.run(ctx, p.pod, p.cgroup, l)
+}
+
+// measureAll runs all rounds. It stops early only when ctx ends; then the results
+// are those of the rounds that are complete.
+func (s *scene) measureAll(ctx context.Context, set settings, what []measurement, log io.Writer) (results, error) {
+	res := results{cells: map[measurement][]Measured{}}
+	order := rand.New(rand.NewPCG(set.seed, 0))
+	for round := range set.rounds {
+		this := map[measurement]Measured{}
+		// Another order each time: what a case does to the next one's caches, pools
+		// and clock frequency is then nobody's advantage.
+		for _, i := range order.Perm(len(what)) {
+			m, err := s.measure(ctx, set, what[i])
+			if ctx.Err() != nil {
+				return res, fmt.Errorf("round %d: %w", round+1, ctx.Err())
+			}
+			switch {
+			case err != nil:
+				res.problem(log, fmt.Sprintf("round %d, %s: %v", round+1, what[i], err))
+				m = Measured{}
+			case m.WrongAnswer != "":
+				res.wrong++
+				res.problem(log, fmt.Sprintf("round %d, %s: WRONG ANSWER: %s", round+1, what[i], m.WrongAnswer))
+				m = Measured{}
+			case m.Errors > 0:
+				res.problem(log, fmt.Sprintf("round %d, %s: %d connections failed, the first with: %s", round+1, what[i], m.Errors, m.FirstError))
+			}
+			this[what[i]] = m
+			fmt.Fprintf(log, "round %d/%d  %-26s %s\n", round+1, set.rounds, what[i], m.line(what[i].way))
+		}
+		for _, m := range what {
+			res.cells[m] = append(res.cells[m], this[m])
+		}
+	}
+	return res, nil
+}
+
+func (r *results) problem(log io.Writer, text string) {
+	r.problems = append(r.problems, text)
+	fmt.Fprintln(log, text)
+}
+
+// verdict is nil unless answers were wrong or did not come at all.
+func (r *results) verdict() error {
+	var errs []error
+	if r.wrong > 0 {
+		errs = append(errs, fmt.Errorf("%d measurements ended in a wrong answer", r.wrong))
+	}
+	for m, rounds := range r.cells {
+		answers := 0
+		for _, one := range rounds {
+			answers += one.Requests
+		}
+		if answers == 0 {
+			errs = append(errs, fmt.Errorf("%s: no round has given a figure", m))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// line is a measurement in one line, for whoever watches.
+func (m Measured) line(way string) string {
+	if m.Requests == 0 {
+		return "-"
+	}
+	if way == paced || way == pacedApart {
+		return fmt.Sprintf("median %.1f µs, p99 %.1f µs", m.Median/1e3, m.P99/1e3)
+	}
+	return fmt.Sprintf("%.0f/s, load and servers %.0f%%, proxy %.0f%% of a core", m.perSecond(), 100*m.loadShare(), 100*m.proxyShare())
+}
+
+// servers is how many of the processes watched are servers; a proxy comes after
+// them.
+const servers = 2
+
+func (m Measured) perSecond() float64 { return float64(m.Requests) / m.Seconds }
+
+// proxyTime is the proxy's CPU time in seconds, zero where there is none.
+func (m Measured) proxyTime() float64 {
+	if len(m.Used.Processes) <= servers {
+		return 0
+	}
+	return m.Used.Processes[servers].Seconds()
+}
+
+// loadTime is the CPU time of load generator and servers in seconds.
+func (m Measured) loadTime() float64 {
+	d := m.Own
+	for i, p := range m.Used.Processes {
+		if i < servers {
+			d += p
+		}
+	}
+	return d.Seconds()
+}
+
+func (m Measured) proxyShare() float64 { return m.proxyTime() / m.Seconds }
+func (m Measured) loadShare() float64  { return m.loadTime() / m.Seconds }
+
+// foreign is the share of all cores' busy time that was none of ours.
+func (m Measured) foreign() float64 {
+	busy := m.Used.Busy.Seconds()
+	if busy == 0 {
+		return 0
+	}
+	return max(0, 1-(m.loadTime()+m.proxyTime())/busy)
+}

@@ -1,0 +1,169 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Command bench measures what Sidetrack costs, next to a direct connection and
+// next to HAProxy, in one interleaved run between network namespaces, and writes
+// a report. README.md says how the figures are made and what they mean.
+//
+// It owns the namespaces, servers, proxies and load generators that it starts,
+// and takes them away again. It never fails because something was slow: only
+// because an answer came from the wrong server or not at all.
+//
+// The same program is its own server and load generator, as "bench serve" and
+// "bench load", and "bench place" is how it starts others on a core. A run must
+// be the only one on its machine.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"os/signal"
+	"runtime"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+)
+
+func main() {
+	if err := dispatch(os.Args[1:]); err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+// dispatch tells the benchmark from the processes that it starts.
+func dispatch(args []string) error {
+	if len(args) > 0 {
+		switch args[0] {
+		case "place":
+			return runPlace(args[1:])
+		case "serve":
+			return runServe(args[1:])
+		case "load":
+			return runLoad(args[1:])
+		}
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	return run(ctx, args, os.Stdout)
+}
+
+const reportFile = "bench/REPORT.md"
+
+type options struct {
+	settings
+	quick, sizes bool
+	report, only string
+	sidetrackd   string
+	agentFlags   string
+}
+
+func parse(args []string) (options, error) {
+	o := options{}
+	f := flag.NewFlagSet("bench", flag.ContinueOnError)
+	f.IntVar(&o.rounds, "rounds", 7, "how often each case is measured")
+	f.DurationVar(&o.duration, "duration", 2*time.Second, "how long a case is measured in a round")
+	f.DurationVar(&o.warmup, "warmup", 300*time.Millisecond, "how long a case runs before it is measured")
+	f.IntVar(&o.connections, "connections", 32, "connections of the load generator, except where one request at a time is measured")
+	f.IntVar(&o.rate, "rate", 1000, "requests a second where one request at a time is measured")
+	f.Uint64Var(&o.seed, "seed", 0, "of the random order of cases; 0 takes the time")
+	f.StringVar(&o.report, "report", "", "write the report to this file, \"-\" for the standard output; when empty it is "+reportFile+" for a whole run and the standard output else")
+	f.StringVar(&o.only, "only", "", "measure only cases whose name has one of these comma-separated texts in it")
+	f.StringVar(&o.sidetrackd, "sidetrackd", "", "use this program instead of building one")
+	f.StringVar(&o.agentFlags, "agent-flags", "", "more flags for sidetrackd, separated by spaces")
+	f.BoolVar(&o.quick, "quick", false, "short rounds: to see that it works, not to believe the figures")
+	f.BoolVar(&o.sizes, "sizes", false, "measure large tables instead of traffic")
+	if err := f.Parse(args); err != nil {
+		return o, err
+	}
+	if f.NArg() > 0 {
+		return o, fmt.Errorf("unexpected argument %q", f.Arg(0))
+	}
+	if o.quick {
+		o.rounds, o.duration, o.warmup = 2, 300*time.Millisecond, 100*time.Millisecond
+	}
+	if o.report == "" && !o.quick && o.only == "" && !o.sizes {
+		o.report = reportFile
+	}
+	if o.rounds < 1 || o.duration <= 0 || o.connections < 1 || o.rate < 1 {
+		return o, errors.New("rounds, duration, connections and rate must be positive")
+	}
+	if o.seed == 0 {
+		o.seed = uint64(time.Now().UnixNano())
+	}
+	return o, nil
+}
+
+func run(ctx context.Context, args []string, out io.Writer) (err error) {
+	o, err := parse(args)
+	if errors.Is(err, flag.ErrHelp) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if err := preflight(o); err != nil {
+		return err
+	}
+	what := o.selected()
+	if len(what) == 0 {
+		return fmt.Errorf("no case has %q in its name", o.only)
+	}
+	s, err := build()
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, s.close()) }()
+	if slices.ContainsFunc(what, measurement.needsHAProxy) {
+		if err := s.startHAProxy(); err != nil {
+			return err
+		}
+	}
+	if slices.ContainsFunc(what, measurement.needsAgent) {
+		if err := s.startAgent(ctx, o.sidetrackd, strings.Fields(o.agentFlags)...); err != nil {
+			return err
+		}
+	}
+	began := time.Now()
+	res, err := s.measureAll(ctx, o.settings, what, os.Stderr)
+	if err != nil {
+		return err
+	}
+	rep := &report{machine: thisMachine(), args: args, began: began, took: time.Since(began), set: o.settings, results: res}
+	if err := writeReport(o.report, out, rep); err != nil {
+		return err
+	}
+	return res.verdict()
+}
+
+func (o options) selected() []measurement {
+	wanted := strings.Split(strings.ToLower(o.only), ",")
+	return slices.DeleteFunc(measurements(), func(m measurement) bool {
+		return !slices.ContainsFunc(wanted, func(s string) bool { return strings.Contains(strings.ToLower(m.String()), s) })
+	})
+}
+
+// preflight reports what is missing, all in one line.
+func preflight(o options) error {
+	var missing []string
+	if os.Geteuid() != 0 {
+		missing = append(missing, "run it as root, for it makes network namespaces")
+	}
+	if runtime.NumCPU() < 2 {
+		missing = append(missing, "two cores are needed, so that the proxy can have one")
+	}
+	if slices.ContainsFunc(o.selected(), measurement.needsHAProxy) && !o.sizes {
+		if _, err := exec.LookPath("haproxy"); err != nil {
+			missing = append(missing, "haproxy is missing: apt-get install haproxy")
+		}
+	}
+	if len(missing) > 0 {
+		return errors.New(strings.Join(missing, "; "))
+	}
+	return nil
+}
