@@ -43,7 +43,7 @@ func boot(ctx context.Context, work, initrd string, k *kernel, o options, p *pay
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("start the machine (Debian's package qemu-system-x86): %w", err)
 	}
-	readErr := events(ctx, out, k, p)
+	failed, readErr := events(ctx, out, k, p)
 	waitErr := cmd.Wait()
 	log, err := os.ReadFile(console)
 	if err != nil {
@@ -59,11 +59,15 @@ func boot(ctx context.Context, work, initrd string, k *kernel, o options, p *pay
 	if err := errors.Join(readErr, waitErr, sick); err != nil {
 		return fmt.Errorf("%w\nthe console's last lines:\n%s", err, tail(log, 60))
 	}
+	if failed > 0 {
+		return fmt.Errorf("%d of %d packages failed", failed, len(p.tests))
+	}
 	return nil
 }
 
-// events turns what vminit writes into test events, package by package.
-func events(ctx context.Context, r io.Reader, k *kernel, p *payload) error {
+// events turns what vminit writes into test events, package by package, and
+// counts the packages that failed.
+func events(ctx context.Context, r io.Reader, k *kernel, p *payload) (failed int, err error) {
 	version, _, _ := strings.Cut(k.release, "-cloud")
 	lines := bufio.NewReader(r)
 	var convert *exec.Cmd
@@ -97,18 +101,18 @@ func events(ctx context.Context, r io.Reader, k *kernel, p *payload) error {
 		}
 		return nil
 	}
-	ran, failed, done := 0, 0, false
+	ran, done := 0, false
 	for {
 		line, err := lines.ReadString('\n')
 		word, rest, isMark := cutMark(line)
 		switch {
 		case isMark && word == "begin":
 			if err := begin(rest); err != nil {
-				return err
+				return 0, err
 			}
 		case isMark && word == "end":
 			if err := end(rest); err != nil {
-				return err
+				return 0, err
 			}
 			ran++
 			if rest != "0" {
@@ -117,29 +121,26 @@ func events(ctx context.Context, r io.Reader, k *kernel, p *payload) error {
 		case isMark && word == "done":
 			done = true
 		case isMark && word == "error":
-			return fmt.Errorf("in the machine: %s", rest)
+			return 0, fmt.Errorf("in the machine: %s", rest)
 		case convert != nil:
 			if _, err := io.WriteString(in, line); err != nil {
-				return fmt.Errorf("write to test2json: %w", err)
+				return 0, fmt.Errorf("write to test2json: %w", err)
 			}
 		}
 		if errors.Is(err, io.EOF) {
 			break
 		}
 		if err != nil {
-			return fmt.Errorf("read from the machine: %w", err)
+			return 0, fmt.Errorf("read from the machine: %w", err)
 		}
 	}
 	if !done {
-		return errors.Join(end("unknown: the machine stopped"), errors.New("the machine stopped before the tests were over"))
+		return 0, errors.Join(end("unknown: the machine stopped"), errors.New("the machine stopped before the tests were over"))
 	}
 	if ran != len(p.tests) {
-		return fmt.Errorf("%d of %d test binaries ran", ran, len(p.tests))
+		return 0, fmt.Errorf("%d of %d test binaries ran", ran, len(p.tests))
 	}
-	if failed > 0 {
-		return fmt.Errorf("%d of %d packages failed", failed, ran)
-	}
-	return nil
+	return failed, nil
 }
 
 // cutMark recognises a line that vminit itself has written.
