@@ -12,10 +12,14 @@ import (
 	"github.com/sidetrack-dev/sidetrack/routing"
 )
 
-// Listener is where the router listens inside one network namespace, on lo.
+// Listener is where the router listens inside one network namespace.
 type Listener struct {
-	Port4 uint16 // of 0.0.0.0; zero: none
-	Port6 uint16 // of [::1]; zero: none
+	// Port4 is the port of a socket at 0.0.0.0 bound to lo; zero: there is none.
+	Port4 uint16
+	// Port6 is the port of a socket at [::1]; zero: there is none. That socket is
+	// not bound to lo: it could not answer clients that have bound themselves to
+	// an IPv6 address of eth0, because IPv6 finds no way back to them by lo.
+	Port6 uint16
 }
 
 // SetNamespaces says in which namespaces connections may be captured; all others

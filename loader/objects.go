@@ -60,6 +60,7 @@ const rodata, rodataName = ".rodata", "sd_rodata"
 type objects struct {
 	maps     map[string]*ebpf.Map
 	programs map[string]*ebpf.Program
+	pinned   bool // the maps are
 }
 
 // spec returns what is to be loaded: all that cfg sets is set.

@@ -13,8 +13,9 @@ import (
 	"github.com/cilium/ebpf/link"
 )
 
-// newSuffix is what a pin is called until it is renamed over its predecessor.
-const newSuffix = ".new"
+// newSuffix ends the name of a pin until it is renamed over its predecessor. (bpffs
+// allows no dots.)
+const newSuffix = "_new"
 
 // publish puts the programs of k.objs, whose maps are filled, where traffic
 // meets them.
@@ -24,10 +25,8 @@ func (k *Kernel) publish() error {
 			return err
 		}
 	}
-	for _, name := range mapNames {
-		if err := replacePin(filepath.Join(k.dir, name), k.objs.maps[name].Pin); err != nil {
-			return fmt.Errorf("pin map %s: %w", name, err)
-		}
+	if err := k.objs.pin(k.dir); err != nil {
+		return err
 	}
 	if k.drained {
 		return nil
@@ -39,6 +38,20 @@ func (k *Kernel) publish() error {
 			return err
 		}
 	}
+	return nil
+}
+
+// pin pins all maps, unless they are already.
+func (o *objects) pin(dir string) error {
+	if o.pinned {
+		return nil
+	}
+	for _, name := range mapNames {
+		if err := replacePin(filepath.Join(dir, name), o.maps[name].Pin); err != nil {
+			return fmt.Errorf("pin map %s: %w", name, err)
+		}
+	}
+	o.pinned = true
 	return nil
 }
 

@@ -16,8 +16,11 @@ import (
 // Uninstall takes off what an agent that is gone has left in force below bpffs:
 // flow redirects, maps and their pins; nothing else and nobody else's. It is no
 // error when there is nothing. While an agent runs it does nothing and answers
-// ErrRunning.
+// ErrRunning. A nil logger logs nothing.
 func Uninstall(bpffs string, log *slog.Logger) error {
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
 	dir := pinDir(bpffs)
 	ok, err := onBPFFS(dir)
 	if errors.Is(err, os.ErrNotExist) || err == nil && !ok {
