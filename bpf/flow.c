@@ -48,8 +48,7 @@ static __always_inline bool decide(struct bpf_sock_addr *ctx, enum program progr
 	};
 
 	__builtin_memcpy(q.dst.addr, to->addr, sizeof(q.dst.addr));
-	a->verdict = VERDICT_BASELINE;
-	a->sandbox = 0;
+	__builtin_memset(a, 0, sizeof(*a));
 	if (ctx->sk->mark == agent_mark) {
 		a->reason = REASON_AGENT;
 	} else if (lease_over()) {

@@ -26,7 +26,8 @@ static __always_inline __u32 choose(const struct question *q, const struct route
 	return r->v4;
 }
 
-static __always_inline void lookup_flow(const struct question *q, struct answer *a)
+/* lookup_once goes through the maps once. */
+static __always_inline void lookup_once(const struct question *q, struct answer *a)
 {
 	struct identity identity;
 	struct dest dest;
@@ -44,31 +45,55 @@ static __always_inline void lookup_flow(const struct question *q, struct answer 
 
 	struct route_key key = {.sandbox = a->sandbox, .class = a->class};
 
-	/* A slot is missing when the route has just moved to another group and
-	 * the old one was deleted: then the route, read again, leads on. */
-	for (int i = 0; i < 3; i++) {
-		a->reason = REASON_NO_REDIRECT;
-		if (!SNAPSHOT(&sd_routes, &key, &route))
-			return;
+	a->reason = REASON_NO_REDIRECT;
+	if (!SNAPSHOT(&sd_routes, &key, &route))
+		return;
 
-		__u32 first, n = choose(q, &route, &first);
+	__u32 first, n = choose(q, &route, &first);
 
-		if (!n) {
-			bool baseline = route.flags & ROUTE_BASELINE;
+	if (!n) {
+		bool baseline = route.flags & ROUTE_BASELINE;
 
-			a->verdict = baseline ? VERDICT_BASELINE : VERDICT_REFUSE;
-			a->reason = baseline ? REASON_BASELINE : REASON_REFUSED;
-			return;
-		}
-
-		struct backend_key slot = {.group = route.group, .slot = first + q->pick % n};
-
-		if (SNAPSHOT(&sd_backends, &slot, &a->endpoint)) {
-			a->verdict = VERDICT_FORK;
-			a->reason = REASON_REDIRECTED;
-			return;
-		}
+		a->verdict = baseline ? VERDICT_BASELINE : VERDICT_REFUSE;
+		a->reason = baseline ? REASON_BASELINE : REASON_REFUSED;
+		return;
 	}
-	a->verdict = VERDICT_REFUSE;
-	a->reason = REASON_NO_BACKEND;
+
+	struct backend_key slot = {.group = route.group, .slot = first + q->pick % n};
+	bool there = SNAPSHOT(&sd_backends, &slot, &a->endpoint);
+
+	a->verdict = there ? VERDICT_FORK : VERDICT_REFUSE;
+	a->reason = there ? REASON_REDIRECTED : REASON_NO_BACKEND;
+}
+
+/*
+ * lookup_flow answers q. The agent may change the maps between two looks of one
+ * pass: then the entry that the first look leads to is gone, and what was found
+ * is no answer of the old table nor of the new one. So a flow that is tagged and
+ * leads nowhere is looked up again until it leads nowhere twice by the same way.
+ *
+ * A global function, because the verifier looks at those once, by themselves,
+ * and not along every path of every program that calls them. It cannot know the
+ * callers, hence the question whether there are arguments.
+ */
+__noinline int lookup_flow(const struct question *q, struct answer *a)
+{
+	if (!q || !a)
+		return 0;
+
+	__u32 sandbox = 0, class = 0;
+	enum reason reason = REASON_LEN;
+
+	for (int i = 0; i < 4; i++) {
+		lookup_once(q, a);
+		if (a->verdict == VERDICT_FORK || a->reason == REASON_UNTAGGED)
+			break;
+		if (a->sandbox == sandbox && a->class == class && a->reason == reason &&
+		    reason != REASON_NO_BACKEND)
+			break;
+		sandbox = a->sandbox;
+		class = a->class;
+		reason = a->reason;
+	}
+	return 0;
 }

@@ -11,7 +11,7 @@ SEC("syscall")
 int sd_lookup_test(struct lookup_test *ctx)
 {
 	struct question q = ctx->question;
-	struct answer a;
+	struct answer a = {};
 
 	lookup_flow(&q, &a);
 	ctx->answer = a;

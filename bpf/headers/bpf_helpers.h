@@ -20,6 +20,8 @@
 #undef __always_inline
 #define __always_inline inline __attribute__((always_inline))
 
+#define __noinline __attribute__((noinline))
+
 #if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
 #error "only little-endian targets are supported"
 #endif
