@@ -9,8 +9,8 @@
 // because an answer came from the wrong server or not at all.
 //
 // The same program is its own server and load generator, as "bench serve" and
-// "bench load", and "bench place" is how it starts others on a core. A run must
-// be the only one on its machine.
+// "bench load"; "bench fill" fills the kernel's maps, and "bench place" is how it
+// starts others on a core. A run must be the only one on its machine.
 package main
 
 import (
@@ -23,6 +23,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"runtime"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"syscall"
@@ -43,9 +44,13 @@ func dispatch(args []string) error {
 		case "place":
 			return runPlace(args[1:])
 		case "serve":
+			debug.SetGCPercent(-1)
 			return runServe(args[1:])
 		case "load":
+			debug.SetGCPercent(-1)
 			return runLoad(args[1:])
+		case "fill":
+			return runFill(args[1:], os.Stdin, os.Stdout)
 		}
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -110,6 +115,9 @@ func run(ctx context.Context, args []string, out io.Writer) (err error) {
 	if err := preflight(o); err != nil {
 		return err
 	}
+	if o.sizes {
+		return runSizes(ctx, o, out)
+	}
 	what := o.selected()
 	if len(what) == 0 {
 		return fmt.Errorf("no case has %q in its name", o.only)
@@ -135,7 +143,7 @@ func run(ctx context.Context, args []string, out io.Writer) (err error) {
 		return err
 	}
 	rep := &report{machine: thisMachine(), args: args, began: began, took: time.Since(began), set: o.settings, results: res}
-	if err := writeReport(o.report, out, rep); err != nil {
+	if err := writeReport(o.report, out, rep.text()); err != nil {
 		return err
 	}
 	return res.verdict()

@@ -64,19 +64,23 @@ type report struct {
 }
 
 // writeReport writes to the file called path, or to out when there is none.
-func writeReport(path string, out io.Writer, r *report) error {
-	var b bytes.Buffer
-	r.write(&b)
+func writeReport(path string, out io.Writer, text []byte) error {
+	var err error
 	if path == "" || path == "-" {
-		if _, err := out.Write(b.Bytes()); err != nil {
-			return fmt.Errorf("write the report: %w", err)
-		}
-		return nil
+		_, err = out.Write(text)
+	} else {
+		err = os.WriteFile(path, text, 0o644)
 	}
-	if err := os.WriteFile(path, b.Bytes(), 0o644); err != nil {
+	if err != nil {
 		return fmt.Errorf("write the report: %w", err)
 	}
 	return nil
+}
+
+func (r *report) text() []byte {
+	var b bytes.Buffer
+	r.write(&b)
+	return b.Bytes()
 }
 
 func (r *report) write(b *bytes.Buffer) {

@@ -186,7 +186,7 @@ func (s *scene) command(pod *lab.Pod, cpu int, cgroup, path string, args ...stri
 	env := os.Environ()
 	if path == "" {
 		path = self
-		env = append(env, "GODEBUG=asyncpreemptoff=1", "GOGC=off")
+		env = append(env, "GODEBUG=asyncpreemptoff=1")
 	}
 	args = append([]string{"place", strconv.Itoa(cpu), cgroup, path}, args...)
 	var cmd *exec.Cmd
