@@ -1,0 +1,247 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync/atomic"
+	"time"
+
+	"github.com/sidetrack-dev/sidetrack/daemon/metrics"
+	"github.com/sidetrack-dev/sidetrack/daemon/pods"
+	"github.com/sidetrack-dev/sidetrack/daemon/source"
+	"github.com/sidetrack-dev/sidetrack/loader"
+	"github.com/sidetrack-dev/sidetrack/routing"
+)
+
+const (
+	// retryInterval is how soon what has failed is tried again without any change.
+	retryInterval = 2 * time.Second
+	// grace is how long a listener stays after the kernel has stopped steering to
+	// it, for connections whose connect(2) is under way.
+	grace = 250 * time.Millisecond
+)
+
+// Kernel is what the agent needs of loader.Kernel.
+type Kernel interface {
+	Apply(*routing.Table) error
+	SetNamespaces(map[routing.Cookie]loader.Listener) error
+	RenewLease(time.Duration) error
+	DetachCapture() error
+}
+
+// Source is where the objects come from.
+type Source interface {
+	Snapshots() <-chan source.Snapshot
+}
+
+// Config is what an Agent is made of.
+type Config struct {
+	Source Source
+	Pods   *pods.Resolver
+	Kernel Kernel
+	Router Router
+	// Mark is the SO_MARK of the agent's own sockets: these are not closed as
+	// connections from before a redirect.
+	Mark uint32
+	// Lease is how long flow redirects go on without an agent.
+	Lease time.Duration
+	// DrainTimeout is how long requests under way may take when the agent ends.
+	DrainTimeout time.Duration
+	// Applied is told how long it took to bring a change into force, and with
+	// which error; may be nil.
+	Applied func(took time.Duration, err error)
+	Logger  *slog.Logger
+}
+
+// Validate reports settings that cannot work.
+func (c Config) Validate() error {
+	if c.Lease < time.Second {
+		return fmt.Errorf("lease: %s is too short to be renewed in time; use minutes", c.Lease)
+	}
+	if c.DrainTimeout < 0 {
+		return fmt.Errorf("drain timeout: %s is negative", c.DrainTimeout)
+	}
+	return nil
+}
+
+// Agent is the node agent.
+type Agent struct {
+	cfg Config
+	log *slog.Logger
+
+	snapshot  source.Snapshot
+	resolved  pods.Resolved
+	compiled  *routing.Table // the newest; the router has it
+	applied   *routing.Table // what the kernel has; nil at first
+	listeners listeners
+	sweeper   *sweeper
+	problems  problemLog
+	failing   bool // what was tried last has to be tried again
+
+	state atomic.Pointer[metrics.State]
+}
+
+// New returns an Agent. It does nothing before Run.
+func New(cfg Config) (*Agent, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	a := &Agent{
+		cfg:       cfg,
+		log:       cfg.Logger,
+		listeners: listeners{router: cfg.Router, open: map[routing.Cookie]*listener{}},
+		sweeper:   newSweeper(cfg.Mark, cfg.Logger),
+		problems:  problemLog{log: cfg.Logger},
+	}
+	a.state.Store(&metrics.State{NotReady: "no manifests have been read yet"})
+	return a, nil
+}
+
+// State is what the agent is at, for metrics and readiness.
+func (a *Agent) State() metrics.State {
+	s := *a.state.Load()
+	s.UncoveredConnections = a.sweeper.uncovered()
+	return s
+}
+
+// Run does the agent's work until ctx is over, and then drains: new connections
+// go to the baseline, requests under way are finished. Flow redirects stay.
+func (a *Agent) Run(ctx context.Context) error {
+	if err := a.cfg.Kernel.RenewLease(a.cfg.Lease); err != nil {
+		return err
+	}
+	defer a.sweeper.close()
+	lease := time.NewTicker(a.cfg.Lease / 3)
+	defer lease.Stop()
+	retry := time.NewTicker(retryInterval)
+	defer retry.Stop()
+	known := false
+	for {
+		select {
+		case <-ctx.Done():
+			return a.drain()
+		case a.snapshot = <-a.cfg.Source.Snapshots():
+			known = true
+			a.cfg.Pods.Set(a.snapshot.Pods)
+			a.reconcile()
+		case <-a.cfg.Pods.Changes():
+			if known {
+				a.reconcile()
+			}
+		case <-retry.C:
+			if a.failing {
+				a.reconcile()
+			}
+		case <-a.listeners.due():
+			a.listeners.closeDue()
+		case <-lease.C:
+			if err := a.cfg.Kernel.RenewLease(a.cfg.Lease); err != nil {
+				a.log.Error("lease is not renewed; flow redirects will end when it is over", "err", err)
+			}
+		}
+	}
+}
+
+// reconcile brings what is wanted now into force.
+func (a *Agent) reconcile() {
+	began := time.Now()
+	a.resolved = a.cfg.Pods.Resolve()
+	in := a.snapshot.Input
+	in.Pods = a.resolved.Pods
+	table, problems := routing.Compile(in, a.compiled)
+
+	// The router answers for ids of the old table as well, so it goes first.
+	a.compiled = table
+	a.cfg.Router.SetTable(table)
+	problems = append(problems, a.resolved.Problems...)
+
+	a.listeners.forget(a.resolved.Namespaces)
+	uncovered := a.listeners.want(table, a.resolved.Namespaces)
+	for _, ns := range a.resolved.Namespaces {
+		if err := a.listeners.failed[ns.Cookie]; err != nil {
+			problems = append(problems, routing.Problem{
+				Kind: "Pod", Object: a.podOf(ns.Cookie),
+				Message: fmt.Sprintf("there is no listener in %s, so requests of this pod are not routed; trying again: %v", ns.Name, err),
+			})
+		}
+	}
+	err := a.apply(table)
+	a.failing = err != nil || len(a.listeners.failed) > 0
+	if a.cfg.Applied != nil {
+		a.cfg.Applied(time.Since(began), err)
+	}
+
+	kinds := a.problems.update(a.snapshot.Problems, problems, err)
+	s := &metrics.State{
+		Table:                a.applied,
+		Problems:             kinds,
+		PodsWithoutNamespace: a.resolved.Uncovered,
+		PodsWithoutListener:  uncovered,
+		Listeners:            len(a.listeners.open),
+	}
+	if a.applied == nil {
+		s.NotReady = fmt.Sprintf("the first table is not in the kernel: %v", err)
+	}
+	a.state.Store(s)
+	if err == nil {
+		a.log.Debug("generation in force", "generation", table.Generation(), "took", time.Since(began))
+	}
+}
+
+// apply takes the kernel to the table. Steering to a namespace begins before,
+// and ends after, the table asks for it.
+func (a *Agent) apply(t *routing.Table) error {
+	if err := a.cfg.Kernel.SetNamespaces(a.listeners.steerable(true)); err != nil {
+		// The rest of the table can be in force all the same.
+		return errors.Join(err, a.applyTable(t))
+	}
+	if err := a.applyTable(t); err != nil {
+		return err
+	}
+	if err := a.cfg.Kernel.SetNamespaces(a.listeners.steerable(false)); err != nil {
+		return err
+	}
+	a.listeners.retire()
+	return nil
+}
+
+func (a *Agent) applyTable(t *routing.Table) error {
+	if err := a.cfg.Kernel.Apply(t); err != nil {
+		return err
+	}
+	a.applied = t
+	a.sweeper.sweep(coverage{t, a.listeners.cookies()}, a.resolved.Namespaces)
+	return nil
+}
+
+// podOf returns a pod of a namespace.
+func (a *Agent) podOf(c routing.Cookie) routing.Name {
+	for _, p := range a.resolved.Pods {
+		if p.Netns == c {
+			return p.Name
+		}
+	}
+	return routing.Name{}
+}
+
+// drain ends capture and lets requests under way finish.
+func (a *Agent) drain() error {
+	a.log.Info("draining", "timeout", a.cfg.DrainTimeout)
+	s := *a.state.Load()
+	s.NotReady = "the agent is ending"
+	a.state.Store(&s)
+	err := a.cfg.Kernel.DetachCapture()
+	time.Sleep(grace)
+	ctx, cancel := context.WithTimeout(context.Background(), a.cfg.DrainTimeout)
+	defer cancel()
+	if e := a.cfg.Router.Drain(ctx); e != nil && !errors.Is(e, context.DeadlineExceeded) {
+		err = errors.Join(err, e)
+	} else if e != nil {
+		a.log.Warn("requests were still under way at the end of the drain", "timeout", a.cfg.DrainTimeout)
+	}
+	return err
+}

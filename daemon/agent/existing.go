@@ -1,0 +1,380 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"errors"
+	"log/slog"
+	"maps"
+	"net/netip"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/sidetrack-dev/sidetrack/daemon/pods"
+	"github.com/sidetrack-dev/sidetrack/routing"
+)
+
+const (
+	// quiet is how long nothing may have been sent or received on a connection
+	// that is idle. It is also how often connections that are not are looked at.
+	quiet = 100 * time.Millisecond
+	// leaveInterval is how often those are looked at that are only counted.
+	leaveInterval = 5 * time.Second
+	// looks is how often the sockets of a namespace are listed for one change:
+	// once at once, and once more for those whose connect(2) was under way.
+	looks = 2
+)
+
+// coverage says which connections are decided upon once they are opened: by the
+// table in force and by where the router listens.
+type coverage struct {
+	table     *routing.Table
+	listening map[routing.Cookie]bool
+}
+
+// of says whether a new connection from ns to dst would be steered or
+// redirected, and what is wanted of those that are there already.
+func (c coverage) of(ns routing.Cookie, dst netip.AddrPort) (existing routing.ExistingPolicy, service routing.Name, covered bool) {
+	if c.table == nil {
+		return 0, routing.Name{}, false
+	}
+	d, ok := c.table.LookupDest(dst, routing.TCP)
+	if !ok {
+		return 0, routing.Name{}, false
+	}
+	service, _ = c.table.ServiceOf(d.Class)
+	id := c.table.Identity(ns)
+	switch {
+	case id.Sandbox != 0 && c.table.LookupFlow(ns, dst, routing.TCP).Verdict != routing.ToBaseline:
+		covered = true
+	case id.Sandbox == 0 || id.Inject:
+		covered = d.Captured && c.listening[ns]
+	}
+	return d.Existing, service, covered
+}
+
+// gains returns the namespaces in which c covers something that old does not.
+func (c coverage) gains(old coverage, all []pods.Namespace) []pods.Namespace {
+	// All untagged namespaces in which the router has been listening before, or
+	// has not been, are alike.
+	type kind struct {
+		identity        routing.Identity
+		was             routing.Identity
+		listened, hears bool
+	}
+	var oldIdentity func(routing.Cookie) routing.Identity
+	if old.table != nil {
+		oldIdentity = old.table.Identity
+	} else {
+		oldIdentity = func(routing.Cookie) routing.Identity { return routing.Identity{} }
+	}
+	known := map[kind]bool{}
+	var out []pods.Namespace
+	for _, ns := range all {
+		k := kind{c.table.Identity(ns.Cookie), oldIdentity(ns.Cookie), old.listening[ns.Cookie], c.listening[ns.Cookie]}
+		gain, ok := known[k]
+		if !ok {
+			for dst := range c.table.Dests() {
+				if dst.Protocol != routing.TCP {
+					continue
+				}
+				ap := netip.AddrPortFrom(dst.Addr, dst.Port)
+				if _, _, now := c.of(ns.Cookie, ap); !now {
+					continue
+				}
+				if _, _, before := old.of(ns.Cookie, ap); !before {
+					gain = true
+					break
+				}
+			}
+			known[k] = gain
+		}
+		if gain {
+			out = append(out, ns)
+		}
+	}
+	return out
+}
+
+// idle reports whether nobody waits for anything on a connection. Nothing but
+// the transport is known of it: what was sent is acknowledged, what was
+// received has been read, the last word was the peer's, and it has been quiet
+// for a moment.
+//
+// The kernel's times are in ticks (4 ms on many kernels), so a quick answer
+// comes in the same tick as its request, and then they do not say which of the
+// two was last. But a peer that has not answered acknowledges the request by
+// itself, and does so with a delay of some 40 ms once a connection has had an
+// answer. An acknowledgement that came much later is a keep-alive's. (On a
+// connection's first exchanges the acknowledgement may come without a delay;
+// a request that followed the answer before it within a tick is then taken for
+// answered.)
+func idle(s *tcpSocket) bool {
+	i := &s.info
+	switch {
+	case s.state != tcpEstablished, s.unread > 0, s.unsent > 0, i.Unacked > 0, i.Notsent_bytes > 0:
+		return false
+	case i.Last_data_sent < uint32(quiet.Milliseconds()) || i.Last_data_recv < uint32(quiet.Milliseconds()):
+		return false
+	case i.Bytes_received == 0 && i.Data_segs_out == 0:
+		return true // never used
+	case i.Bytes_received == 0:
+		return false
+	case i.Data_segs_out == 0:
+		return true // the peer greeted
+	case i.Last_data_recv != i.Last_data_sent:
+		return i.Last_data_recv < i.Last_data_sent // times ago
+	}
+	late := i.Last_data_recv - min(i.Last_data_recv, i.Last_ack_recv)
+	return late == 0 || late >= 1000
+}
+
+// sweeper closes connections that were opened before they would have been
+// captured or redirected. It has one goroutine.
+type sweeper struct {
+	mark uint32
+	log  *slog.Logger
+	said bool // that this kernel cannot do it
+
+	mu   sync.Mutex
+	now  coverage
+	todo map[routing.Cookie]*place
+	left map[routing.Name]int // connections that are still uncovered, by Service
+
+	wake    chan struct{}
+	stop    chan struct{}
+	stopped sync.WaitGroup
+	once    sync.Once
+}
+
+// place is a namespace in which the sweeper is at work.
+type place struct {
+	cookie routing.Cookie
+	fd     int      // its own
+	before coverage // what was covered when the first of the changes came
+	looks  int      // how often to list sockets still
+	diag   *diag
+	found  map[uint64]*found // by socket cookie
+}
+
+// found is a connection that is to be closed, or only counted.
+type found struct {
+	socket tcpSocket
+	next   time.Time // when to look again
+}
+
+func newSweeper(mark uint32, log *slog.Logger) *sweeper {
+	s := &sweeper{
+		mark: mark,
+		log:  log,
+		todo: map[routing.Cookie]*place{},
+		wake: make(chan struct{}, 1),
+		stop: make(chan struct{}),
+	}
+	s.stopped.Go(s.run)
+	return s
+}
+
+func (s *sweeper) close() {
+	s.once.Do(func() { close(s.stop) })
+	s.stopped.Wait()
+}
+
+// uncovered returns how many connections to each Service still go where no tag
+// is looked at.
+func (s *sweeper) uncovered() map[routing.Name]int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return maps.Clone(s.left)
+}
+
+// sweep is called after every change of coverage, with all namespaces.
+func (s *sweeper) sweep(now coverage, all []pods.Namespace) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	before := s.now
+	s.now = now
+	there := map[routing.Cookie]bool{}
+	for _, ns := range all {
+		there[ns.Cookie] = true
+	}
+	for c, p := range s.todo {
+		if !there[c] {
+			p.looks = -1 // the goroutine lets it go
+		}
+	}
+	for _, ns := range now.gains(before, all) {
+		p := s.todo[ns.Cookie]
+		if p == nil {
+			fd, err := unix.FcntlInt(uintptr(ns.FD), unix.F_DUPFD_CLOEXEC, 0)
+			if err != nil {
+				s.log.Error("connections from before a redirect are not looked for", "namespace", ns.Name, "err", err)
+				continue
+			}
+			p = &place{cookie: ns.Cookie, fd: fd, before: before, found: map[uint64]*found{}}
+			s.todo[ns.Cookie] = p
+		}
+		if p.looks == 0 {
+			p.before = before
+		}
+		p.looks = looks
+	}
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (s *sweeper) run() {
+	timer := time.NewTimer(quiet)
+	timer.Stop()
+	defer func() {
+		for _, p := range s.todo {
+			p.letGo()
+		}
+	}()
+	for {
+		select {
+		case <-s.stop:
+			return
+		case <-s.wake:
+		case <-timer.C:
+		}
+		began := time.Now()
+		if busy := s.pass(began); busy {
+			// Looking at many connections must not take a processor.
+			timer.Reset(max(quiet, 10*time.Since(began)))
+		}
+	}
+}
+
+// pass goes once through all places and reports whether it has to be done again.
+func (s *sweeper) pass(now time.Time) bool {
+	s.mu.Lock()
+	places := make([]*place, 0, len(s.todo))
+	list := map[*place]coverage{}
+	for c, p := range s.todo {
+		if p.looks < 0 || p.looks == 0 && len(p.found) == 0 {
+			p.letGo()
+			delete(s.todo, c)
+			continue
+		}
+		if p.looks > 0 {
+			p.looks--
+			list[p] = p.before
+		}
+		places = append(places, p)
+	}
+	cover := s.now
+	s.mu.Unlock()
+
+	left := map[routing.Name]int{}
+	for _, p := range places {
+		var before *coverage
+		if b, ok := list[p]; ok {
+			before = &b
+		}
+		if err := s.visit(p, cover, before, now, left); err != nil {
+			if errors.Is(err, errNoDiag) {
+				s.cannot(err)
+			} else {
+				s.log.Warn("connections from before a redirect may stay on the baseline", "err", err)
+			}
+			clear(p.found)
+		}
+	}
+	s.mu.Lock()
+	s.left = left
+	s.mu.Unlock()
+	return len(places) > 0
+}
+
+// visit closes what it may in a namespace. With before it first lists the sockets
+// there that were not covered then.
+func (s *sweeper) visit(p *place, cover coverage, before *coverage, now time.Time, left map[routing.Name]int) error {
+	if p.diag == nil {
+		d, err := openDiag(p.fd)
+		if err != nil {
+			return err
+		}
+		p.diag = d
+	}
+	if before != nil {
+		err := p.diag.list(func(t *tcpSocket) {
+			// A socket that is bound to a device other than lo is never steered.
+			if t.mark == s.mark || t.device > 1 || p.found[t.cookie] != nil {
+				return
+			}
+			if _, _, covered := cover.of(p.cookie, t.peer); !covered {
+				return
+			}
+			if _, _, covered := before.of(p.cookie, t.peer); !covered {
+				p.found[t.cookie] = &found{socket: *t}
+			}
+		})
+		if err != nil {
+			return err
+		}
+	}
+	for c, f := range p.found {
+		policy, service, covered := cover.of(p.cookie, f.socket.peer)
+		if !covered {
+			delete(p.found, c) // the redirect is gone again
+			continue
+		}
+		gone := false
+		if !now.Before(f.next) {
+			var err error
+			if gone, err = p.end(f, policy); errors.Is(err, errNoDestroy) {
+				f.next = now.Add(leaveInterval)
+				s.cannot(err)
+			} else if err != nil {
+				return err
+			}
+			if policy == routing.Leave {
+				f.next = now.Add(leaveInterval)
+			}
+		}
+		if gone {
+			delete(p.found, c)
+		} else {
+			left[service]++
+		}
+	}
+	return nil
+}
+
+// cannot says once what this kernel cannot do.
+func (s *sweeper) cannot(err error) {
+	if !s.said {
+		s.log.Error("connections from before a redirect may stay on the baseline", "err", err)
+	}
+	s.said = true
+}
+
+// end closes a connection if its policy lets it, and reports whether it is gone.
+// It looks right before it closes, so that a request has the least chance to
+// come in between.
+func (p *place) end(f *found, policy routing.ExistingPolicy) (gone bool, err error) {
+	now, ok, err := p.diag.query(&f.socket)
+	if err != nil || !ok {
+		return err == nil, err
+	}
+	if now.state != tcpEstablished && now.state != tcpSynSent {
+		return true, nil
+	}
+	if policy == routing.All || policy == routing.Idle && idle(&now) {
+		err := p.diag.destroy(&f.socket)
+		return err == nil, err
+	}
+	return false, nil
+}
+
+func (p *place) letGo() {
+	if p.diag != nil {
+		p.diag.close()
+	}
+	unix.Close(p.fd)
+}

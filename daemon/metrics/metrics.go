@@ -1,0 +1,301 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package metrics
+
+import (
+	"cmp"
+	"maps"
+	"runtime"
+	"runtime/debug"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+
+	"github.com/sidetrack-dev/sidetrack/loader"
+	"github.com/sidetrack-dev/sidetrack/routing"
+)
+
+// maxSeries bounds the series of each metric that has a label for the sandbox
+// or the Service. What does not fit is summed up under the name "other".
+const maxSeries = 1000
+
+// other stands for everybody beyond maxSeries. No object can have this name,
+// since names are not empty of a namespace.
+const other = "other"
+
+// State is what the agent is at.
+type State struct {
+	// Table is what the kernel acts by; nil before the first.
+	Table *routing.Table
+	// NotReady says why the agent is not ready; empty when it is.
+	NotReady string
+	// Problems counts what is wrong at present by where it is: "manifest",
+	// "object" or "kernel".
+	Problems map[string]int
+	// Gaps in coverage: pods without a known network namespace, pods' namespaces
+	// that should have a listener and have none, and connections from before a
+	// redirect that still go to the baseline.
+	PodsWithoutNamespace, PodsWithoutListener int
+	UncoveredConnections                      map[routing.Name]int
+	// Listeners is how many namespaces the router listens in.
+	Listeners int
+}
+
+// Kernel is what is read of loader.Kernel.
+type Kernel interface {
+	Exits() ([]loader.ExitCount, error)
+	Hits() (map[routing.RouteKey]loader.HitCount, error)
+}
+
+// Sources are what a scrape reads. All of them may be called at any time.
+type Sources struct {
+	Kernel Kernel
+	Router prometheus.Collector // may be nil
+	State  func() State
+}
+
+// Metrics is the agent's registry.
+type Metrics struct {
+	registry *prometheus.Registry
+	state    func() State
+	applies  *prometheus.HistogramVec
+}
+
+// New returns the registry of an agent of the given version.
+func New(version string, src Sources) *Metrics {
+	m := &Metrics{
+		registry: prometheus.NewRegistry(),
+		state:    src.State,
+		applies: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name:    "sidetrack_apply_duration_seconds",
+			Help:    "How long it took to bring a change into force in router and kernel, from objects to maps.",
+			Buckets: []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10},
+		}, []string{"result"}),
+	}
+	for _, result := range []string{"ok", "error"} {
+		m.applies.WithLabelValues(result)
+	}
+	build := prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "sidetrack_build_info",
+		Help: "Always 1; the labels say what is running.",
+		ConstLabels: prometheus.Labels{
+			"version": version, "goversion": runtime.Version(), "revision": revision(),
+		},
+	})
+	build.Set(1)
+	m.registry.MustRegister(
+		build, m.applies,
+		&kernelCollector{kernel: src.Kernel, state: src.State},
+		&stateCollector{state: src.State},
+		collectors.NewGoCollector(),
+		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
+	)
+	if src.Router != nil {
+		m.registry.MustRegister(src.Router)
+	}
+	return m
+}
+
+func revision() string {
+	if info, ok := debug.ReadBuildInfo(); ok {
+		for _, s := range info.Settings {
+			if s.Key == "vcs.revision" {
+				return s.Value
+			}
+		}
+	}
+	return "unknown"
+}
+
+// Applied counts one attempt to bring a change into force.
+func (m *Metrics) Applied(took time.Duration, err error) {
+	result := "ok"
+	if err != nil {
+		result = "error"
+	}
+	m.applies.WithLabelValues(result).Observe(took.Seconds())
+}
+
+// stateCollector shows the agent's State.
+type stateCollector struct{ state func() State }
+
+var (
+	generationDesc = prometheus.NewDesc("sidetrack_generation",
+		"The generation of the table in force in the kernel; 0 before the first.", nil, nil)
+	readyDesc = prometheus.NewDesc("sidetrack_ready",
+		"1 when the first table has been applied and the agent is not ending.", nil, nil)
+	listenersDesc = prometheus.NewDesc("sidetrack_listeners",
+		"Network namespaces in which the router listens.", nil, nil)
+	gapsDesc = prometheus.NewDesc("sidetrack_coverage_gaps",
+		"What should be covered and is not: pods without a network namespace, pods without a listener, connections from before a redirect.",
+		[]string{"kind"}, nil)
+	uncoveredDesc = prometheus.NewDesc("sidetrack_uncovered_connections",
+		"Connections from before a redirect that still go to the baseline, by the Service they lead to.",
+		[]string{"namespace", "service"}, nil)
+	problemsDesc = prometheus.NewDesc("sidetrack_problems",
+		"What is wrong at present and said in the log, by where it is.", []string{"in"}, nil)
+	entriesDesc = prometheus.NewDesc("sidetrack_table_entries",
+		"Entries of the table in force, by kernel map.", []string{"map"}, nil)
+)
+
+// Describe implements prometheus.Collector.
+func (c *stateCollector) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{generationDesc, readyDesc, listenersDesc, gapsDesc, uncoveredDesc, problemsDesc, entriesDesc} {
+		ch <- d
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (c *stateCollector) Collect(ch chan<- prometheus.Metric) {
+	s := c.state()
+	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
+	}
+	ready := 0.0
+	if s.NotReady == "" {
+		ready = 1
+	}
+	gauge(readyDesc, ready)
+	var generation uint64
+	if s.Table != nil {
+		generation = s.Table.Generation()
+		size := s.Table.Size()
+		gauge(entriesDesc, float64(size.Backends), "backends")
+		gauge(entriesDesc, float64(size.Routes), "routes")
+		gauge(entriesDesc, float64(size.Dests), "destinations")
+		gauge(entriesDesc, float64(size.Identities), "identities")
+	}
+	gauge(generationDesc, float64(generation))
+	gauge(listenersDesc, float64(s.Listeners))
+	gauge(gapsDesc, float64(s.PodsWithoutNamespace), "pod_without_namespace")
+	gauge(gapsDesc, float64(s.PodsWithoutListener), "pod_without_listener")
+	connections, rest := 0, 0
+	for i, svc := range slices.SortedFunc(maps.Keys(s.UncoveredConnections), routing.Name.Compare) {
+		n := s.UncoveredConnections[svc]
+		connections += n
+		if i < maxSeries {
+			gauge(uncoveredDesc, float64(n), svc.Namespace, svc.Name)
+		} else {
+			rest += n
+		}
+	}
+	if rest > 0 {
+		gauge(uncoveredDesc, float64(rest), "", other)
+	}
+	gauge(gapsDesc, float64(connections), "connection")
+	for _, in := range slices.Sorted(maps.Keys(s.Problems)) {
+		gauge(problemsDesc, float64(s.Problems[in]), in)
+	}
+}
+
+// kernelCollector shows what the programs in the kernel have counted.
+type kernelCollector struct {
+	kernel Kernel
+	state  func() State
+	series seriesCap
+}
+
+var (
+	flowsDesc = prometheus.NewDesc("sidetrack_flows_total",
+		"Tagged flows that the kernel has redirected (fork) or refused (reject), by sandbox and Service. Those of redirects that are gone are left out.",
+		[]string{"namespace", "sandbox", "service", "verdict"}, nil)
+	exitsDesc = prometheus.NewDesc("sidetrack_program_exits_total",
+		"How often each program in the kernel has ended for each reason.",
+		[]string{"program", "reason"}, nil)
+)
+
+// Describe implements prometheus.Collector.
+func (c *kernelCollector) Describe(ch chan<- *prometheus.Desc) {
+	ch <- flowsDesc
+	ch <- exitsDesc
+}
+
+// Collect implements prometheus.Collector.
+func (c *kernelCollector) Collect(ch chan<- prometheus.Metric) {
+	counter := func(d *prometheus.Desc, v uint64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), labels...)
+	}
+	exits, err := c.kernel.Exits()
+	if err != nil {
+		ch <- prometheus.NewInvalidMetric(exitsDesc, err)
+	}
+	for _, e := range exits {
+		counter(exitsDesc, e.Count, e.Program, e.Reason)
+	}
+	table := c.state().Table
+	if table == nil {
+		return
+	}
+	hits, err := c.kernel.Hits()
+	if err != nil {
+		ch <- prometheus.NewInvalidMetric(flowsDesc, err)
+		return
+	}
+	sums := map[Series]loader.HitCount{}
+	for k, h := range hits {
+		sandbox, service, ok := table.Describe(k)
+		if !ok {
+			continue
+		}
+		s := Series{sandbox.Namespace, sandbox.Name, service.Name}
+		sum := sums[s]
+		sum.Redirected += h.Redirected
+		sum.Refused += h.Refused
+		sums[s] = sum
+	}
+	var rest loader.HitCount
+	var others bool
+	allowed := c.series.Admit(maps.Keys(sums))
+	for s, h := range sums {
+		if !allowed[s] {
+			rest.Redirected += h.Redirected
+			rest.Refused += h.Refused
+			others = true
+			continue
+		}
+		counter(flowsDesc, h.Redirected, s.Namespace, s.Sandbox, s.Service, routing.ToFork.String())
+		counter(flowsDesc, h.Refused, s.Namespace, s.Sandbox, s.Service, routing.Refuse.String())
+	}
+	if others {
+		counter(flowsDesc, rest.Redirected, "", other, "", routing.ToFork.String())
+		counter(flowsDesc, rest.Refused, "", other, "", routing.Refuse.String())
+	}
+}
+
+// Series names whom a counter is about.
+type Series struct{ Namespace, Sandbox, Service string }
+
+func (s Series) compare(o Series) int {
+	return cmp.Or(cmp.Compare(s.Namespace, o.Namespace), cmp.Compare(s.Sandbox, o.Sandbox), cmp.Compare(s.Service, o.Service))
+}
+
+// seriesCap chooses which series are shown by name: who has been shown stays for
+// as long as it is there, so that no counter jumps.
+type seriesCap struct {
+	mu    sync.Mutex
+	shown map[Series]bool
+}
+
+// Admit returns those of all that are shown by name.
+func (c *seriesCap) Admit(all func(func(Series) bool)) map[Series]bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	shown := make(map[Series]bool, len(c.shown))
+	var new []Series
+	for s := range all {
+		if c.shown[s] {
+			shown[s] = true
+		} else {
+			new = append(new, s)
+		}
+	}
+	slices.SortFunc(new, Series.compare)
+	for _, s := range new[:min(len(new), maxSeries-len(shown))] {
+		shown[s] = true
+	}
+	c.shown = shown
+	return shown
+}
