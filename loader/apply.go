@@ -27,7 +27,8 @@ func (k *Kernel) Apply(t *routing.Table) error {
 }
 
 func (k *Kernel) apply(t *routing.Table) error {
-	if err := k.cfg.fits(t.Size()); err != nil {
+	size := t.Size()
+	if err := k.cfg.fits(size); err != nil {
 		return err
 	}
 	if k.damaged {
@@ -40,14 +41,15 @@ func (k *Kernel) apply(t *routing.Table) error {
 			return err
 		}
 	}
-	if err := k.fitsBeside(k.applied, t); err != nil {
+	todo, err := k.plan(t)
+	if err != nil {
 		return err
 	}
-	if err := k.write(k.applied, t); err != nil {
+	if err := k.write(todo); err != nil {
 		k.damaged = true
 		return err
 	}
-	k.applied = t
+	k.applied, k.size = t, size
 	if k.published {
 		return nil
 	}
@@ -94,24 +96,27 @@ func (c Config) fits(s routing.Size) error {
 	return errors.Join(errs...)
 }
 
-// fitsBeside says which flag is too small for the moment in which what is new in
-// t is there and what is gone from old is not gone yet.
-func (k *Kernel) fitsBeside(old, t *routing.Table) error {
-	if old == nil {
-		return nil
+// plan returns the steps that take the maps to t. It is an error that names the
+// flag when there is no room for the moment in which what is new is there and
+// what is gone is not gone yet.
+func (k *Kernel) plan(t *routing.Table) (func(yield func(*routing.Step) bool), error) {
+	diff := func(yield func(*routing.Step) bool) { t.Diff(k.applied, yield) }
+	if k.applied == nil {
+		return diff, nil // beside nothing, all that fits fits
 	}
-	a, b := old.Size(), t.Size()
-	sum := routing.Size{
-		Backends: a.Backends + b.Backends, Routes: a.Routes + b.Routes,
-		Dests: a.Dests + b.Dests, Identities: a.Identities + b.Identities,
-	}
-	if k.cfg.fits(sum) == nil {
-		return nil // nearly always; no need to count
-	}
-	// An upper bound of the highest water: deletions are not taken off, so a
-	// put that replaces a value is counted although it takes no place.
-	peak := a
-	t.Diff(old, func(s *routing.Step) bool {
+	// Going through large tables takes its time, so a small change, which is what
+	// there is nearly always, is remembered and not worked out twice.
+	const small = 1 << 14
+	var steps []routing.Step
+	remember := true
+	// An upper bound of the highest water: a put that replaces a value is counted
+	// although it takes no place.
+	peak := k.size
+	diff(func(s *routing.Step) bool {
+		if remember {
+			steps = append(steps, *s)
+			remember = len(steps) < small
+		}
 		if s.Delete {
 			return true
 		}
@@ -128,23 +133,29 @@ func (k *Kernel) fitsBeside(old, t *routing.Table) error {
 		return true
 	})
 	if err := k.cfg.fits(peak); err != nil {
-		return fmt.Errorf("old and new entries do not fit side by side: %w (or restart the agent, which begins with empty maps)", err)
+		return nil, fmt.Errorf("old and new entries do not fit side by side: %w (or restart the agent, which begins with empty maps)", err)
 	}
-	return nil
+	if !remember {
+		return diff, nil
+	}
+	return func(yield func(*routing.Step) bool) {
+		for i := range steps {
+			if !yield(&steps[i]) {
+				return
+			}
+		}
+	}, nil
 }
 
-// write takes the maps from old to t.
-func (k *Kernel) write(old, t *routing.Table) error {
+// write applies steps.
+func (k *Kernel) write(steps func(yield func(*routing.Step) bool)) error {
 	w := newWriter(k.objs.maps)
-	var err error
-	t.Diff(old, func(s *routing.Step) bool {
-		err = w.step(s)
-		return err == nil
-	})
-	if err == nil {
-		err = w.flush()
+	for s := range steps {
+		if err := w.step(s); err != nil {
+			return fmt.Errorf("apply the table: %w", err)
+		}
 	}
-	if err != nil {
+	if err := w.flush(); err != nil {
 		return fmt.Errorf("apply the table: %w", err)
 	}
 	return k.forgetHits(w.goneRoutes)

@@ -40,6 +40,7 @@ type Kernel struct {
 	applying  sync.Mutex // guards what follows; held while the kernel is written to
 	objs      *objects
 	applied   *routing.Table // nil: objs' maps are empty
+	size      routing.Size   // of applied
 	published bool
 	damaged   bool // a write failed half-way: objs' maps are neither the old table nor the new
 	drained   bool // DetachCapture was called
