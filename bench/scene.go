@@ -57,7 +57,11 @@ type scene struct {
 // build makes the world and starts its servers.
 func build() (_ *scene, err error) {
 	s := &scene{}
-	if s.world, err = lab.NewWorld("sdbench"); err != nil {
+	const prefix = "sdbench"
+	if _, err := lab.Sweep(prefix); err != nil {
+		return nil, fmt.Errorf("clean up after an earlier run: %w", err)
+	}
+	if s.world, err = lab.NewWorld(prefix); err != nil {
 		return nil, err
 	}
 	defer func() {
