@@ -29,17 +29,20 @@ static __always_inline __u32 choose(const struct question *q, const struct route
 /* lookup_once goes through the maps once. */
 static __always_inline void lookup_once(const struct question *q, struct answer *a)
 {
+	/* On the stack, from where Linux 6.1 takes keys. */
+	struct dest_key dst = q->dst;
+	__u64 netns = q->netns;
 	struct identity identity;
 	struct dest dest;
 	struct route route;
 
 	__builtin_memset(a, 0, sizeof(*a));
 	a->reason = REASON_UNTAGGED;
-	if (!SNAPSHOT(&sd_identities, &q->netns, &identity))
+	if (!SNAPSHOT(&sd_identities, &netns, &identity))
 		return;
 	a->sandbox = identity.sandbox;
 	a->reason = REASON_UNKNOWN_DEST;
-	if (!SNAPSHOT(&sd_dests, &q->dst, &dest))
+	if (!SNAPSHOT(&sd_dests, &dst, &dest))
 		return;
 	a->class = dest.class;
 
