@@ -1,0 +1,193 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package standalone
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"errors"
+	"fmt"
+	"io"
+	"math/big"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/sidetrack-dev/sidetrack/test/lab"
+)
+
+const greeting = "J\x00\x00\x00\x0a8.0.33\x00\x2f\x00\x00\x00\x1c\x22\x5f\x7d\x3a\x4b\x07\x11\x00\xff\xff\xff\x02\x00\xff\xdf\x15\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00abcdefghijkl\x00mysql_native_password\x00"
+
+// TestWhatIsNotHTTPFlowsThrough: the captured Services speak other protocols,
+// with either side first.
+func TestWhatIsNotHTTPFlowsThrough(t *testing.T) {
+	blob := strings.Repeat("\x00\x01\x02GET / HTTP/1.1\r\nX-Sidetrack-Key: "+keyA+"\r\n\r\n\xff", 3000)
+	both(t, func(t *testing.T, s *shop) {
+		fin := []step{{clientFIN, ""}, sv("last words"), {serverFIN, ""}}
+		playAll(t, s, []dialogue{
+			{"MySQL, where the server speaks first", append([]step{sv(greeting), c("\x20\x00\x00\x01login"), sv("\x07\x00\x00\x02\x00\x00\x00\x02\x00\x00\x00"), {bothSay, blob}}, fin...)},
+			{"SMTP, where the server speaks first", []step{sv("220 mx ESMTP\r\n"), c("EHLO x\r\n"), sv("250-mx\r\n250 8BITMIME\r\n"), c("QUIT\r\n"), sv("221 bye\r\n"), {serverCloses, ""}}},
+			{"SSH, where both speak at once", append([]step{{bothSay, "SSH-2.0-OpenSSH_9.2\r\n"}, {bothSay, blob}}, fin...)},
+			{"SSH, where the server waits", append([]step{c("SSH-2.0-client\r\n"), sv("SSH-2.0-server\r\n"), {bothSay, blob}}, fin...)},
+			{"Redis", append([]step{c("*1\r\n$4\r\nPING\r\n"), sv("+PONG\r\n")}, fin...)},
+			{"Redis, inline", append([]step{c("PING\r\n"), sv("+PONG\r\n"), c("GET a\r\n"), sv("$-1\r\n")}, fin...)},
+			{"memcached", append([]step{c("set k 0 0 5\r\nhello\r\n"), sv("STORED\r\n"), c("get k\r\n"), sv("VALUE k 0 5\r\nhello\r\nEND\r\n")}, fin...)},
+			{"FastCGI", append([]step{c("\x01\x01\x00\x01\x00\x08\x00\x00\x00\x01\x00\x00\x00\x00\x00\x00"), sv("\x01\x06")}, fin...)},
+			{"PostgreSQL", append([]step{c("\x00\x00\x00\x08\x04\xd2\x16\x2f"), sv("N")}, fin...)},
+			{"HTTP/2 with prior knowledge", append([]step{c("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00"), sv("\x00\x00\x00\x04\x00\x00\x00\x00\x00"), {bothSay, blob}}, fin...)},
+			{"HTTP/0.9", []step{c("GET /\r\n"), sv("<html>"), {serverCloses, ""}}},
+			{"a line without an end", append([]step{c(strings.Repeat("A", 200_000)), sv("enough")}, fin...)},
+			{"nothing at all", []step{{clientFIN, ""}, sv("nothing?"), {serverFIN, ""}}},
+			{"a server that closes at once", []step{{serverCloses, ""}}},
+			{"a server that resets at once", []step{{serverResets, ""}}},
+			{"a client that resets", []step{c("\x16\x03"), {clientResets, ""}}},
+			{"a connection that rests", append([]step{c("\x16\x03\x01\x00\x05hello"), sv("\x16\x03\x01"), {bothSay, blob}, {bothSay, blob}}, fin...)},
+		})
+	})
+}
+
+// TestTLSReachesTheServerThatWasMeant: openssl or any other client sees the
+// certificate of the server that its identity, not a header, leads to.
+func TestTLSReachesTheServerThatWasMeant(t *testing.T) {
+	requirePrograms(t, "openssl", "curl")
+	both(t, func(t *testing.T, s *shop) {
+		n := s.nextPort()
+		for name, p := range s.places() {
+			cert := selfSigned(t, name)
+			h := &http.Server{TLSConfig: &tls.Config{Certificates: []tls.Certificate{cert}}, Handler: who(name)}
+			l, err := p.Listen("tcp", fmt.Sprintf(":%d", n))
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { h.Close() })
+			go func() { _ = h.ServeTLS(l, "", "") }()
+		}
+		for _, tt := range []struct {
+			from *lab.Pod
+			want string
+		}{{s.client, "baseline"}, {s.tester, s.want("fork-a")}, {s.runner, s.want("fork-a")}, {s.testerB, s.want("fork-b")}} {
+			cmd := tt.from.Command("openssl", "s_client", "-connect", fmt.Sprintf("%s:%d", wideIP, n), "-servername", "web")
+			out, err := cmd.CombinedOutput()
+			if err != nil || !strings.Contains(string(out), "CN = "+tt.want) {
+				t.Errorf("%s: openssl: %v, want a certificate of %s:\n%.600s", tt.from.Name, err, tt.want, out)
+			}
+			// A header within TLS is nobody's business; HTTP/2 is negotiated.
+			out, err = tt.from.Command("curl", "-sSk", "-H", "x-sidetrack-key: "+keyB,
+				fmt.Sprintf("https://%s:%d/", wideIP, n), fmt.Sprintf("https://[%s]:%d/", wideIP6, n)).CombinedOutput()
+			if want := strings.Repeat(tt.want+" HTTP/2.0\n", 2); err != nil || string(out) != want {
+				t.Errorf("%s: curl: %v: %q, want %q", tt.from.Name, err, out, want)
+			}
+		}
+	})
+}
+
+// TestHTTP2WithPriorKnowledgeWorks: the connections go where their identity
+// says; routing single streams is not this version's.
+func TestHTTP2WithPriorKnowledgeWorks(t *testing.T) {
+	requirePrograms(t, "curl", "h2load")
+	both(t, func(t *testing.T, s *shop) {
+		n := s.nextPort()
+		for name, p := range s.places() {
+			h := &http.Server{Handler: who(name), Protocols: new(http.Protocols)}
+			h.Protocols.SetUnencryptedHTTP2(true)
+			h.Protocols.SetHTTP1(true)
+			l, err := p.Listen("tcp", fmt.Sprintf(":%d", n))
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { h.Close() })
+			go func() { _ = h.Serve(l) }()
+		}
+		url := fmt.Sprintf("http://%s:%d/", wideIP, n)
+		for _, tt := range []struct {
+			from *lab.Pod
+			want string
+		}{{s.client, "baseline"}, {s.tester, s.want("fork-a")}, {s.runner, s.want("fork-a")}} {
+			out, err := tt.from.Command("curl", "-sS", "--http2-prior-knowledge", url).CombinedOutput()
+			if want := tt.want + " HTTP/2.0\n"; err != nil || string(out) != want {
+				t.Errorf("%s: curl: %v: %q, want %q", tt.from.Name, err, out, want)
+			}
+		}
+		out, err := s.client.Command("h2load", "-n", "2000", "-c", "4", "-m", "10", url).CombinedOutput()
+		if err != nil || !strings.Contains(string(out), "2000 succeeded, 0 failed, 0 errored") {
+			t.Errorf("h2load: %v\n%s", err, out)
+		}
+	})
+}
+
+func who(name string) http.Handler {
+	return http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		rw.Header().Set(lab.ServedBy, name)
+		fmt.Fprintf(rw, "%s %s\n", name, r.Proto)
+	})
+}
+
+func selfSigned(t *testing.T, name string) tls.Certificate {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tmpl := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: name}, DNSNames: []string{"web"},
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour)}
+	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, &key.PublicKey, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
+}
+
+// TestARefusedBaselineIsARefusedConnection: nobody listens.
+func TestARefusedBaselineIsARefusedConnection(t *testing.T) {
+	both(t, func(t *testing.T, s *shop) {
+		for name, say := range map[string]string{
+			"to who waits":               "",
+			"to who sends a request":     "GET / HTTP/1.1\r\nHost: w\r\n\r\n",
+			"to who sends other things":  "\x16\x03\x01\x00",
+			"to who sends half a head":   "GET / HT",
+			"to who sends a lot at once": strings.Repeat("GET / HTTP/1.1\r\nHost: w\r\n\r\n", 1000),
+		} {
+			t.Run(name, func(t *testing.T) {
+				conn, err := s.client.Dial("tcp", fmt.Sprintf("%s:%d", wideIP, s.nextPort()))
+				if err == nil {
+					defer conn.Close()
+					_, err = io.WriteString(conn, say)
+				}
+				var b []byte
+				if err == nil {
+					_ = conn.SetReadDeadline(time.Now().Add(patience))
+					b, err = io.ReadAll(conn)
+				}
+				if len(b) > 0 || !errors.Is(err, unix.ECONNREFUSED) && !errors.Is(err, unix.ECONNRESET) && !errors.Is(err, unix.EPIPE) {
+					t.Errorf("read %q, error %v, want nothing and a refused or reset connection", b, err)
+				}
+			})
+		}
+		t.Run("curl calls it a failure, not a response", func(t *testing.T) {
+			requirePrograms(t, "curl")
+			out, err := s.client.Command("curl", "-sS", fmt.Sprintf("http://%s:%d/", wideIP, s.nextPort())).CombinedOutput()
+			if err == nil {
+				t.Errorf("curl is content: %q", out)
+			}
+		})
+	})
+	t.Run("a tagged request reaches the fork all the same", func(t *testing.T) {
+		s := newShop(t)
+		s.start()
+		n := s.nextPort()
+		if err := s.forkA.ServeHTTP("fork-a", fmt.Sprintf(":%d", n)); err != nil {
+			t.Fatal(err)
+		}
+		got, err := s.client.Get(fmt.Sprintf("http://%s:%d/", wideIP, n), "x-sidetrack-key: "+keyA)
+		if err != nil || got.Server != "fork-a" {
+			t.Errorf("got %+v, %v", got, err)
+		}
+	})
+}
