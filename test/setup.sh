@@ -16,6 +16,7 @@ need() {
 for target in "$@"; do
 	case $target in
 	test)
+		need 'test -e /etc/ssl/certs/ca-certificates.crt' ca-certificates # for Go's modules
 		need 'command -v gcc && test -e /usr/include/stdlib.h' gcc libc6-dev # the race detector
 		need 'command -v curl' curl
 		need 'command -v haproxy' haproxy
@@ -31,6 +32,7 @@ for target in "$@"; do
 	verify)
 		need 'command -v clang-14' clang-14
 		need 'command -v git' git
+		need 'command -v make' make
 		need 'command -v llvm-strip-14' llvm-14
 		need 'command -v shellcheck' shellcheck
 		;;
