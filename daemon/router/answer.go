@@ -1,0 +1,225 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package router
+
+import (
+	"bytes"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/sidetrack-dev/sidetrack/daemon/router/http1"
+)
+
+// takeFromUpstream reads from cur and passes on what it says. It reports
+// whether anything has moved.
+func (c *conn) takeFromUpstream() (moved bool) {
+	l := c.loop
+	for range turnReads {
+		u := c.cur
+		if u == nil || u.state != connected || c.out.len() > 0 {
+			return moved
+		}
+		if u.eof {
+			if u.sock.failed && c.end == sendFIN {
+				c.end = sendRST
+				return true
+			}
+			return moved
+		}
+		if !u.sock.readable {
+			return moved
+		}
+		b := l.read
+		kept := c.rin.len()
+		if kept > 0 {
+			whole := c.rin.room(&l.bufs, min(max(kept, minBuffer/2), readSize))
+			b = whole[len(whole):cap(whole)]
+		}
+		n, e := recv(u.sock.fd, b)
+		switch {
+		case e == unix.EAGAIN:
+			u.sock.readable = false
+			return moved
+		case e != noError:
+			c.upstreamEnded(u, true)
+			return true
+		case n == 0:
+			c.upstreamEnded(u, u.broken)
+			return true
+		}
+		if n < len(b) && !u.sock.ending {
+			u.sock.readable = false
+		}
+		moved = true
+		c.dropRetry()
+		if kept > 0 {
+			c.rin.b = c.rin.b[:len(c.rin.b)+n]
+			used := c.relay(c.rin.bytes())
+			if c.dead {
+				return true
+			}
+			c.rin.skip(&l.bufs, used)
+			continue
+		}
+		used := c.relay(b[:n])
+		if c.dead {
+			return true
+		}
+		c.rin.add(&l.bufs, b[used:n])
+	}
+	return moved
+}
+
+// relay passes bytes of cur on to the client and finds out where answers end. It
+// returns how many are done with; the rest is the beginning of a head.
+func (c *conn) relay(b []byte) (n int) {
+	l := c.loop
+loop:
+	for n < len(b) {
+		switch c.answer {
+		case atAnswerHead:
+			if c.asked.len() == 0 {
+				c.unasked(b[n:])
+				if c.dead {
+					return n
+				}
+				continue
+			}
+			out := l.resp.Parse(&c.rpartial, b[n:], c.asked.front())
+			if out == http1.More && len(b)-n < l.router.cfg.MaxHeadBytes {
+				break loop
+			}
+			c.rpartial = http1.Partial{}
+			if out != http1.Complete {
+				l.stats.errors[ambiguousAnswer]++
+				c.doubt()
+				continue
+			}
+			n += l.resp.Len
+			c.answerHead(&l.resp)
+		case inAnswerLength:
+			k := min(c.rleft, int64(len(b)-n))
+			n += int(k)
+			if c.rleft -= k; c.rleft == 0 {
+				c.answered()
+			}
+		case inAnswerChunks:
+			k, out := c.rchunks.Feed(b[n:], true)
+			n += k
+			switch out {
+			case http1.Complete:
+				c.answered()
+			case http1.Ambiguous:
+				l.stats.errors[ambiguousAnswer]++
+				c.doubt()
+			}
+		case blind:
+			n = len(b)
+		}
+	}
+	if n > 0 {
+		c.toClient(b[:n])
+	}
+	return n
+}
+
+// answerHead follows an answer's head.
+func (c *conn) answerHead(r *http1.Response) {
+	c.served = true
+	switch r.Framing {
+	case http1.Interim:
+	case http1.NoBody:
+		c.answered()
+	case http1.ByLength:
+		c.answer, c.rleft = inAnswerLength, r.Length
+	case http1.ByChunks:
+		c.answer, c.rchunks = inAnswerChunks, http1.Chunked{}
+	case http1.ByClose:
+		// The client's end of it follows from the upstream's.
+		c.answer = blind
+	case http1.Tunnel:
+		if c.upgrade && c.asked.len() == 1 {
+			c.asked.pop()
+			c.becomeTunnel()
+		} else {
+			c.loop.stats.errors[ambiguousAnswer]++
+			c.doubt()
+		}
+	}
+}
+
+// answered follows an answer's last byte.
+func (c *conn) answered() {
+	c.asked.pop()
+	c.answer = atAnswerHead
+	c.cur.served, c.cur.retried = true, false
+	c.held = false
+	if c.asked.len() > 0 {
+		return
+	}
+	if c.phase == atAnswer {
+		c.phase = atHead
+	}
+	if c.loop.draining && c.phase == atHead && c.end == goOn {
+		c.end = hangUp
+	}
+}
+
+// doubt follows an answer that peers may frame differently. It is relayed as it
+// is, and all that comes after it: no other upstream's answer may come between.
+func (c *conn) doubt() {
+	c.answer, c.doubtful = blind, true
+	c.held = false
+	if c.phase == atAnswer {
+		c.phase = opaque
+	}
+}
+
+// unasked deals with an upstream that speaks without having been asked: it is a
+// server that speaks first, so this is not HTTP, or an HTTP server's farewell
+// such as a 408.
+func (c *conn) unasked(b []byte) {
+	if c.phase != atHead {
+		c.doubt()
+		return
+	}
+	was := c.cur
+	if c.served || bytes.HasPrefix(b, []byte("HTTP/")) {
+		c.doubt()
+		return
+	}
+	c.loop.stats.errors[serverFirst]++
+	c.becomeOpaque(false)
+	if !c.dead && c.cur != was {
+		// The default has changed under us: these bytes are of the old one.
+		c.abort()
+	}
+}
+
+// upstreamEnded follows cur's FIN or RST.
+func (c *conn) upstreamEnded(u *upstream, reset bool) {
+	l := c.loop
+	if c.retry != nil && c.asked.len() == 1 && c.answer == atAnswerHead && !u.retried {
+		// It has closed an idle connection while the request was on its way.
+		l.stats.retries++
+		u.dialAgain(c.retry)
+		c.dropRetry()
+		return
+	}
+	u.eof = true
+	u.sock.readable = false
+	if c.rin.len() > 0 {
+		c.toClient(c.rin.bytes())
+		if c.dead {
+			return
+		}
+		c.rin.drop(&l.bufs)
+	}
+	if c.end == goOn {
+		c.end = sendFIN
+	}
+	if reset {
+		l.stats.errors[upstreamReset]++
+		c.end = sendRST
+	}
+}

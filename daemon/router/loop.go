@@ -1,0 +1,299 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package router
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/sidetrack-dev/sidetrack/daemon/router/http1"
+	"github.com/sidetrack-dev/sidetrack/routing"
+)
+
+// readSize is how much is read at once, and so how much can be left over of one
+// read when a peer does not take it.
+const readSize = 64 << 10
+
+// loop owns a share of the connections and one thread. Only post, open and done
+// may be used from elsewhere.
+type loop struct {
+	router *Router
+	epoll  int
+	home   int // the network namespace that the thread belongs to
+	wakeFD int
+
+	sockets []slot
+	free    []int32 // unused places in sockets
+	timers  timers
+	bufs    pool
+	conns   connList
+	again   []*conn // have more to do but have had their turn
+	in      *namespace
+	stats   counters
+	random  *rand.Rand
+
+	// read, made, req, keys and resp are for whoever is being served right now.
+	read []byte
+	made []byte
+	req  http1.Request
+	keys routing.KeySet
+	resp http1.Response
+
+	draining bool
+	stopped  bool
+
+	open atomic.Int32 // connections
+	done chan struct{}
+
+	mu    sync.Mutex
+	posts []func()
+	over  bool // nobody takes posts any more
+}
+
+// slot is a place in a loop's table of sockets. The generation tells an event
+// of a socket that has been closed from one of its successor in the same place.
+type slot struct {
+	s          *socket
+	generation int32
+}
+
+// socket is a descriptor that a loop watches, and what epoll has last said of
+// it. Epoll is edge-triggered: a flag stays until a call proves it wrong.
+type socket struct {
+	fd       int32
+	slot     int32
+	readable bool
+	writable bool
+	ending   bool // FIN or worse is there, behind what can be read
+	failed   bool // the kernel has an error to tell, such as RST
+
+	// Exactly one is set.
+	conn     *conn
+	upstream *upstream
+	listener *namespace
+	wake     *loop
+}
+
+func newLoop(r *Router, home int) (*loop, error) {
+	l := &loop{
+		router: r, home: home, epoll: -1, wakeFD: -1,
+		read: make([]byte, readSize),
+		done: make(chan struct{}),
+		//nolint:gosec // which endpoint comes first is no secret
+		random: rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())),
+	}
+	l.timers.start = time.Now()
+	l.req.Names, l.req.Keys = &r.cfg.KeyNames, &l.keys
+	l.stats.init()
+	var err error
+	if l.epoll, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
+		return nil, fmt.Errorf("make an epoll instance: %w", err)
+	}
+	if l.wakeFD, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err != nil {
+		unix.Close(l.epoll)
+		return nil, fmt.Errorf("make an eventfd: %w", err)
+	}
+	if err := l.watch(&socket{fd: int32(l.wakeFD), wake: l}, unix.EPOLLIN); err != nil {
+		unix.Close(l.epoll)
+		unix.Close(l.wakeFD)
+		return nil, err
+	}
+	return l, nil
+}
+
+// post has f run by the loop, in order. It returns false when the loop is over
+// and never will.
+func (l *loop) post(f func()) bool {
+	l.mu.Lock()
+	if l.over {
+		l.mu.Unlock()
+		return false
+	}
+	l.posts = append(l.posts, f)
+	first := len(l.posts) == 1
+	l.mu.Unlock()
+	if first {
+		l.wake()
+	}
+	return true
+}
+
+func (l *loop) wake() {
+	one := uint64(1)
+	unix.RawSyscall(unix.SYS_WRITE, uintptr(l.wakeFD), uintptr(unsafe.Pointer(&one)), unsafe.Sizeof(one))
+}
+
+// call has f run by the loop and waits for it.
+func (l *loop) call(f func()) bool {
+	ran := make(chan struct{})
+	if !l.post(func() { f(); close(ran) }) {
+		return false
+	}
+	<-ran
+	return true
+}
+
+// connEvents is what every connection is watched for, from its first to its
+// last moment: one call for each socket.
+const connEvents = unix.EPOLLIN | unix.EPOLLOUT | unix.EPOLLRDHUP | unix.EPOLLET
+
+// watch adds a socket to the loop.
+func (l *loop) watch(s *socket, events uint32) error {
+	if n := len(l.free); n > 0 {
+		s.slot = l.free[n-1]
+		l.free = l.free[:n-1]
+	} else {
+		s.slot = int32(len(l.sockets))
+		l.sockets = append(l.sockets, slot{})
+	}
+	p := &l.sockets[s.slot]
+	p.s = s
+	ev := unix.EpollEvent{Events: events, Fd: s.slot, Pad: p.generation}
+	if _, _, e := unix.RawSyscall6(unix.SYS_EPOLL_CTL, uintptr(l.epoll), unix.EPOLL_CTL_ADD, uintptr(s.fd), uintptr(unsafe.Pointer(&ev)), 0, 0); e != noError {
+		l.forget(s)
+		return fmt.Errorf("watch a socket: %w", e)
+	}
+	return nil
+}
+
+// forget takes a socket out of the loop; the caller closes its descriptor, which
+// takes it out of epoll's set.
+func (l *loop) forget(s *socket) {
+	p := &l.sockets[s.slot]
+	p.s = nil
+	p.generation++
+	l.free = append(l.free, s.slot)
+}
+
+// enter brings the thread into a namespace, to make sockets there. It goes home
+// before it waits or serves anything else but the same batch of events: a
+// thread that stays keeps the namespace alive.
+func (l *loop) enter(ns *namespace) unix.Errno {
+	if l.in == ns {
+		return noError
+	}
+	if e := setns(ns.fd); e != noError {
+		return e
+	}
+	l.in = ns
+	return noError
+}
+
+func (l *loop) leave() {
+	if l.in == nil {
+		return
+	}
+	if e := setns(l.home); e != noError {
+		panic(fmt.Sprintf("router: cannot leave network namespace %s: %v", l.in.name, e))
+	}
+	l.in = nil
+}
+
+const maxEvents = 256
+
+// run serves until close. It never recovers from a panic: when the process dies
+// the kernel sends new connections straight to the baseline, whereas a loop in
+// an unknown state could send one to the wrong place.
+func (l *loop) run() {
+	runtime.LockOSThread()
+	defer close(l.done)
+	events := make([]unix.EpollEvent, maxEvents)
+	for !l.stopped {
+		timeout := l.timers.wait()
+		if len(l.again) > 0 {
+			timeout = 0
+		}
+		n, err := unix.EpollWait(l.epoll, events, timeout)
+		if err != nil && err != unix.EINTR {
+			panic(fmt.Sprintf("router: epoll_wait: %v", err))
+		}
+		for i := range max(n, 0) {
+			l.event(&events[i])
+		}
+		if len(l.again) > 0 {
+			l.turn()
+		}
+		l.timers.run()
+		l.leave()
+	}
+	l.shut()
+}
+
+func (l *loop) event(ev *unix.EpollEvent) {
+	p := &l.sockets[ev.Fd]
+	s := p.s
+	if s == nil || p.generation != ev.Pad {
+		return // closed while this batch of events was served
+	}
+	if ev.Events&(unix.EPOLLIN|unix.EPOLLRDHUP|unix.EPOLLHUP|unix.EPOLLERR) != 0 {
+		s.readable = true
+		if ev.Events&(unix.EPOLLRDHUP|unix.EPOLLHUP|unix.EPOLLERR) != 0 {
+			s.ending = true
+			s.failed = s.failed || ev.Events&unix.EPOLLERR != 0
+		}
+	}
+	if ev.Events&unix.EPOLLOUT != 0 {
+		s.writable = true
+	}
+	switch {
+	case s.conn != nil:
+		s.conn.clientEvent()
+	case s.upstream != nil:
+		s.upstream.event()
+	case s.listener != nil:
+		l.accept(s.listener, s)
+	case s.wake != nil:
+		l.takePosts()
+	}
+}
+
+func (l *loop) takePosts() {
+	var count uint64
+	unix.RawSyscall(unix.SYS_READ, uintptr(l.wakeFD), uintptr(unsafe.Pointer(&count)), unsafe.Sizeof(count))
+	l.mu.Lock()
+	posts := l.posts
+	l.posts = nil
+	l.mu.Unlock()
+	for _, f := range posts {
+		f()
+	}
+}
+
+// turn gives those their next turn who had more to do than one event may take.
+func (l *loop) turn() {
+	again := l.again
+	l.again = nil
+	for _, c := range again {
+		c.queued = false
+		if !c.dead {
+			c.run()
+		}
+	}
+}
+
+// shut resets every connection and closes what the loop owns.
+func (l *loop) shut() {
+	l.mu.Lock()
+	l.over = true
+	posts := l.posts
+	l.posts = nil
+	l.mu.Unlock()
+	for _, f := range posts {
+		f()
+	}
+	for c := l.conns.first; c != nil; c = l.conns.first {
+		c.abort()
+	}
+	l.leave()
+	unix.Close(l.epoll)
+	unix.Close(l.wakeFD)
+}
+
+func (l *loop) table() *routing.Table { return l.router.table.Load() }

@@ -1,0 +1,151 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package router
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"runtime"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/sidetrack-dev/sidetrack/routing"
+)
+
+// Namespace is a network namespace whose clients are to be served.
+type Namespace struct {
+	Cookie routing.Cookie
+	// FD is an open descriptor of the namespace. The router takes a duplicate.
+	FD int
+	// Name is for messages.
+	Name string
+}
+
+// Ports are where the router listens in a namespace. V4 is bound to all of
+// 127.0.0.0/8, V6 to ::1; zero means that there is no such listener, because the
+// namespace has no such protocol.
+type Ports struct{ V4, V6 uint16 }
+
+// namespace is a Namespace in use. Its descriptors are closed with the last of
+// its users: the router while it listens there, and each connection.
+type namespace struct {
+	cookie routing.Cookie
+	name   string
+	fd     int
+	home   *loop // which accepts for it
+	ports  Ports
+
+	users atomic.Int32
+
+	// The rest belongs to the home loop.
+	v4, v6 *socket
+	diag   int // netlink socket for sock_diag, -1 until it is needed
+	closed bool
+}
+
+func (ns *namespace) hold() { ns.users.Add(1) }
+
+func (ns *namespace) release() {
+	if ns.users.Add(-1) == 0 {
+		unix.Close(ns.fd)
+	}
+}
+
+// inNamespace runs f on a thread that is in the namespace and brings the thread
+// back.
+func inNamespace(fd, home int, f func() error) error {
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread()
+		if e := setns(fd); e != noError {
+			runtime.UnlockOSThread()
+			done <- fmt.Errorf("enter the network namespace: %w", e)
+			return
+		}
+		err := f()
+		if e := setns(home); e != noError {
+			// The thread stays locked and so ends with this goroutine: nobody else
+			// ever runs in the wrong namespace.
+			done <- errors.Join(err, fmt.Errorf("leave the network namespace: %w", e))
+			return
+		}
+		runtime.UnlockOSThread()
+		done <- err
+	}()
+	return <-done
+}
+
+// The listeners' ports are outside the range that the kernel takes ephemeral
+// ports from by default, so that no client of the namespace has taken them.
+const firstPort, lastPort = 61000, 65535
+
+const (
+	backlog   = 4096
+	portTries = 64
+	// notSent bounds what the kernel queues for a client that does not read.
+	notSent = 128 << 10
+)
+
+// listenIn makes the listeners of a namespace. The calling thread must be there.
+func listenIn() (v4, v6 int32, ports Ports, err error) {
+	v4, ports.V4, err = listenOn(netip.IPv4Unspecified())
+	if err != nil {
+		return -1, -1, Ports{}, err
+	}
+	v6, ports.V6, err = listenOn(netip.IPv6Loopback())
+	if errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EADDRNOTAVAIL) {
+		// No IPv6 here, or none on lo: then nobody can dial ::1 either.
+		return v4, -1, ports, nil
+	}
+	if err != nil {
+		closeFD(v4)
+		return -1, -1, Ports{}, err
+	}
+	return v4, v6, ports, nil
+}
+
+func listenOn(a netip.Addr) (fd int32, port uint16, err error) {
+	fd, e := newSocket(a)
+	if e != noError {
+		return -1, 0, fmt.Errorf("make a listener's socket: %w", e)
+	}
+	defer func() {
+		if err != nil {
+			closeFD(fd)
+		}
+	}()
+	// Nobody but this namespace's own processes can reach lo.
+	if err := unix.SetsockoptString(int(fd), unix.SOL_SOCKET, unix.SO_BINDTODEVICE, "lo"); err != nil {
+		return -1, 0, fmt.Errorf("bind a listener to lo: %w", err)
+	}
+	// Accepted sockets inherit these.
+	if e := setInt(fd, unix.SOL_TCP, unix.TCP_NODELAY, 1); e != noError {
+		return -1, 0, fmt.Errorf("set TCP_NODELAY: %w", e)
+	}
+	if e := setInt(fd, unix.SOL_TCP, unix.TCP_NOTSENT_LOWAT, notSent); e != noError {
+		return -1, 0, fmt.Errorf("set TCP_NOTSENT_LOWAT: %w", e)
+	}
+	if a.Is6() {
+		if e := setInt(fd, unix.SOL_IPV6, unix.IPV6_V6ONLY, 1); e != noError {
+			return -1, 0, fmt.Errorf("set IPV6_V6ONLY: %w", e)
+		}
+	}
+	for range portTries {
+		port := uint16(firstPort + rand.IntN(lastPort-firstPort+1))
+		var sa unix.RawSockaddrAny
+		size := putSockaddr(&sa, netip.AddrPortFrom(a, port))
+		if e = bind(fd, &sa, size); e == noError {
+			if err := unix.Listen(int(fd), backlog); err != nil {
+				return -1, 0, fmt.Errorf("listen: %w", err)
+			}
+			return fd, port, nil
+		}
+		if e != unix.EADDRINUSE {
+			return -1, 0, fmt.Errorf("bind a listener to %s: %w", netip.AddrPortFrom(a, port), e)
+		}
+	}
+	return -1, 0, fmt.Errorf("find a free port between %d and %d: %w", firstPort, lastPort, e)
+}

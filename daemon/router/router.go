@@ -1,0 +1,283 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package router
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/sidetrack-dev/sidetrack/routing"
+)
+
+// Config is what a Router needs to know.
+type Config struct {
+	// Loops is how many event loops serve; each keeps one core busy at most. Zero:
+	// a quarter of the cores, at least one and at most four.
+	Loops int
+	// Mark is set on every socket before it connects, so that the kernel's programs
+	// leave it alone. Zero sets none.
+	Mark uint32
+	// KeyNames says where routing keys are looked for. The zero value: the default.
+	KeyNames routing.KeyNames
+	// MaxHeadBytes is how long a request's head may be. Zero: 64 KiB.
+	MaxHeadBytes int
+	// V6OnlyDest finds what the client's socket with this cookie has dialled when
+	// it came to the listener on ::1. It is called by the loops and must not block.
+	V6OnlyDest func(socketCookie uint64) (routing.DestID, bool)
+	Logger     *slog.Logger
+}
+
+const (
+	defaultMaxHead = 64 << 10
+	leastMaxHead   = 1 << 10
+	maxLoops       = 64
+)
+
+func (c *Config) complete() error {
+	if c.Loops == 0 {
+		c.Loops = min(max(runtime.NumCPU()/4, 1), 4)
+	}
+	if c.Loops < 0 || c.Loops > maxLoops {
+		return fmt.Errorf("router: %d loops: want 1 to %d", c.Loops, maxLoops)
+	}
+	if c.MaxHeadBytes == 0 {
+		c.MaxHeadBytes = defaultMaxHead
+	}
+	if c.MaxHeadBytes < leastMaxHead {
+		return fmt.Errorf("router: heads of at most %d bytes: want at least %d", c.MaxHeadBytes, leastMaxHead)
+	}
+	if c.KeyNames.Members == nil && c.KeyNames.Header == "" {
+		c.KeyNames = routing.DefaultKeyNames()
+	}
+	if err := c.KeyNames.Validate(); err != nil {
+		return fmt.Errorf("router: %w", err)
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	return nil
+}
+
+// ErrClosed is returned by a Router that has been closed or is drained.
+var ErrClosed = errors.New("router: closed")
+
+// Router serves the connections that are captured. See the package's comment.
+type Router struct {
+	cfg   Config
+	table atomic.Pointer[routing.Table]
+	home  int // the network namespace that the router was made in
+	loops []*loop
+
+	mu         sync.Mutex
+	namespaces map[routing.Cookie]*namespace
+	draining   bool
+	closed     bool
+}
+
+// New makes a Router and starts its loops. It has an empty table and listens
+// nowhere.
+func New(cfg Config) (*Router, error) {
+	if err := cfg.complete(); err != nil {
+		return nil, err
+	}
+	home, err := unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("router: open the own network namespace: %w", err)
+	}
+	r := &Router{cfg: cfg, home: home, namespaces: map[routing.Cookie]*namespace{}}
+	r.table.Store(new(routing.Table))
+	for range cfg.Loops {
+		l, err := newLoop(r, home)
+		if err != nil {
+			return nil, errors.Join(fmt.Errorf("router: %w", err), r.Close())
+		}
+		r.loops = append(r.loops, l)
+		go l.run()
+	}
+	return r, nil
+}
+
+// SetTable puts a table in force for every decision from now on.
+func (r *Router) SetTable(t *routing.Table) { r.table.Store(t) }
+
+// Listen opens listeners in a namespace, or returns the ports of those that are
+// open there.
+func (r *Router) Listen(n Namespace) (Ports, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.closed || r.draining {
+		return Ports{}, ErrClosed
+	}
+	if ns := r.namespaces[n.Cookie]; ns != nil {
+		return ns.ports, nil
+	}
+	ports, err := r.listen(n)
+	if err != nil {
+		return Ports{}, fmt.Errorf("router: listen in network namespace %s: %w", n.Name, err)
+	}
+	return ports, nil
+}
+
+func (r *Router) listen(n Namespace) (Ports, error) {
+	fd, err := unix.FcntlInt(uintptr(n.FD), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return Ports{}, fmt.Errorf("duplicate its descriptor: %w", err)
+	}
+	ns := &namespace{cookie: n.Cookie, name: n.Name, fd: fd, diag: -1, home: r.loops[len(r.namespaces)%len(r.loops)]}
+	ns.hold()
+	var v4, v6 int32
+	if err := inNamespace(fd, r.home, func() (err error) {
+		v4, v6, ns.ports, err = listenIn()
+		return err
+	}); err != nil {
+		ns.release()
+		return Ports{}, err
+	}
+	if !ns.home.call(func() { err = ns.home.listen(ns, v4, v6) }) {
+		err = ErrClosed
+	}
+	if err != nil {
+		ns.release()
+		return Ports{}, err
+	}
+	r.namespaces[n.Cookie] = ns
+	return ns.ports, nil
+}
+
+// Unlisten closes a namespace's listeners. Its connections go on, unless kill
+// says that its pod is gone: then they are reset.
+func (r *Router) Unlisten(cookie routing.Cookie, kill bool) {
+	r.mu.Lock()
+	ns := r.namespaces[cookie]
+	delete(r.namespaces, cookie)
+	r.mu.Unlock()
+	if ns == nil {
+		return
+	}
+	ns.home.call(func() { ns.home.unlisten(ns) })
+	if kill {
+		for _, l := range r.loops {
+			l.call(func() {
+				for c := l.conns.first; c != nil; {
+					next := c.next
+					if c.ns == ns {
+						c.abort()
+					}
+					c = next
+				}
+			})
+		}
+	}
+	ns.release()
+}
+
+// Drain closes the listeners and every connection on which nothing is under way,
+// lets the others finish, and returns when none is left. When ctx is over first
+// it resets the rest and returns ctx's error.
+func (r *Router) Drain(ctx context.Context) error {
+	r.mu.Lock()
+	r.draining = true
+	r.mu.Unlock()
+	r.unlistenAll()
+	for _, l := range r.loops {
+		l.call(func() {
+			l.draining = true
+			for c := l.conns.first; c != nil; {
+				next := c.next
+				c.drain()
+				c = next
+			}
+		})
+	}
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for r.open() > 0 {
+		select {
+		case <-ctx.Done():
+			for _, l := range r.loops {
+				l.call(func() {
+					for l.conns.first != nil {
+						l.conns.first.abort()
+					}
+				})
+			}
+			return fmt.Errorf("router: drain: %w", context.Cause(ctx))
+		case <-tick.C:
+		}
+	}
+	return nil
+}
+
+func (r *Router) unlistenAll() {
+	r.mu.Lock()
+	var cookies []routing.Cookie
+	for c := range r.namespaces {
+		cookies = append(cookies, c)
+	}
+	r.mu.Unlock()
+	for _, c := range cookies {
+		r.Unlisten(c, false)
+	}
+}
+
+// Close resets what is left and frees everything. It may be called again.
+func (r *Router) Close() error {
+	r.mu.Lock()
+	if r.closed {
+		r.mu.Unlock()
+		return nil
+	}
+	r.closed = true
+	r.mu.Unlock()
+	r.unlistenAll()
+	for _, l := range r.loops {
+		l.post(func() { l.stopped = true })
+	}
+	for _, l := range r.loops {
+		<-l.done
+	}
+	if err := unix.Close(r.home); err != nil {
+		return fmt.Errorf("router: close the own network namespace: %w", err)
+	}
+	return nil
+}
+
+// Stats returns the counters.
+func (r *Router) Stats() Stats {
+	s := Stats{Requests: map[RequestKey]uint64{}, Errors: map[string]uint64{}, Open: r.open()}
+	for _, l := range r.loops {
+		if !l.call(func() { l.stats.addTo(&s) }) {
+			<-l.done
+			l.stats.addTo(&s)
+		}
+	}
+	return s
+}
+
+func (r *Router) open() int {
+	n := 0
+	for _, l := range r.loops {
+		n += int(l.open.Load())
+	}
+	return n
+}
+
+// leastLoaded returns the loop that has the fewest connections; in doubt the one
+// that asks, because giving one away costs a wake-up.
+func (r *Router) leastLoaded(asking *loop) *loop {
+	best, least := asking, asking.open.Load()
+	for _, l := range r.loops {
+		if n := l.open.Load(); n < least {
+			best, least = l, n
+		}
+	}
+	return best
+}

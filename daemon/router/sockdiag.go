@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package router
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// sockDiagByFamily is SOCK_DIAG_BY_FAMILY of linux/sock_diag.h.
+const sockDiagByFamily = 20
+
+// inetDiagSockID is struct inet_diag_sockid; ports and addresses are in network
+// byte order.
+type inetDiagSockID struct {
+	sport, dport [2]byte
+	src, dst     [16]byte
+	iface        uint32
+	cookie       [2]uint32
+}
+
+// inetDiagReq is struct inet_diag_req_v2 behind its netlink header.
+type inetDiagReq struct {
+	header   unix.NlMsghdr
+	family   uint8
+	protocol uint8
+	ext      uint8
+	pad      uint8
+	states   uint32
+	id       inetDiagSockID
+}
+
+// inetDiagMsg is the beginning of struct inet_diag_msg behind its netlink header.
+type inetDiagMsg struct {
+	header                        unix.NlMsghdr
+	family, state, timer, retrans uint8
+	id                            inetDiagSockID
+}
+
+// socketCookie returns the cookie of the socket in the namespace that is
+// connected from one address to another.
+func (l *loop) socketCookie(ns *namespace, from, to netip.AddrPort) (uint64, error) {
+	if ns.diag < 0 {
+		if e := l.enter(ns); e != noError {
+			return 0, fmt.Errorf("enter the network namespace: %w", e)
+		}
+		fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, unix.NETLINK_SOCK_DIAG)
+		if err != nil {
+			return 0, fmt.Errorf("open sock_diag: %w", err)
+		}
+		ns.diag = fd
+	}
+	req := inetDiagReq{
+		family: unix.AF_INET6, protocol: unix.IPPROTO_TCP, states: ^uint32(0),
+		id: inetDiagSockID{src: from.Addr().As16(), dst: to.Addr().As16(), cookie: [2]uint32{^uint32(0), ^uint32(0)}},
+	}
+	binary.BigEndian.PutUint16(req.id.sport[:], from.Port())
+	binary.BigEndian.PutUint16(req.id.dport[:], to.Port())
+	req.header = unix.NlMsghdr{Len: uint32(unsafe.Sizeof(req)), Type: sockDiagByFamily, Flags: unix.NLM_F_REQUEST}
+	msg := unsafe.Slice((*byte)(unsafe.Pointer(&req)), unsafe.Sizeof(req))
+	if err := unix.Sendto(ns.diag, msg, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+		return 0, fmt.Errorf("ask sock_diag: %w", err)
+	}
+	// The kernel has answered before the call returned, so this does not block.
+	var answer [1024]byte
+	n, _, err := unix.Recvfrom(ns.diag, answer[:], unix.MSG_DONTWAIT)
+	if err != nil {
+		return 0, fmt.Errorf("read sock_diag's answer: %w", err)
+	}
+	var m inetDiagMsg
+	if n < int(unsafe.Sizeof(m)) {
+		return 0, errors.New("sock_diag knows no such socket")
+	}
+	copy(unsafe.Slice((*byte)(unsafe.Pointer(&m)), unsafe.Sizeof(m)), answer[:n])
+	if m.header.Type != sockDiagByFamily {
+		return 0, errors.New("sock_diag knows no such socket")
+	}
+	return uint64(m.id.cookie[1])<<32 | uint64(m.id.cookie[0]), nil
+}
