@@ -18,6 +18,7 @@ import (
 
 	"github.com/sidetrack-dev/sidetrack/daemon/metrics"
 	"github.com/sidetrack-dev/sidetrack/daemon/pods"
+	"github.com/sidetrack-dev/sidetrack/daemon/router"
 	"github.com/sidetrack-dev/sidetrack/daemon/source"
 	"github.com/sidetrack-dev/sidetrack/loader"
 	"github.com/sidetrack-dev/sidetrack/routing"
@@ -86,15 +87,15 @@ func (s *stage) DetachCapture() error { s.note("kernel: detach capture"); return
 
 func (s *stage) SetTable(t *routing.Table) { s.note("router: generation %d", t.Generation()) }
 
-func (s *stage) Listen(ns pods.Namespace) (loader.Listener, error) {
+func (s *stage) Listen(ns router.Namespace) (router.Ports, error) {
 	s.mu.Lock()
 	err := s.deaf
 	s.mu.Unlock()
 	if err != nil {
-		return loader.Listener{}, err
+		return router.Ports{}, err
 	}
 	s.note("router: listen in %s", s.names[ns.Cookie])
-	return loader.Listener{Port4: 1, Port6: 2}, nil
+	return router.Ports{V4: 1, V6: 2}, nil
 }
 
 func (s *stage) Unlisten(c routing.Cookie, kill bool) {
@@ -385,5 +386,9 @@ func TestProblemsAreSaidOnceAndWhenTheyAreSolved(t *testing.T) {
 	}
 }
 
-var _ metrics.Kernel = (*loader.Kernel)(nil)
-var _ Kernel = (*loader.Kernel)(nil)
+var (
+	_ Kernel         = (*loader.Kernel)(nil)
+	_ Router         = (*router.Router)(nil)
+	_ metrics.Kernel = (*loader.Kernel)(nil)
+	_ metrics.Router = (*router.Router)(nil)
+)

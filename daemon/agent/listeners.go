@@ -7,17 +7,15 @@ import (
 	"time"
 
 	"github.com/sidetrack-dev/sidetrack/daemon/pods"
+	"github.com/sidetrack-dev/sidetrack/daemon/router"
 	"github.com/sidetrack-dev/sidetrack/loader"
 	"github.com/sidetrack-dev/sidetrack/routing"
 )
 
-// Router is what the agent needs of the request router.
+// Router is what the agent needs of router.Router.
 type Router interface {
 	SetTable(*routing.Table)
-	// Listen opens a listener in a namespace; the descriptor is the caller's.
-	Listen(pods.Namespace) (loader.Listener, error)
-	// Unlisten closes it. The namespace's connections live on, unless kill is
-	// set because the namespace is gone.
+	Listen(router.Namespace) (router.Ports, error)
 	Unlisten(c routing.Cookie, kill bool)
 	Drain(context.Context) error
 }
@@ -79,13 +77,13 @@ func (l *listeners) want(t *routing.Table, all []pods.Namespace) (missing int) {
 				have.until = time.Time{}
 			}
 		case wanted:
-			ports, err := l.router.Listen(ns)
+			ports, err := l.router.Listen(router.Namespace{Cookie: ns.Cookie, FD: ns.FD, Name: ns.Name})
 			if err != nil {
 				l.failed[ns.Cookie] = err
 				missing++
 				continue
 			}
-			l.open[ns.Cookie] = &listener{Listener: ports, wanted: true}
+			l.open[ns.Cookie] = &listener{Listener: loader.Listener{Port4: ports.V4, Port6: ports.V6}, wanted: true}
 		}
 	}
 	return missing

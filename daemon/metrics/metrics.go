@@ -14,17 +14,17 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
+	"github.com/sidetrack-dev/sidetrack/daemon/router"
 	"github.com/sidetrack-dev/sidetrack/loader"
 	"github.com/sidetrack-dev/sidetrack/routing"
 )
 
 // maxSeries bounds the series of each metric that has a label for the sandbox
-// or the Service. What does not fit is summed up under the name "other".
+// or the Service. What does not fit is summed up under the name "(other)".
 const maxSeries = 1000
 
-// other stands for everybody beyond maxSeries. No object can have this name,
-// since names are not empty of a namespace.
-const other = "other"
+// other stands for everybody beyond maxSeries. No object can have this name.
+var other = router.Overflow.Name
 
 // State is what the agent is at.
 type State struct {
@@ -50,10 +50,13 @@ type Kernel interface {
 	Hits() (map[routing.RouteKey]loader.HitCount, error)
 }
 
+// Router is what is read of router.Router.
+type Router interface{ Stats() router.Stats }
+
 // Sources are what a scrape reads. All of them may be called at any time.
 type Sources struct {
 	Kernel Kernel
-	Router prometheus.Collector // may be nil
+	Router Router
 	State  func() State
 }
 
@@ -89,13 +92,11 @@ func New(version string, src Sources) *Metrics {
 	m.registry.MustRegister(
 		build, m.applies,
 		&kernelCollector{kernel: src.Kernel, state: src.State},
+		&routerCollector{router: src.Router},
 		&stateCollector{state: src.State},
 		collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 	)
-	if src.Router != nil {
-		m.registry.MustRegister(src.Router)
-	}
 	return m
 }
 
@@ -234,13 +235,13 @@ func (c *kernelCollector) Collect(ch chan<- prometheus.Metric) {
 		ch <- prometheus.NewInvalidMetric(flowsDesc, err)
 		return
 	}
-	sums := map[Series]loader.HitCount{}
+	sums := map[series]loader.HitCount{}
 	for k, h := range hits {
 		sandbox, service, ok := table.Describe(k)
 		if !ok {
 			continue
 		}
-		s := Series{sandbox.Namespace, sandbox.Name, service.Name}
+		s := series{sandbox.Namespace, sandbox.Name, service.Name}
 		sum := sums[s]
 		sum.Redirected += h.Redirected
 		sum.Refused += h.Refused
@@ -248,7 +249,7 @@ func (c *kernelCollector) Collect(ch chan<- prometheus.Metric) {
 	}
 	var rest loader.HitCount
 	var others bool
-	allowed := c.series.Admit(maps.Keys(sums))
+	allowed := c.series.admit(maps.Keys(sums))
 	for s, h := range sums {
 		if !allowed[s] {
 			rest.Redirected += h.Redirected
@@ -256,8 +257,8 @@ func (c *kernelCollector) Collect(ch chan<- prometheus.Metric) {
 			others = true
 			continue
 		}
-		counter(flowsDesc, h.Redirected, s.Namespace, s.Sandbox, s.Service, routing.ToFork.String())
-		counter(flowsDesc, h.Refused, s.Namespace, s.Sandbox, s.Service, routing.Refuse.String())
+		counter(flowsDesc, h.Redirected, s.namespace, s.sandbox, s.service, routing.ToFork.String())
+		counter(flowsDesc, h.Refused, s.namespace, s.sandbox, s.service, routing.Refuse.String())
 	}
 	if others {
 		counter(flowsDesc, rest.Redirected, "", other, "", routing.ToFork.String())
@@ -265,26 +266,26 @@ func (c *kernelCollector) Collect(ch chan<- prometheus.Metric) {
 	}
 }
 
-// Series names whom a counter is about.
-type Series struct{ Namespace, Sandbox, Service string }
+// series names whom a counter is about.
+type series struct{ namespace, sandbox, service string }
 
-func (s Series) compare(o Series) int {
-	return cmp.Or(cmp.Compare(s.Namespace, o.Namespace), cmp.Compare(s.Sandbox, o.Sandbox), cmp.Compare(s.Service, o.Service))
+func (s series) compare(o series) int {
+	return cmp.Or(cmp.Compare(s.namespace, o.namespace), cmp.Compare(s.sandbox, o.sandbox), cmp.Compare(s.service, o.service))
 }
 
 // seriesCap chooses which series are shown by name: who has been shown stays for
 // as long as it is there, so that no counter jumps.
 type seriesCap struct {
 	mu    sync.Mutex
-	shown map[Series]bool
+	shown map[series]bool
 }
 
-// Admit returns those of all that are shown by name.
-func (c *seriesCap) Admit(all func(func(Series) bool)) map[Series]bool {
+// admit returns those of all that are shown by name.
+func (c *seriesCap) admit(all func(func(series) bool)) map[series]bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	shown := make(map[Series]bool, len(c.shown))
-	var new []Series
+	shown := make(map[series]bool, len(c.shown))
+	var new []series
 	for s := range all {
 		if c.shown[s] {
 			shown[s] = true
@@ -292,7 +293,7 @@ func (c *seriesCap) Admit(all func(func(Series) bool)) map[Series]bool {
 			new = append(new, s)
 		}
 	}
-	slices.SortFunc(new, Series.compare)
+	slices.SortFunc(new, series.compare)
 	for _, s := range new[:min(len(new), maxSeries-len(shown))] {
 		shown[s] = true
 	}

@@ -16,6 +16,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/sidetrack-dev/sidetrack/daemon/router"
 	"github.com/sidetrack-dev/sidetrack/loader"
 	"github.com/sidetrack-dev/sidetrack/routing"
 )
@@ -33,6 +34,13 @@ func (c counters) Exits() ([]loader.ExitCount, error) {
 }
 
 func (c counters) Hits() (map[routing.RouteKey]loader.HitCount, error) { return c.hits, nil }
+
+// stats stand for the router's.
+type stats router.Stats
+
+func (s stats) Stats() router.Stats { return router.Stats(s) }
+
+var shopRoute = routing.Name{Namespace: "shop", Name: "route"}
 
 // compile returns a table of n sandboxes that each redirect the Service shop/route.
 func compile(t *testing.T, n int) *routing.Table {
@@ -93,6 +101,15 @@ func TestMetricsNameSandboxAndServiceAndNeverAKey(t *testing.T) {
 	table := compile(t, 1)
 	m := New("v0", Sources{
 		Kernel: counters{hits: routes(table)},
+		Router: stats{
+			Open: 2, Accepted: 9, FromClients: 100, ToClients: 200, Tunnels: 1, Retries: 4,
+			Requests: map[router.RequestKey]uint64{
+				{Service: shopRoute, Verdict: routing.ToBaseline, Reason: routing.Untagged}:                                                          11,
+				{Sandbox: routing.Name{Namespace: "shop", Name: "pr-0000"}, Service: shopRoute, Verdict: routing.ToFork, Reason: routing.Redirected}: 12,
+				{Sandbox: router.Overflow, Service: router.Overflow, Verdict: routing.ToFork, Reason: routing.Redirected}:                            13,
+			},
+			Errors: map[string]uint64{"client_reset": 6},
+		},
 		State: func() State {
 			return State{
 				Table: table, Listeners: 2, PodsWithoutListener: 1, PodsWithoutNamespace: 3,
@@ -127,6 +144,16 @@ func TestMetricsNameSandboxAndServiceAndNeverAKey(t *testing.T) {
 		`sidetrack_problems{in="object"} 0`,
 		`sidetrack_program_exits_total{program="connect4",reason="redirected"} 7`,
 		`sidetrack_ready 1`,
+		`sidetrack_requests_total{namespace="",reason="redirected",sandbox="(other)",service="",verdict="fork"} 13`,
+		`sidetrack_requests_total{namespace="shop",reason="redirected",sandbox="pr-0000",service="route",verdict="fork"} 12`,
+		`sidetrack_requests_total{namespace="shop",reason="untagged",sandbox="",service="route",verdict="baseline"} 11`,
+		`sidetrack_router_bytes_total{direction="from_clients"} 100`,
+		`sidetrack_router_bytes_total{direction="to_clients"} 200`,
+		`sidetrack_router_connections 2`,
+		`sidetrack_router_connections_total 9`,
+		`sidetrack_router_errors_total{reason="client_reset"} 6`,
+		`sidetrack_router_retries_total 4`,
+		`sidetrack_router_tunnels_total 1`,
 		`sidetrack_table_entries{map="backends"} 1`,
 		`sidetrack_table_entries{map="destinations"} 1`,
 		`sidetrack_table_entries{map="identities"} 0`,
@@ -140,38 +167,38 @@ func TestMetricsNameSandboxAndServiceAndNeverAKey(t *testing.T) {
 
 func TestSeriesAreBoundedAndTheirSumIsKept(t *testing.T) {
 	table := compile(t, maxSeries+50)
-	m := New("v0", Sources{Kernel: counters{hits: routes(table)}, State: func() State { return State{Table: table} }})
+	m := New("v0", Sources{Kernel: counters{hits: routes(table)}, Router: stats{}, State: func() State { return State{Table: table} }})
 	_, text := get(t, m, "/metrics")
 	n := strings.Count(text, `sidetrack_flows_total{namespace="shop"`)
 	if n != 2*maxSeries {
 		t.Errorf("%d series are named, want %d", n, 2*maxSeries)
 	}
-	if want := `sidetrack_flows_total{namespace="",sandbox="other",service="",verdict="fork"} 150`; !strings.Contains(text, want) {
+	if want := `sidetrack_flows_total{namespace="",sandbox="(other)",service="",verdict="fork"} 150`; !strings.Contains(text, want) {
 		t.Errorf("no line %s", want)
 	}
 }
 
 func TestWhoIsShownByNameStaysSoWhileItIsThere(t *testing.T) {
 	var c seriesCap
-	all := map[Series]bool{}
+	all := map[series]bool{}
 	for i := range maxSeries {
-		all[Series{Sandbox: fmt.Sprintf("m%04d", i)}] = true
+		all[series{sandbox: fmt.Sprintf("m%04d", i)}] = true
 	}
-	c.Admit(maps.Keys(all))
-	first := Series{Sandbox: "a-newcomer-that-sorts-first"}
+	c.admit(maps.Keys(all))
+	first := series{sandbox: "a-newcomer-that-sorts-first"}
 	all[first] = true
-	if c.Admit(maps.Keys(all))[first] {
+	if c.admit(maps.Keys(all))[first] {
 		t.Error("the newcomer has displaced somebody")
 	}
-	delete(all, Series{Sandbox: "m0007"})
-	if !c.Admit(maps.Keys(all))[first] {
+	delete(all, series{sandbox: "m0007"})
+	if !c.admit(maps.Keys(all))[first] {
 		t.Error("there is room, but the newcomer does not get it")
 	}
 }
 
 func TestReadyzSaysWhyNot(t *testing.T) {
 	state := State{NotReady: "the first table is not in the kernel: raise --max-destinations"}
-	m := New("v0", Sources{Kernel: counters{}, State: func() State { return state }})
+	m := New("v0", Sources{Kernel: counters{}, Router: stats{}, State: func() State { return state }})
 	if code, body := get(t, m, "/readyz"); code != http.StatusServiceUnavailable || body != state.NotReady+"\n" {
 		t.Errorf("not ready: %d %q", code, body)
 	}
@@ -185,7 +212,7 @@ func TestReadyzSaysWhyNot(t *testing.T) {
 }
 
 func TestACounterThatCannotBeReadDoesNotHideTheOthers(t *testing.T) {
-	m := New("v0", Sources{Kernel: counters{err: errors.New("no map")}, State: func() State { return State{Table: compile(t, 1)} }})
+	m := New("v0", Sources{Kernel: counters{err: errors.New("no map")}, Router: stats{}, State: func() State { return State{Table: compile(t, 1)} }})
 	_, text := get(t, m, "/metrics")
 	if !strings.Contains(text, "sidetrack_generation 1") {
 		t.Errorf("the generation is missing:\n%s", text)

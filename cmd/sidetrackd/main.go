@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Command sidetrackd is Sidetrack's node agent. Only flags and wiring are here.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"runtime"
+	"runtime/debug"
+	"strings"
+	"syscall"
+	"text/tabwriter"
+
+	"github.com/spf13/cobra"
+
+	"github.com/sidetrack-dev/sidetrack/loader"
+)
+
+// version is set by the linker: -X main.version=v1.2.3.
+var version string
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	// A second signal ends the process at once.
+	context.AfterFunc(ctx, stop)
+	if err := command().ExecuteContext(ctx); err != nil {
+		fmt.Fprintln(os.Stderr, "sidetrackd: "+strings.ReplaceAll(err.Error(), "\n", "; "))
+		os.Exit(1)
+	}
+}
+
+func command() *cobra.Command {
+	root := &cobra.Command{
+		Use:               "sidetrackd",
+		Short:             "Sidetrack's node agent: tagged flows and tagged requests go to forks, all else is untouched",
+		SilenceUsage:      true,
+		SilenceErrors:     true,
+		CompletionOptions: cobra.CompletionOptions{DisableDefaultCmd: true},
+		Args:              cobra.NoArgs,
+	}
+	root.AddCommand(runCommand(), uninstallCommand(), checkCommand(), versionCommand())
+	return root
+}
+
+func uninstallCommand() *cobra.Command {
+	bpffs := loader.DefaultConfig().BPFFS
+	var logs logFlags
+	cmd := &cobra.Command{
+		Use:   "uninstall",
+		Short: "Remove every pin and link of an agent that is gone, and nobody else's",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			log, err := logs.logger(cmd.ErrOrStderr())
+			if err != nil {
+				return err
+			}
+			return loader.Uninstall(bpffs, log)
+		},
+	}
+	cmd.Flags().StringVar(&bpffs, "bpffs", bpffs, "`directory` where the BPF file system is mounted")
+	logs.register(cmd.Flags())
+	return cmd
+}
+
+func checkCommand() *cobra.Command {
+	cfg := loader.DefaultConfig()
+	cmd := &cobra.Command{
+		Use:   "check",
+		Short: "Say, line by line, whether this kernel and host can run the agent",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
+			missing := 0
+			for _, l := range loader.Check(cfg) {
+				if l.OK {
+					fmt.Fprintf(w, "ok\t%s\t%s\n", l.Name, l.Detail)
+					continue
+				}
+				missing++
+				fmt.Fprintf(w, "MISSING\t%s\t%s: %s\n", l.Name, oneLine(l.Detail), l.Remedy)
+			}
+			if err := w.Flush(); err != nil {
+				return err
+			}
+			if missing > 0 {
+				return fmt.Errorf("%d of the things that the agent needs are missing", missing)
+			}
+			return nil
+		},
+	}
+	cmd.Flags().StringVar(&cfg.Cgroup, "cgroup", cfg.Cgroup, "`directory` of the cgroup (v2) below which traffic is looked at (default: the root of cgroup2)")
+	cmd.Flags().StringVar(&cfg.BPFFS, "bpffs", cfg.BPFFS, "`directory` where the BPF file system is mounted, or is to be")
+	return cmd
+}
+
+func versionCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "version",
+		Short: "Print the version",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			_, err := fmt.Fprintf(cmd.OutOrStdout(), "sidetrackd %s (%s, %s/%s)\n", buildVersion(), runtime.Version(), runtime.GOOS, runtime.GOARCH)
+			return err
+		},
+	}
+}
+
+func buildVersion() string {
+	if version != "" {
+		return version
+	}
+	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
+		return info.Main.Version
+	}
+	return "unknown"
+}
+
+func oneLine(s string) string { return strings.Join(strings.Fields(s), " ") }
+
+var errNoManifests = errors.New("--manifests is needed: the directory of the Kubernetes objects' YAML files")

@@ -1,0 +1,198 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"runtime/debug"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/sidetrack-dev/sidetrack/daemon/agent"
+	"github.com/sidetrack-dev/sidetrack/daemon/metrics"
+	"github.com/sidetrack-dev/sidetrack/daemon/pods"
+	"github.com/sidetrack-dev/sidetrack/daemon/router"
+	"github.com/sidetrack-dev/sidetrack/daemon/source"
+	"github.com/sidetrack-dev/sidetrack/loader"
+	"github.com/sidetrack-dev/sidetrack/routing"
+)
+
+// gcPercent is GOGC's default here: the agent's heap changes with its objects
+// and not with traffic, so that collecting more often costs little.
+const gcPercent = 50
+
+// runFlags are the flags of "sidetrackd run".
+type runFlags struct {
+	manifests      string
+	metricsAddress string
+	kernel         loader.Config
+	keys           routing.KeyNames
+	loops          int
+	lease          time.Duration
+	drainTimeout   time.Duration
+	logs           logFlags
+}
+
+func runCommand() *cobra.Command {
+	f := runFlags{
+		metricsAddress: "127.0.0.1:9464",
+		kernel:         loader.DefaultConfig(),
+		keys:           routing.DefaultKeyNames(),
+		lease:          5 * time.Minute,
+		drainTimeout:   10 * time.Second,
+	}
+	cmd := &cobra.Command{
+		Use:   "run --manifests DIR",
+		Short: "Run the agent until SIGTERM",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return f.run(cmd.Context(), cmd.ErrOrStderr())
+		},
+	}
+	f.register(cmd.Flags())
+	return cmd
+}
+
+func (f *runFlags) register(flags *pflag.FlagSet) {
+	flags.SortFlags = false
+	flags.StringVar(&f.manifests, "manifests", f.manifests, "`directory` of the objects: every *.yaml in it is read, and read again when it changes")
+	flags.StringVar(&f.kernel.Cgroup, "cgroup", f.kernel.Cgroup, "`directory` of the cgroup (v2) below which traffic is looked at (default: the root of cgroup2)")
+	flags.StringVar(&f.kernel.BPFFS, "bpffs", f.kernel.BPFFS, "`directory` where the BPF file system is mounted, or is to be")
+	flags.StringVar(&f.metricsAddress, "metrics-address", f.metricsAddress, "`host:port` of /metrics, /healthz and /readyz")
+	flags.Uint32Var(&f.kernel.Mark, "mark", f.kernel.Mark, "SO_MARK of the agent's own sockets; choose one that nobody else on this host uses")
+	flags.StringSliceVar(&f.keys.Members, "baggage-member", f.keys.Members, "`names` of the baggage and tracestate members that carry a routing key; the first is the one that is injected")
+	flags.StringVar(&f.keys.Header, "key-header", f.keys.Header, "`name` of the plain header that carries a routing key")
+	flags.IntVar(&f.loops, "loops", f.loops, "event loops of the request router (default: a quarter of the cores, at least 1 and at most 4)")
+	flags.Uint32Var(&f.kernel.MaxFlowRoutes, "max-flow-routes", f.kernel.MaxFlowRoutes, "most redirects, counted by sandbox and Service port")
+	flags.Uint32Var(&f.kernel.MaxDestinations, "max-destinations", f.kernel.MaxDestinations, "most destinations: addresses and ports of redirected Services and of their endpoints")
+	flags.Uint32Var(&f.kernel.MaxBackends, "max-backends", f.kernel.MaxBackends, "most endpoints of redirects' targets")
+	flags.Uint32Var(&f.kernel.MaxIdentities, "max-identities", f.kernel.MaxIdentities, "most pods of sandboxes on this node")
+	flags.Uint32Var(&f.kernel.MaxNamespaces, "max-namespaces", f.kernel.MaxNamespaces, "most pods on this node")
+	flags.Uint32Var(&f.kernel.MaxUDPPeers, "max-udp-peers", f.kernel.MaxUDPPeers, "most redirected peers of unconnected UDP sockets; the longest unused give way")
+	flags.DurationVar(&f.lease, "lease", f.lease, "how long flow redirects go on when no agent runs")
+	flags.DurationVar(&f.drainTimeout, "drain-timeout", f.drainTimeout, "how long requests under way may take at the end")
+	f.logs.register(flags)
+}
+
+// run wires the agent together, inside out, and takes it apart in reverse.
+func (f *runFlags) run(ctx context.Context, stderr io.Writer) (err error) {
+	log, err := f.logs.logger(stderr)
+	if err != nil {
+		return err
+	}
+	if f.manifests == "" {
+		return errNoManifests
+	}
+	if err := f.keys.Validate(); err != nil {
+		return err
+	}
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(gcPercent)
+	}
+	closing := func(what string, c io.Closer) {
+		if e := c.Close(); e != nil {
+			err = errors.Join(err, fmt.Errorf("%s: %w", what, e))
+		}
+	}
+
+	manifests, err := source.OpenManifests(f.manifests, log)
+	if err != nil {
+		return err
+	}
+	defer closing("close the manifests", manifests)
+
+	listener, err := net.Listen("tcp", f.metricsAddress)
+	if err != nil {
+		return fmt.Errorf("serve metrics: %w", err)
+	}
+	defer listener.Close()
+
+	f.kernel.Logger = log
+	kernel, err := loader.Open(f.kernel)
+	if errors.Is(err, fs.ErrPermission) {
+		return fmt.Errorf("%w: run the agent as root, or with what `sidetrackd check` names", err)
+	}
+	if err != nil {
+		return err
+	}
+	defer closing("let go of the kernel", kernel)
+
+	rt, err := router.New(router.Config{
+		Loops:      f.loops,
+		Mark:       f.kernel.Mark,
+		KeyNames:   f.keys,
+		V6OnlyDest: kernel.V6OnlyDest,
+		Logger:     log,
+	})
+	if err != nil {
+		return err
+	}
+	defer closing("close the router", rt)
+
+	resolver := pods.NewResolver(log)
+	defer closing("close the namespaces", resolver)
+
+	var m *metrics.Metrics
+	a, err := agent.New(agent.Config{
+		Source:       manifests,
+		Pods:         resolver,
+		Kernel:       kernel,
+		Router:       rt,
+		Mark:         f.kernel.Mark,
+		Lease:        f.lease,
+		DrainTimeout: f.drainTimeout,
+		Applied:      func(took time.Duration, err error) { m.Applied(took, err) },
+		Logger:       log,
+	})
+	if err != nil {
+		return err
+	}
+	m = metrics.New(buildVersion(), metrics.Sources{Kernel: kernel, Router: rt, State: a.State})
+
+	server := m.Server()
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(listener) }()
+	defer func() {
+		closing("close the metrics server", server)
+		if e := <-served; !errors.Is(e, http.ErrServerClosed) {
+			err = errors.Join(err, fmt.Errorf("serve metrics: %w", e))
+		}
+	}()
+
+	log.Info("sidetrackd runs", "version", buildVersion(), "manifests", f.manifests, "metrics", listener.Addr().String())
+	err = a.Run(ctx)
+	log.Info("sidetrackd ends")
+	return err
+}
+
+// logFlags say how the log looks.
+type logFlags struct{ level, format string }
+
+func (l *logFlags) register(flags *pflag.FlagSet) {
+	flags.StringVar(&l.level, "log-level", "info", "least important `level` that is logged: debug, info, warn or error")
+	flags.StringVar(&l.format, "log-format", "text", "`format` of the log: text or json")
+}
+
+func (l *logFlags) logger(w io.Writer) (*slog.Logger, error) {
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(l.level)); err != nil {
+		return nil, fmt.Errorf("--log-level: %q is unknown: use debug, info, warn or error", l.level)
+	}
+	switch options := (&slog.HandlerOptions{Level: level}); l.format {
+	case "text":
+		return slog.New(slog.NewTextHandler(w, options)), nil
+	case "json":
+		return slog.New(slog.NewJSONHandler(w, options)), nil
+	}
+	return nil, fmt.Errorf("--log-format: %q is unknown: use text or json", l.format)
+}
