@@ -334,4 +334,3 @@ func (w *world) noConnections() {
 	w.t.Helper()
 	w.eventually("no connection is left", func() bool { return w.router.Stats().Open == 0 })
 }
-

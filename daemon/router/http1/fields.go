@@ -17,6 +17,7 @@ const (
 	manyLengths     = "it has several different Content-Lengths"
 	lengthAndCoding = "it has both Content-Length and Transfer-Encoding"
 	badCoding       = "its Transfer-Encoding does not end in a single chunked"
+	connectWithBody = "it is a CONNECT with a body"
 	codingInHTTP10  = "it has Transfer-Encoding in HTTP/1.0"
 )
 

@@ -167,6 +167,8 @@ func (r *Request) strict(buf []byte) (ok bool, reason string) {
 		return false, codingInHTTP10
 	case f.coded && !f.chunked:
 		return false, badCoding
+	case r.Method == ConnectMethod && (f.coded || f.length > 0):
+		return false, connectWithBody
 	case f.coded:
 		r.Framing = ByChunks
 	case f.hasLength && f.length > 0:

@@ -124,7 +124,7 @@ func (s *Scanner) valueByte(c byte, found func([]byte) bool) bool {
 	switch c {
 	case '\n':
 		s.state = scanFold
-	case ' ', '\t', '\r', ',', '"', ';', 0:
+	case ' ', '\t', '\r', '"', 0:
 	default:
 		if !s.header {
 			s.state = scanIdle
