@@ -70,13 +70,9 @@ static __always_inline enum reason capture(struct bpf_sock_addr *ctx, bool v6)
 	if (!router.port)
 		return REASON_NO_LISTENER;
 
-	if (!noted)
-		noted = bpf_sk_storage_get(&sd_dialled, ctx->sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
-	if (noted) {
-		noted->dialled = to;
-		noted->actual = router;
-		noted->flags = DIALLED_CONNECTED;
-	}
+	/* Without memory for the note getpeername shows the router; the router itself
+	 * goes by the address. */
+	note_dialled(ctx, &to, &router, DIALLED_CONNECTED);
 	write_addr(ctx, v6, &router);
 	if (refused)
 		bpf_set_retval(0);

@@ -72,7 +72,7 @@ static __always_inline int flow_connect(struct bpf_sock_addr *ctx, enum program 
 	struct dialled *noted = bpf_sk_storage_get(&sd_dialled, ctx->sk, NULL, 0);
 	struct endpoint to;
 	struct answer a;
-	bool redirect;
+	bool redirect, known;
 
 	/* Whatever an earlier connect of this socket left behind is over. */
 	if (noted)
@@ -82,19 +82,13 @@ static __always_inline int flow_connect(struct bpf_sock_addr *ctx, enum program 
 	if (!decide(ctx, program, v6 && !v6_only(ctx), bpf_get_prandom_u32(), &to, &a))
 		return 1;
 	redirect = a.verdict == VERDICT_FORK;
-	if (!noted)
-		noted = bpf_sk_storage_get(&sd_dialled, ctx->sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
-	if (noted) {
-		noted->dialled = to;
-		noted->actual = a.endpoint;
-		noted->flags |= redirect ? DIALLED_CONNECTED : DIALLED_REFUSED;
-	}
+	known = note_dialled(ctx, &to, &a.endpoint, redirect ? DIALLED_CONNECTED : DIALLED_REFUSED);
 	if (!redirect) {
 		count(program, a.reason);
 		bpf_set_retval(-ECONNREFUSED);
 		return 0;
 	}
-	count(program, noted ? REASON_REDIRECTED : REASON_UNNOTED);
+	count(program, known ? REASON_REDIRECTED : REASON_UNNOTED);
 	write_addr(ctx, v6, &a.endpoint);
 	return 1;
 }

@@ -65,3 +65,31 @@ static __always_inline bool v6_only(struct bpf_sock_addr *ctx)
 		skc = (const struct sock_common *)bpf_skc_to_udp6_sock(ctx->sk);
 	return skc && BPF_CORE_READ_BITFIELD(skc, skc_ipv6only);
 }
+
+/* note_dialled notes what a socket asked for in connect and what it gets. It
+ * answers false when there is no memory for that. */
+static __always_inline bool note_dialled(struct bpf_sock_addr *ctx, const struct endpoint *dialled,
+					 const struct endpoint *actual, enum dialled_flag flags)
+{
+	struct dialled *noted = bpf_sk_storage_get(&sd_dialled, ctx->sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+
+	if (!noted)
+		return false;
+	noted->dialled = *dialled;
+	noted->actual = *actual;
+	noted->flags = (noted->flags & DIALLED_DATAGRAMS) | flags;
+
+	/* What connects is a subflow of an MPTCP socket; getpeername is asked of
+	 * the latter. */
+	if (ctx->protocol == IPPROTO_TCP && bpf_core_type_exists(struct mptcp_sock)) {
+		struct mptcp_sock *msk = bpf_skc_to_mptcp_sock(ctx->sk);
+		struct dialled *shown;
+
+		if (!msk)
+			return true;
+		shown = bpf_sk_storage_get(&sd_dialled, msk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+		if (shown)
+			*shown = *noted;
+	}
+	return true;
+}

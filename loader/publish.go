@@ -11,6 +11,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
 )
 
 // newSuffix ends the name of a pin until it is renamed over its predecessor. (bpffs
@@ -121,6 +122,9 @@ func (k *Kernel) attach(p program) (link.Link, error) {
 	l, err := link.AttachCgroup(link.CgroupOptions{
 		Path: k.cfg.Cgroup, Attach: p.attach, Program: k.objs.programs[p.name],
 	})
+	if errors.Is(err, unix.EPERM) {
+		return nil, fmt.Errorf("attach %s to cgroup %s: %w (perhaps a program at it or above it was attached without BPF_F_ALLOW_MULTI; \"bpftool cgroup tree\" lists them)", p.name, k.cfg.Cgroup, err)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("attach %s to cgroup %s: %w", p.name, k.cfg.Cgroup, err)
 	}

@@ -41,6 +41,16 @@ static struct udp6_sock *(*bpf_skc_to_udp6_sock)(void *sk) = (void *)140;
 static int (*bpf_get_retval)(void) = (void *)186;
 static int (*bpf_set_retval)(int retval) = (void *)187;
 
+static struct mptcp_sock *(*bpf_skc_to_mptcp_sock)(void *sk) = (void *)196;
+
+enum bpf_type_info_kind {
+	BPF_TYPE_EXISTS = 0,
+};
+
+/* Whether the running kernel has a type. */
+#define bpf_core_type_exists(type) \
+	__builtin_preserve_type_info(*(typeof(type) *)0, BPF_TYPE_EXISTS)
+
 enum bpf_field_info_kind {
 	BPF_FIELD_BYTE_OFFSET = 0,
 	BPF_FIELD_BYTE_SIZE = 1,

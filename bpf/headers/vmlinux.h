@@ -85,3 +85,8 @@ struct sock_common {
 
 struct tcp6_sock;
 struct udp6_sock;
+
+/* Not in every kernel: CONFIG_MPTCP. */
+struct mptcp_sock {
+	char any;
+} __attribute__((preserve_access_index));
