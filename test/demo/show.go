@@ -7,9 +7,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
+	"net/http"
 	"net/netip"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"unicode/utf8"
 )
 
@@ -36,6 +39,11 @@ var (
 // error when one was not the way that it should have taken.
 func (s *stage) show(ctx context.Context, out io.Writer) error {
 	client := s.pods["client"].Client()
+	var connections atomic.Int32
+	client.Transport.(*http.Transport).DialContext = func(ctx context.Context, network, address string) (net.Conn, error) {
+		connections.Add(1)
+		return s.pods["client"].DialContext(ctx, network, address)
+	}
 	request := func(baggage ...string) func() ([]hop, error) {
 		return func() ([]hop, error) { return ask(ctx, client, frontendURL, baggage) }
 	}
@@ -87,8 +95,11 @@ func (s *stage) show(ctx context.Context, out io.Writer) error {
 			fmt.Fprintf(out, "%s\n", draw(sc.from, got))
 		}
 	}
+	if n := connections.Load(); n != 1 {
+		wrong = append(wrong, fmt.Errorf("the client's requests took %d connections, want 1", n))
+	}
 	if len(wrong) > 0 {
-		return fmt.Errorf("%d of %d went wrong: %w\n%s", len(wrong), len(scenes), errors.Join(wrong...), s.log.String())
+		return fmt.Errorf("not all went well: %w\n%s", errors.Join(wrong...), s.log.String())
 	}
 	fmt.Fprintf(out, "All %d went where they should.\n", len(scenes))
 	return nil

@@ -97,6 +97,7 @@ func build(ctx context.Context, work string, pkgs []goPackage) (*payload, error)
 	module := pkgs[0].Module
 	for _, main := range []struct{ path, name string }{
 		{module.Path + "/test/kernels/vminit", "init"},
+		{module.Path + "/cmd/sidetrackd", "bin/sidetrackd"},
 	} {
 		out := filepath.Join(work, filepath.Base(main.name))
 		// "go build" wants the package last.
