@@ -235,7 +235,9 @@ func (u *upstream) event() {
 		c.loop.timers.clear(&u.timer)
 		if u == c.cur {
 			c.held = false
-			c.count()
+			if c.asked.len() > 0 {
+				c.count()
+			}
 		}
 	}
 	if u == c.cur {
