@@ -22,7 +22,7 @@ func then(steps ...step) []step { return append(steps, again()...) }
 func TestRequestsAndResponsesKeepTheirBytes(t *testing.T) {
 	long := strings.Repeat("long cookie ", 700)
 	both(t, func(t *testing.T, s *shop) {
-		playAll(t, s, []dialogue{
+		playAll(t, s, s.ways(), []dialogue{
 			{"a GET and another", then(c(get), sv(ok))},
 			{"order, case and spaces of headers", then(
 				c("GET /a%20b?q=1&q=2;x HTTP/1.1\r\nhOST: web\r\nX-b: 2\r\nx-A:1\r\n{key}X-b:\t two  \r\nx-empty:\r\nAccept:*/*\r\nCOOKIE: a=b; c=\"d\"\r\nX-B: three \t\r\n\r\n"),
@@ -121,7 +121,7 @@ func TestRequestsAndResponsesKeepTheirBytes(t *testing.T) {
 func TestTunnelsAreStreamsOfBytes(t *testing.T) {
 	binary := "\x81\x05hello\x00\xff\r\n\r\nGET / HTTP/1.1\r\nX-Sidetrack-Key: " + keyB + "\r\n\r\n"
 	both(t, func(t *testing.T, s *shop) {
-		playAll(t, s, []dialogue{
+		playAll(t, s, s.ways(), []dialogue{
 			{"Upgrade to WebSocket", []step{
 				c("GET /chat HTTP/1.1\r\nHost: web\r\n{key}Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"),
 				sv("HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n"),
@@ -149,7 +149,7 @@ func TestHeadsMayComeInPieces(t *testing.T) {
 	req := "POST /x HTTP/1.1\r\nHost: web\r\n{key}Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\nT: 1\r\n\r\n"
 	resp := "HTTP/1.1 103 Early Hints\r\nX: y\r\n\r\nHTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\nT: 1\r\n\r\n"
 	both(t, func(t *testing.T, s *shop) {
-		playAll(t, s, []dialogue{{"byte by byte", then(slow(req), slowS(resp), slow(get), slowS(ok))}})
+		playAll(t, s, s.ways(), []dialogue{{"byte by byte", then(slow(req), slowS(resp), slow(get), slowS(ok))}})
 		for _, w := range s.ways() {
 			t.Run("split once, at every byte: "+w.name, func(t *testing.T) {
 				e, strangers := s.open(t, w)

@@ -246,6 +246,6 @@ func TestOddResponsesComeThrough(t *testing.T) {
 		} {
 			all = append(all, dialogue{name, []step{c(get), sv(text), sv("the end"), {serverCloses, ""}}})
 		}
-		playAll(t, s, all)
+		playAll(t, s, s.ways(), all)
 	})
 }

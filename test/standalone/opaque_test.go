@@ -31,7 +31,7 @@ func TestWhatIsNotHTTPFlowsThrough(t *testing.T) {
 	blob := strings.Repeat("\x00\x01\x02GET / HTTP/1.1\r\nX-Sidetrack-Key: "+keyA+"\r\n\r\n\xff", 3000)
 	both(t, func(t *testing.T, s *shop) {
 		fin := []step{{clientFIN, ""}, sv("last words"), {serverFIN, ""}}
-		playAll(t, s, []dialogue{
+		playAll(t, s, s.opaqueWays(), []dialogue{
 			{"MySQL, where the server speaks first", append([]step{sv(greeting), c("\x20\x00\x00\x01login"), sv("\x07\x00\x00\x02\x00\x00\x00\x02\x00\x00\x00"), {bothSay, blob}}, fin...)},
 			{"SMTP, where the server speaks first", []step{sv("220 mx ESMTP\r\n"), c("EHLO x\r\n"), sv("250-mx\r\n250 8BITMIME\r\n"), c("QUIT\r\n"), sv("221 bye\r\n"), {serverCloses, ""}}},
 			{"SSH, where both speak at once", append([]step{{bothSay, "SSH-2.0-OpenSSH_9.2\r\n"}, {bothSay, blob}}, fin...)},
