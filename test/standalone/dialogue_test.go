@@ -42,6 +42,8 @@ const (
 	clientResets
 	serverResets
 	bothSay      // the same text in both directions at the same time
+	serverEnds   // says something and closes: what is not whole may come with the end
+	serverBreaks // says something and resets: it need not come at all
 	eachByte     // the client sends byte by byte, each in a segment of its own
 	eachByteBack // the server does
 )
@@ -126,6 +128,26 @@ func (e *ends) step(do action, text string) error {
 	case serverCloses:
 		server.Close()
 		return wantEnd(e.client, io.EOF)
+	case serverEnds:
+		if err := send(server, text, false); err != nil {
+			return err
+		}
+		server.Close()
+		if err := readExactly(e.client, text); err != nil {
+			return err
+		}
+		return wantEnd(e.client, io.EOF)
+	case serverBreaks:
+		if err := send(server, text, false); err != nil {
+			return err
+		}
+		pause()
+		reset(server)
+		_ = e.client.SetReadDeadline(time.Now().Add(patience))
+		if b, err := io.ReadAll(e.client); !strings.HasPrefix(text, string(b)) || !errors.Is(err, unix.ECONNRESET) {
+			return fmt.Errorf("read %q, then %v", b, err)
+		}
+		return nil
 	case clientResets:
 		reset(e.client)
 		return wantEnd(server, unix.ECONNRESET)
