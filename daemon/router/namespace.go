@@ -117,9 +117,13 @@ func listenOn(a netip.Addr) (fd int32, port uint16, err error) {
 			closeFD(fd)
 		}
 	}()
-	// Nobody but this namespace's own processes can reach lo.
-	if err := unix.SetsockoptString(int(fd), unix.SOL_SOCKET, unix.SO_BINDTODEVICE, "lo"); err != nil {
-		return -1, 0, fmt.Errorf("bind a listener to lo: %w", err)
+	// Nobody but this namespace's own processes can reach lo. That goes for ::1
+	// without saying, and a listener there that says so could not answer a client
+	// that has bound itself to another IPv6 address: there is no route to that by lo.
+	if a.Is4() {
+		if err := unix.SetsockoptString(int(fd), unix.SOL_SOCKET, unix.SO_BINDTODEVICE, "lo"); err != nil {
+			return -1, 0, fmt.Errorf("bind a listener to lo: %w", err)
+		}
 	}
 	// Accepted sockets inherit these.
 	if e := setInt(fd, unix.SOL_TCP, unix.TCP_NODELAY, 1); e != noError {

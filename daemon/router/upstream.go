@@ -233,6 +233,9 @@ func (u *upstream) event() {
 		}
 		u.state = connected
 		c.loop.timers.clear(&u.timer)
+		if u.wantFIN {
+			u.sendFIN() // the client has said all it had to say meanwhile
+		}
 		if u == c.cur {
 			c.held = false
 			if c.asked.len() > 0 {
