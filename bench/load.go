@@ -304,10 +304,7 @@ func (c *clients) paced() (Measured, error) {
 	var w window
 	for next.Before(end) {
 		if d := time.Until(next); d > 0 {
-			ts := unix.NsecToTimespec(int64(d))
-			if err := unix.Nanosleep(&ts, nil); err != nil && !errors.Is(err, unix.EINTR) {
-				return Measured{}, fmt.Errorf("nanosleep: %w", err)
-			}
+			sleep(d)
 		}
 		if w.c == nil && !next.Before(warm) {
 			if w, err = c.open(); err != nil {

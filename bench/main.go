@@ -76,6 +76,7 @@ func parse(args []string) (options, error) {
 	f.DurationVar(&o.warmup, "warmup", 300*time.Millisecond, "how long a case runs before it is measured")
 	f.IntVar(&o.connections, "connections", 32, "connections of the load generator, except where one request at a time is measured")
 	f.IntVar(&o.rate, "rate", 1000, "requests a second where one request at a time is measured")
+	f.Float64Var(&o.quiet, "quiet", 0.1, "repeat a measurement during which more than this share of the machine's work was none of the benchmark's")
 	f.Uint64Var(&o.seed, "seed", 0, "of the random order of cases; 0 takes the time")
 	f.StringVar(&o.report, "report", "", "write the report to this file, \"-\" for the standard output; when empty it is "+reportFile+" for a whole run and the standard output else")
 	f.StringVar(&o.only, "only", "", "measure only cases whose name has one of these comma-separated texts in it")
@@ -90,7 +91,7 @@ func parse(args []string) (options, error) {
 		return o, fmt.Errorf("unexpected argument %q", f.Arg(0))
 	}
 	if o.quick {
-		o.rounds, o.duration, o.warmup = 2, 300*time.Millisecond, 100*time.Millisecond
+		o.rounds, o.duration, o.warmup, o.quiet = 2, 300*time.Millisecond, 100*time.Millisecond, 1
 	}
 	if o.report == "" && !o.quick && o.only == "" && !o.sizes {
 		o.report = reportFile

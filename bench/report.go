@@ -242,6 +242,9 @@ func (r *report) notes(b *bytes.Buffer) {
 		b.WriteString(" **That is too much for plain requests/s and latencies to be believed**; figures per CPU\n  second suffer less.")
 	}
 	b.WriteString("\n")
+	if r.results.repeated > 0 {
+		fmt.Fprintf(b, "* %d measurements were repeated because others had used more than %.0f %% of what the cores did.\n", r.results.repeated, 100*r.set.quiet)
+	}
 	if r.set.duration < time.Second || r.set.rounds < 5 {
 		b.WriteString("* **Short rounds or few of them**: this run shows that the benchmark works, not how fast anything is.\n")
 	}
