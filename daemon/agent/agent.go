@@ -138,6 +138,9 @@ func (a *Agent) Run(ctx context.Context) error {
 			}
 		case <-a.listeners.due():
 			a.listeners.closeDue()
+			s := *a.state.Load()
+			s.Listeners = len(a.listeners.open)
+			a.state.Store(&s)
 		case <-lease.C:
 			if err := a.cfg.Kernel.RenewLease(a.cfg.Lease); err != nil {
 				a.log.Error("lease is not renewed; flow redirects will end when it is over", "err", err)

@@ -139,8 +139,10 @@ func newShop(t *testing.T) *shop {
 	for name, pod := range map[string]*lab.Pod{"baseline": s.baseline, "fork": s.fork} {
 		pod.MustServeHTTP(name, "0.0.0.0:80")
 		pod.MustServeTCP(name, "0.0.0.0:81")
-		pod.MustServeUDP(name, "0.0.0.0:82")
 	}
+	// Of each address by itself, so that answers come from the one that was asked.
+	s.baseline.MustServeUDP("baseline", routeIP+":82", lab.HostPort(s.baseline.IPv4, 82))
+	s.fork.MustServeUDP("fork", lab.HostPort(s.fork.IPv4, 82))
 	s.put("pods.yaml", fmt.Sprintf(`
 apiVersion: v1
 kind: Pod
