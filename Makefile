@@ -12,7 +12,9 @@ TALLY ?=
 # CI's rounds are shorter and their report is not kept.
 BENCHFLAGS ?= -report bench/REPORT.md
 
-tally = go run ./test/tally $(if $(TALLY),-append $(TALLY))
+# Programs that must get a signal themselves are not run by "go run".
+tools = go build -o bin/ ./test/kernels ./test/tally ./test/demo
+tally = bin/tally $(if $(TALLY),-append $(TALLY))
 build = CGO_ENABLED=0 go build -trimpath -ldflags "-s -w"
 scripts = $(shell git ls-files '*.sh' .ci/run)
 
@@ -31,7 +33,8 @@ generate: ## compile the BPF programs and write all generated code anew (needs c
 
 test: ## install what the tests need (as root, with apt), and run them all
 	@test/setup.sh test
-	@kernel=$$(go run ./test/kernels -list); \
+	@$(tools)
+	@kernel=$$(bin/kernels -list); \
 	pure=$$(go list ./... | grep -vxF "$$kernel"); \
 	{ status=0; \
 	go test -json -race $$pure || status=1; \
@@ -39,13 +42,13 @@ test: ## install what the tests need (as root, with apt), and run them all
 	exit $$status; } | $(tally)
 
 demo: build ## show both ways of routing with real requests between namespaces (as root)
-	@mkdir -p bin
-	@$(build) -o bin/demo ./test/demo
+	@$(tools)
 	@bin/demo -sidetrackd bin/sidetrackd
 
 kernels: ## run every test that touches the kernel on Debian's 6.1 and 6.12, in QEMU
 	@test/setup.sh kernels
-	@go run ./test/kernels | $(tally)
+	@$(tools)
+	@bin/kernels | $(tally)
 
 bench-quick: build ## compare direct, flow redirect, router and HAProxy: five minutes, rewrites bench/REPORT.md
 	@test/setup.sh bench

@@ -15,6 +15,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -36,6 +37,9 @@ func boot(ctx context.Context, work, initrd string, k *kernel, o options, p *pay
 		"-kernel", k.image, "-initrd", initrd,
 		"-append", "console=ttyS0 panic=-1 loglevel=5")
 	cmd.Stderr = os.Stderr
+	// It does not outlive this process when that is killed. The signal is sent when
+	// the thread ends that has started it, which is the main one; see main.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		return fmt.Errorf("start the machine: %w", err)

@@ -17,6 +17,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"time"
@@ -32,6 +33,10 @@ type options struct {
 	list     bool
 	keep     bool
 }
+
+// The main goroutine stays on the main thread, which lives as long as the
+// process.
+func init() { runtime.LockOSThread() }
 
 func main() {
 	var o options
