@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"runtime/debug"
 	"sync/atomic"
 	"time"
 
@@ -20,6 +21,9 @@ import (
 const (
 	// retryInterval is how soon what has failed is tried again without any change.
 	retryInterval = 2 * time.Second
+	// tidyAfter is how long nothing may have changed before the memory that the
+	// last change took is given back.
+	tidyAfter = time.Second
 	// grace is how long a listener stays after the kernel has stopped steering to
 	// it, for connections whose connect(2) is under way.
 	grace = 250 * time.Millisecond
@@ -119,6 +123,10 @@ func (a *Agent) Run(ctx context.Context) error {
 	defer lease.Stop()
 	retry := time.NewTicker(retryInterval)
 	defer retry.Stop()
+	// A change takes the memory of two generations and more, and then there may
+	// be none for days. Traffic makes no garbage that would have it collected.
+	tidy := time.NewTimer(tidyAfter)
+	defer tidy.Stop()
 	known := false
 	for {
 		select {
@@ -128,14 +136,18 @@ func (a *Agent) Run(ctx context.Context) error {
 			known = true
 			a.cfg.Pods.Set(a.snapshot.Pods)
 			a.reconcile()
+			tidy.Reset(tidyAfter)
 		case <-a.cfg.Pods.Changes():
 			if known {
 				a.reconcile()
+				tidy.Reset(tidyAfter)
 			}
 		case <-retry.C:
 			if a.failing {
 				a.reconcile()
 			}
+		case <-tidy.C:
+			debug.FreeOSMemory()
 		case <-a.listeners.due():
 			a.listeners.closeDue()
 			s := *a.state.Load()

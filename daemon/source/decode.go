@@ -31,23 +31,40 @@ type objectKey struct {
 	name routing.Name
 }
 
-// object is what is kept of one object: one of the pointers is set, or none for
-// an object that says nothing about routing.
+// object is what is kept of one object: *routing.Service,
+// *routing.EndpointSlice, *routing.Sandbox, *pods.Pod, or a silent for one that
+// says nothing about routing. There may be very many.
 type object struct {
-	objectKey
-	item    int // of a List, from 1
-	service *routing.Service
-	slice   *routing.EndpointSlice
-	pod     *pods.Pod
-	sandbox *routing.Sandbox
+	value any
+	item  int // of a List, from 1
+}
+
+// silent is an object that only takes up its name.
+type silent struct{ objectKey }
+
+func (o *object) key() objectKey {
+	switch v := o.value.(type) {
+	case *routing.Service:
+		return objectKey{"Service", v.Name}
+	case *routing.EndpointSlice:
+		return objectKey{"EndpointSlice", v.Name}
+	case *routing.Sandbox:
+		return objectKey{v1alpha1.SandboxKind, v.Name}
+	case *pods.Pod:
+		return objectKey{"Pod", v.Name}
+	case *silent:
+		return v.objectKey
+	}
+	panic(fmt.Sprintf("source: object of type %T", o.value))
 }
 
 // document is what has become of one YAML document. It does not know its own
 // number, so that it can be kept when documents before it come or go.
 type document struct {
+	text     digest // its text's
+	refused  bool   // one of the problems is an error
 	objects  []object
 	problems []Problem
-	refused  bool // one of the problems is an error
 }
 
 // part is one document of a stream and the line, from zero, that it begins on.
@@ -182,7 +199,7 @@ func (d *document) decode(data []byte, item int) {
 		about.Object = routing.Name{Namespace: name.Namespace, Name: "(unnamed)"}
 	}
 
-	o := object{objectKey: objectKey{h.Kind, name}, item: item}
+	o := object{value: &silent{objectKey{h.Kind, name}}, item: item}
 	var errs field.ErrorList
 	var advice []routing.Problem
 	ok := false
@@ -193,14 +210,14 @@ func (d *document) decode(data []byte, item int) {
 			obj.Namespace = name.Namespace
 			var s routing.Service
 			s, errs = convertService(&obj)
-			o.service = &s
+			o.value = &s
 		}
 	case "v1 Pod":
 		var obj corev1.Pod
 		if ok = d.into(data, &obj, item, about, false); ok {
 			obj.Namespace = name.Namespace
 			if p, alive := convertPod(&obj); alive {
-				o.pod = &p
+				o.value = &p
 				advice = podAdvice(&obj)
 			}
 		}
@@ -211,7 +228,7 @@ func (d *document) decode(data []byte, item int) {
 			var s routing.EndpointSlice
 			var useful bool
 			if s, useful, errs = convertSlice(&obj); useful {
-				o.slice = &s
+				o.value = &s
 			} else {
 				p := about
 				p.Message = "is left out: it holds host names instead of addresses"
@@ -228,7 +245,7 @@ func (d *document) decode(data []byte, item int) {
 			obj.Namespace = name.Namespace
 			if errs = obj.Validate(); len(errs) == 0 {
 				s := convertSandbox(&obj)
-				o.sandbox = &s
+				o.value = &s
 				advice = standaloneAdvice(&obj)
 			}
 		}

@@ -9,11 +9,17 @@ import (
 	"maps"
 	"slices"
 
+	"github.com/sidetrack-dev/sidetrack/daemon/pods"
 	"github.com/sidetrack-dev/sidetrack/routing"
 )
 
-// digest identifies a document's text.
-type digest [sha256.Size]byte
+// digest identifies a document's text. Half of SHA-256 is plenty for that.
+type digest [sha256.Size / 2]byte
+
+func digestOf(text []byte) digest {
+	sum := sha256.Sum256(text)
+	return digest(sum[:])
+}
 
 // file is one manifest file: what was last read and what is in force.
 type file struct {
@@ -22,9 +28,6 @@ type file struct {
 
 	// read is the state that was read last, good the last one that was in force.
 	read, good *content
-	// byText has the documents of read that are without errors, so that a change
-	// in a large file costs the documents that have changed.
-	byText map[digest]*document
 	// unreadable is why the file cannot be read at all; empty when it can.
 	unreadable string
 	// duplicates are the errors that come from other files.
@@ -40,22 +43,27 @@ type content struct {
 // parse reads a file's text as its newest state.
 func (f *file) parse(text []byte) {
 	parts := splitDocuments(text)
+	// A change in a large file costs the documents that have changed only.
+	known := map[digest]*document{}
+	if f.read != nil {
+		for _, d := range f.read.docs {
+			if !d.refused {
+				known[d.text] = d
+			}
+		}
+	}
 	c := &content{docs: make([]*document, 0, len(parts))}
-	byText := make(map[digest]*document, len(parts))
 	for _, p := range parts {
-		id := digest(sha256.Sum256(p.text))
-		d := f.byText[id]
+		id := digestOf(p.text)
+		d := known[id]
 		if d == nil {
 			d = decodeDocument(p.text, p.line)
+			d.text = id
 		}
-		if d.refused {
-			c.refused = true
-		} else {
-			byText[id] = d
-		}
+		c.refused = c.refused || d.refused
 		c.docs = append(c.docs, d)
 	}
-	f.read, f.byText, f.unreadable = c, byText, ""
+	f.read, f.unreadable = c, ""
 }
 
 // place says where an object is, for messages.
@@ -102,21 +110,22 @@ func settle(files map[string]*file) {
 				c = f.read
 			}
 			c.each(f, func(o *object, at place) {
-				first, taken := seen[o.objectKey]
+				key := o.key()
+				first, taken := seen[key]
 				if !taken {
-					seen[o.objectKey] = at
+					seen[key] = at
 					return
 				}
 				clash = true
 				loser, other := at, first
-				if first.file != at.file && now[first.file] && !first.file.held(o.objectKey) && (!now[at.file] || at.file.held(o.objectKey)) {
+				if first.file != at.file && now[first.file] && !first.file.held(key) && (!now[at.file] || at.file.held(key)) {
 					loser, other = first, at
 				}
 				newest[loser.file] = false
 				loser.file.duplicates = append(loser.file.duplicates, Problem{
 					File: loser.file.name, Document: loser.doc, Item: loser.item, Refused: true,
 					Problem: routing.Problem{
-						Kind: o.kind, Object: o.name,
+						Kind: key.kind, Object: key.name,
 						Message: fmt.Sprintf("is in %s as well: remove one of the two", other),
 					},
 				})
@@ -133,30 +142,58 @@ func settle(files map[string]*file) {
 // held reports whether the object is in the file's last good state.
 func (f *file) held(k objectKey) bool {
 	found := false
-	f.good.each(f, func(o *object, _ place) { found = found || o.objectKey == k })
+	f.good.each(f, func(o *object, _ place) { found = found || o.key() == k })
 	return found
 }
 
-// snapshot is everything that is in force, and everything that is wrong.
+// snapshot is everything that is in force, and everything that is wrong. The
+// files' objects become elements of its slices: they are kept once.
 func snapshot(files map[string]*file) Snapshot {
 	var s Snapshot
-	for _, name := range slices.Sorted(maps.Keys(files)) {
+	names := slices.Sorted(maps.Keys(files))
+	var services, endpoints, sandboxes, podCount int
+	for _, name := range names {
+		files[name].good.each(files[name], func(o *object, _ place) {
+			switch o.value.(type) {
+			case *routing.Service:
+				services++
+			case *routing.EndpointSlice:
+				endpoints++
+			case *routing.Sandbox:
+				sandboxes++
+			case *pods.Pod:
+				podCount++
+			}
+		})
+	}
+	// Exactly as long as they get, since elements are pointed at.
+	s.Input.Services = slices.Grow(s.Input.Services, services)
+	s.Input.Slices = slices.Grow(s.Input.Slices, endpoints)
+	s.Input.Sandboxes = slices.Grow(s.Input.Sandboxes, sandboxes)
+	s.Pods = slices.Grow(s.Pods, podCount)
+	for _, name := range names {
 		f := files[name]
 		f.good.each(f, func(o *object, _ place) {
-			switch {
-			case o.service != nil:
-				s.Input.Services = append(s.Input.Services, *o.service)
-			case o.slice != nil:
-				s.Input.Slices = append(s.Input.Slices, *o.slice)
-			case o.sandbox != nil:
-				s.Input.Sandboxes = append(s.Input.Sandboxes, *o.sandbox)
-			case o.pod != nil:
-				s.Pods = append(s.Pods, *o.pod)
+			switch v := o.value.(type) {
+			case *routing.Service:
+				o.value = move(&s.Input.Services, v)
+			case *routing.EndpointSlice:
+				o.value = move(&s.Input.Slices, v)
+			case *routing.Sandbox:
+				o.value = move(&s.Input.Sandboxes, v)
+			case *pods.Pod:
+				o.value = move(&s.Pods, v)
 			}
 		})
 		s.Problems = append(s.Problems, f.problems()...)
 	}
 	return s
+}
+
+// move appends *v to a slice that has room and returns the new element.
+func move[T any](to *[]T, v *T) *T {
+	*to = append(*to, *v)
+	return &(*to)[len(*to)-1]
 }
 
 // problems are those of the newest state, whether it is in force or not.

@@ -3,9 +3,9 @@
 package source
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"log/slog"
 	"os"
@@ -271,12 +271,12 @@ func (m *Manifests) read(f *file) error {
 	if err != nil {
 		return err
 	}
-	text, err := io.ReadAll(h)
-	if err != nil {
+	text := bytes.NewBuffer(make([]byte, 0, info.Size()+bytes.MinRead))
+	if _, err := text.ReadFrom(h); err != nil {
 		return err
 	}
 	f.stat = sign(info)
-	f.parse(text)
+	f.parse(text.Bytes())
 	return nil
 }
 
