@@ -53,7 +53,7 @@ func sv(text string) step    { return step{serverSays, text} }
 func slow(text string) step  { return step{eachByte, text} }
 func slowS(text string) step { return step{eachByteBack, text} }
 
-const patience = 10 * time.Second
+const patience = 5 * time.Second
 
 // ends are the two ends of one connection.
 type ends struct {

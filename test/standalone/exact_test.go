@@ -134,6 +134,14 @@ func TestTunnelsAreStreamsOfBytes(t *testing.T) {
 				sv("HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n" + binary), c(binary), {serverResets, ""}}},
 			{"an upgrade that the server refuses", then(
 				c("GET /chat HTTP/1.1\r\nHost: web\r\n{key}Upgrade: websocket\r\nConnection: Upgrade\r\n\r\n"), sv(ok))},
+			{"an upgrade with a body that the server refuses before it has all of it", then(
+				c("POST / HTTP/1.1\r\nHost: web\r\n{key}Upgrade: h2c\r\nConnection: Upgrade, HTTP2-Settings\r\nHTTP2-Settings: AAEA\r\nContent-Length: 10\r\n\r\n01234"),
+				sv(ok), c("56789"))},
+			{"an upgrade with a body that the server refuses after it", then(
+				c("POST / HTTP/1.1\r\nHost: web\r\n{key}Upgrade: h2c\r\nConnection: Upgrade, HTTP2-Settings\r\nHTTP2-Settings: AAEA\r\nContent-Length: 10\r\n\r\n0123456789"), sv(ok))},
+			{"CONNECT that the server refuses, pipelined", []step{
+				c("CONNECT db:5432 HTTP/1.1\r\nHost: db:5432\r\n{key}\r\n"), sv("HTTP/1.1 403 Forbidden\r\nContent-Length: 2\r\n\r\nno"),
+				c(get + get), sv(ok), sv(ok)}},
 			{"an upgrade after other requests", append(again(),
 				c("GET /chat HTTP/1.1\r\nHost: web\r\n{key}Upgrade: foo/2\r\nConnection: Upgrade\r\n\r\n"),
 				sv("HTTP/1.1 101 Switching Protocols\r\nUpgrade: foo/2\r\nConnection: Upgrade\r\n\r\n"), sv(binary), c(binary), step{clientFIN, ""}, sv("x"), step{serverFIN, ""})},
