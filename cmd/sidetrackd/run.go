@@ -111,12 +111,6 @@ func (f *runFlags) run(ctx context.Context, stderr io.Writer) (err error) {
 	}
 	defer closing("close the manifests", manifests)
 
-	listener, err := net.Listen("tcp", f.metricsAddress)
-	if err != nil {
-		return fmt.Errorf("serve metrics: %w", err)
-	}
-	defer listener.Close()
-
 	f.kernel.Logger = log
 	kernel, err := loader.Open(f.kernel)
 	if errors.Is(err, fs.ErrPermission) {
@@ -126,6 +120,12 @@ func (f *runFlags) run(ctx context.Context, stderr io.Writer) (err error) {
 		return err
 	}
 	defer closing("let go of the kernel", kernel)
+
+	listener, err := net.Listen("tcp", f.metricsAddress)
+	if err != nil {
+		return fmt.Errorf("serve metrics: %w", err)
+	}
+	defer listener.Close()
 
 	rt, err := router.New(router.Config{
 		Loops:      f.loops,
@@ -149,6 +149,7 @@ func (f *runFlags) run(ctx context.Context, stderr io.Writer) (err error) {
 		Kernel:       kernel,
 		Router:       rt,
 		Mark:         f.kernel.Mark,
+		Cgroup:       f.kernel.Cgroup,
 		Lease:        f.lease,
 		DrainTimeout: f.drainTimeout,
 		Applied:      func(took time.Duration, err error) { m.Applied(took, err) },

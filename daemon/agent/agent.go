@@ -51,6 +51,9 @@ type Config struct {
 	// Mark is the SO_MARK of the agent's own sockets: these are not closed as
 	// connections from before a redirect.
 	Mark uint32
+	// Cgroup is the directory of the cgroup that the kernel's programs are
+	// attached to; empty: the root, which everybody is in.
+	Cgroup string
 	// Lease is how long flow redirects go on without an agent.
 	Lease time.Duration
 	// DrainTimeout is how long requests under way may take when the agent ends.
@@ -98,7 +101,7 @@ func New(cfg Config) (*Agent, error) {
 		cfg:       cfg,
 		log:       cfg.Logger,
 		listeners: listeners{router: cfg.Router, open: map[routing.Cookie]*listener{}},
-		sweeper:   newSweeper(cfg.Mark, cfg.Logger),
+		sweeper:   newSweeper(cfg.Mark, cfg.Cgroup, cfg.Logger),
 		problems:  problemLog{log: cfg.Logger},
 	}
 	a.state.Store(&metrics.State{NotReady: "no manifests have been read yet"})

@@ -102,7 +102,7 @@ func assemble(manifests, cgroup, bpffs string, log io.Writer) (_ *assembly, err 
 	resolver := pods.NewResolver(logger)
 	s.closers = append(s.closers, resolver)
 	s.agent, err = agent.New(agent.Config{
-		Source: m, Pods: resolver, Kernel: k, Router: r, Mark: cfg.Mark,
+		Source: m, Pods: resolver, Kernel: k, Router: r, Mark: cfg.Mark, Cgroup: cgroup,
 		Lease: time.Minute, DrainTimeout: 5 * time.Second, Logger: logger,
 	})
 	return s, err

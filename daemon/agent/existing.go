@@ -4,10 +4,13 @@ package agent
 
 import (
 	"errors"
+	"io/fs"
 	"log/slog"
 	"maps"
 	"net/netip"
+	"path/filepath"
 	"sync"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -134,9 +137,10 @@ func idle(s *tcpSocket) bool {
 // sweeper closes connections that were opened before they would have been
 // captured or redirected. It has one goroutine.
 type sweeper struct {
-	mark uint32
-	log  *slog.Logger
-	said bool // that this kernel cannot do it
+	mark   uint32
+	cgroup string
+	log    *slog.Logger
+	said   bool // that this kernel cannot do it
 
 	mu   sync.Mutex
 	now  coverage
@@ -165,13 +169,14 @@ type found struct {
 	next   time.Time // when to look again
 }
 
-func newSweeper(mark uint32, log *slog.Logger) *sweeper {
+func newSweeper(mark uint32, cgroup string, log *slog.Logger) *sweeper {
 	s := &sweeper{
-		mark: mark,
-		log:  log,
-		todo: map[routing.Cookie]*place{},
-		wake: make(chan struct{}, 1),
-		stop: make(chan struct{}),
+		mark:   mark,
+		cgroup: cgroup,
+		log:    log,
+		todo:   map[routing.Cookie]*place{},
+		wake:   make(chan struct{}, 1),
+		stop:   make(chan struct{}),
 	}
 	s.stopped.Go(s.run)
 	return s
@@ -270,13 +275,17 @@ func (s *sweeper) pass(now time.Time) bool {
 	cover := s.now
 	s.mu.Unlock()
 
+	var inside func(*tcpSocket) bool
+	if len(list) > 0 {
+		inside = membersOf(s.cgroup)
+	}
 	left := map[routing.Name]int{}
 	for _, p := range places {
 		var before *coverage
 		if b, ok := list[p]; ok {
 			before = &b
 		}
-		if err := s.visit(p, cover, before, now, left); err != nil {
+		if err := s.visit(p, cover, before, inside, now, left); err != nil {
 			if errors.Is(err, errNoDiag) {
 				s.cannot(err)
 			} else {
@@ -292,8 +301,8 @@ func (s *sweeper) pass(now time.Time) bool {
 }
 
 // visit closes what it may in a namespace. With before it first lists the sockets
-// there that were not covered then.
-func (s *sweeper) visit(p *place, cover coverage, before *coverage, now time.Time, left map[routing.Name]int) error {
+// there that are inside and were not covered then.
+func (s *sweeper) visit(p *place, cover coverage, before *coverage, inside func(*tcpSocket) bool, now time.Time, left map[routing.Name]int) error {
 	if p.diag == nil {
 		d, err := openDiag(p.fd)
 		if err != nil {
@@ -304,7 +313,7 @@ func (s *sweeper) visit(p *place, cover coverage, before *coverage, now time.Tim
 	if before != nil {
 		err := p.diag.list(func(t *tcpSocket) {
 			// A socket that is bound to a device other than lo is never steered.
-			if t.mark == s.mark || t.device > 1 || p.found[t.cookie] != nil {
+			if t.mark == s.mark || t.device > 1 || p.found[t.cookie] != nil || !inside(t) {
 				return
 			}
 			if _, _, covered := cover.of(p.cookie, t.peer); !covered {
@@ -370,6 +379,31 @@ func (p *place) end(f *found, policy routing.ExistingPolicy) (gone bool, err err
 		return err == nil, err
 	}
 	return false, nil
+}
+
+// membersOf tells the sockets of a cgroup and those below it, which the kernel's
+// programs are run for, from others. In the host's network namespace there are
+// many that are nobody's pod's.
+func membersOf(cgroup string) func(*tcpSocket) bool {
+	if cgroup == "" {
+		return func(*tcpSocket) bool { return true }
+	}
+	if real, err := filepath.EvalSymlinks(cgroup); err == nil {
+		cgroup = real // WalkDir does not follow the first step either
+	}
+	ids := map[uint64]bool{0: true}
+	// A cgroup that vanishes meanwhile takes its sockets' owners with it.
+	_ = filepath.WalkDir(cgroup, func(_ string, d fs.DirEntry, err error) error {
+		if err != nil || !d.IsDir() {
+			return nil
+		}
+		if info, err := d.Info(); err == nil {
+			// A cgroup's id is its directory's inode number.
+			ids[info.Sys().(*syscall.Stat_t).Ino] = true
+		}
+		return nil
+	})
+	return func(t *tcpSocket) bool { return ids[t.cgroup] }
 }
 
 func (p *place) letGo() {

@@ -54,6 +54,7 @@ func TestIdleMeansThatNobodyWaits(t *testing.T) {
 // scene is a client pod with connections to a baseline, and a sweeper.
 type scene struct {
 	t              *testing.T
+	world          *lab.World
 	client, server *lab.Pod
 	address        netip.AddrPort
 	ns             pods.Namespace
@@ -88,9 +89,18 @@ func newScene(t *testing.T) *scene {
 		t.Fatal(err)
 	}
 	s.ns = pods.Namespace{Cookie: routing.Cookie(c), FD: fd, Name: s.client.Name}
-	s.sweeper = newSweeper(testMark, slog.New(slog.DiscardHandler))
-	t.Cleanup(s.sweeper.close)
+	s.world = w
+	s.watch("")
 	return s
+}
+
+// watch starts a sweeper for a cgroup, in the place of the last.
+func (s *scene) watch(cgroup string) {
+	if s.sweeper != nil {
+		s.sweeper.close()
+	}
+	s.sweeper = newSweeper(testMark, cgroup, slog.New(slog.DiscardHandler))
+	s.t.Cleanup(s.sweeper.close)
 }
 
 // redirect puts a sandbox's redirect of the server into force for requests, or,
@@ -268,6 +278,17 @@ func TestTheRoutersOwnConnectionsStay(t *testing.T) {
 	defer c.Close()
 	s.redirect(routing.All, false)
 	s.lives(c, 500*time.Millisecond)
+}
+
+func TestOnlyConnectionsOfTheCgroupAreClosed(t *testing.T) {
+	s := newScene(t)
+	outside := s.dial("tcp4")
+	s.world.MustMoveSelf()
+	inside := s.dial("tcp4")
+	s.watch(s.world.Cgroup)
+	s.redirect(routing.All, false)
+	s.ended(inside)
+	s.lives(outside, 300*time.Millisecond)
 }
 
 func TestConnectionsThatWereCoveredBeforeStay(t *testing.T) {

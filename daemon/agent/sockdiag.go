@@ -19,8 +19,9 @@ const (
 	sockDiagByFamily = 20
 	sockDestroy      = 21
 
-	inetDiagInfo = 2
-	inetDiagMark = 15
+	inetDiagInfo   = 2
+	inetDiagMark   = 15
+	inetDiagCgroup = 21 // INET_DIAG_CGROUP_ID
 
 	tcpEstablished = 1
 	tcpSynSent     = 2
@@ -49,6 +50,7 @@ type tcpSocket struct {
 	cookie uint64
 	peer   netip.AddrPort // unmapped
 	mark   uint32
+	cgroup uint64 // its id; zero when the kernel does not say
 	// unread and unsent are bytes that the application has not read, and that
 	// the peer has not acknowledged.
 	unread, unsent uint32
@@ -220,6 +222,10 @@ func parseSocket(b []byte) (s tcpSocket, ok bool) {
 		case inetDiagMark:
 			if len(value) >= 4 {
 				s.mark = ne.Uint32(value)
+			}
+		case inetDiagCgroup:
+			if len(value) >= 8 {
+				s.cgroup = ne.Uint64(value)
 			}
 		}
 		a = a[min(len(a), (size+3)&^3):]
