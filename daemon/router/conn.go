@@ -116,6 +116,8 @@ const (
 	// refusalDelay is how long a client that says nothing is left connected to a
 	// baseline that has refused: it may be about to send a tagged request.
 	refusalDelay = 100 * time.Millisecond
+	// refusedHeadDelay is the same for a client that has sent a part of a head.
+	refusedHeadDelay = 3 * time.Second
 	// unlikelyDelay is how long a client may pause after bytes that do not look
 	// like HTTP before they are taken for another protocol's.
 	unlikelyDelay = 100 * time.Millisecond
@@ -349,7 +351,7 @@ func (c *conn) later(d time.Duration, f func()) {
 }
 
 func (c *conn) refuseSilent() {
-	if c.cur == nil && c.phase == atHead && !c.waiting {
+	if c.cur == nil && c.phase == atHead && !c.served {
 		c.abort()
 	}
 }

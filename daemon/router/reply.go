@@ -35,6 +35,7 @@ func (c *conn) unavailable(expect bool) {
 	}
 	text := "sidetrack: sandbox " + sandbox + " redirects Service " + d.Service.String() + " to " + d.Target + ", but " + why + ".\n"
 	keep := c.last.keepAlive && !c.last.hasBody && !expect && !c.loop.draining && !c.fin
+	c.served = true
 	c.reply(unavailable503, text, c.last.method == http1.HeadMethod, keep)
 }
 
@@ -93,6 +94,8 @@ func (c *conn) unreachable() {
 		c.refused = true
 		if c.in.len() == 0 {
 			c.later(refusalDelay, c.refuseSilent)
+		} else {
+			c.later(refusedHeadDelay, c.refuseSilent)
 		}
 	case !u.fork || c.phase == opaque || c.asked.len() == 0:
 		c.abort()

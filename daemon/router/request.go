@@ -263,7 +263,8 @@ func (c *conn) consumeRequest(b []byte, n, from int) (int, int) {
 // requestDone follows a request's last byte.
 func (c *conn) requestDone() {
 	c.phase = atHead
-	if c.upgrade && c.answer != blind {
+	// An answer that came before the body's end has decided already.
+	if c.upgrade && c.answer != blind && c.asked.len() > 0 {
 		c.phase = atAnswer
 	}
 }
@@ -277,6 +278,9 @@ func (c *conn) hold() {
 // wait leaves the beginning of a head where it is until there is more of it.
 func (c *conn) wait() {
 	c.waiting = true
+	if c.refused && !c.served {
+		c.later(refusedHeadDelay, c.refuseSilent)
+	}
 	if c.partial.Unlikely && !c.served && c.asked.len() == 0 {
 		c.later(unlikelyDelay, func() {
 			if c.waiting && c.partial.Unlikely && c.phase == atHead {
