@@ -183,17 +183,13 @@ func (c *conn) unasked(b []byte) {
 		c.doubt()
 		return
 	}
-	was := c.cur
 	if c.served || bytes.HasPrefix(b, []byte("HTTP/")) {
 		c.doubt()
 		return
 	}
 	c.loop.stats.errors[serverFirst]++
-	c.becomeOpaque(false)
-	if !c.dead && c.cur != was {
-		// The default has changed under us: these bytes are of the old one.
-		c.abort()
-	}
+	// Where it leads was decided when it was accepted, whatever the table says now.
+	c.openBothWays(false)
 }
 
 // upstreamEnded follows cur's FIN or RST.

@@ -28,6 +28,12 @@ func (c *conn) becomeOpaque(scan bool) {
 	if c.cur != was && c.rin.len() > 0 {
 		c.rin.drop(&l.bufs)
 	}
+	c.openBothWays(scan)
+}
+
+// openBothWays copies everything to and from cur from now on.
+func (c *conn) openBothWays(scan bool) {
+	l := c.loop
 	c.dropOthers()
 	c.dropRetry()
 	l.timers.clear(&c.timer)
