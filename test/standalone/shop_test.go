@@ -71,7 +71,8 @@ func newShop(t *testing.T) *shop {
 }
 
 func (s *shop) putPods() {
-	put(s.t, s.dir, "pods.yaml", podObject(s.client), podObject(s.base),
+	put(s.t, s.dir, "client.yaml", podObject(s.client))
+	put(s.t, s.dir, "pods.yaml", podObject(s.base),
 		podObject(s.tester, "sidetrack.dev/sandbox: a"),
 		podObject(s.testerB, "sidetrack.dev/sandbox: b"),
 		podObject(s.runner, "sidetrack.dev/sandbox: a", `sidetrack.dev/inject: "true"`),
