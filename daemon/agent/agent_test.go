@@ -333,8 +333,12 @@ func TestARefusedTableLeavesTheOldStateAndIsTriedAgain(t *testing.T) {
 	}
 	r.stage.set(func() { r.stage.refuse = nil })
 	r.await("kernel: steer []")
-	if s := r.agent.State(); s.Table.Generation() < 4 || s.Problems["kernel"] != 0 {
-		t.Errorf("state: %+v", s)
+	deadline := time.Now().Add(10 * time.Second)
+	for s := r.agent.State(); s.Table.Generation() < 4 || s.Problems["kernel"] != 0; s = r.agent.State() {
+		if time.Now().After(deadline) {
+			t.Fatalf("state: %+v", s)
+		}
+		time.Sleep(time.Millisecond)
 	}
 }
 
