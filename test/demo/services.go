@@ -14,6 +14,8 @@ import (
 	"net/http"
 	"strings"
 	"time"
+
+	"github.com/sidetrack-dev/sidetrack/test/lab"
 )
 
 // hop is one service that a request has come through.
@@ -125,7 +127,7 @@ func runStore(ctx context.Context, args []string) error {
 
 // greet dials a store and checks that it says everything again.
 func greet(c net.Conn) (hop, error) {
-	if err := c.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
+	if err := c.SetDeadline(time.Now().Add(lab.Patience(10 * time.Second))); err != nil {
 		return hop{}, err
 	}
 	in := bufio.NewReader(c)

@@ -111,7 +111,7 @@ func build(ctx context.Context, verbose bool) (*stage, error) {
 			continue
 		}
 		address := s.pods[c.pod].IPv4.String() + c.ready
-		err := until(ctx, 10*time.Second, func() error {
+		err := until(ctx, lab.Patience(10*time.Second), func() error {
 			conn, err := s.pods["client"].DialContext(ctx, "tcp", address)
 			if err != nil {
 				return err
@@ -164,7 +164,7 @@ func (s *stage) startAgent(ctx context.Context, program string) error {
 		s.endErr = s.agent.Wait()
 		close(s.ended)
 	}()
-	err = until(ctx, 30*time.Second, func() error {
+	err = until(ctx, lab.Patience(30*time.Second), func() error {
 		select {
 		case <-s.ended:
 			return stop{fmt.Errorf("the agent has ended: %w", errors.Join(s.endErr, errors.New("see its log")))}
@@ -198,7 +198,7 @@ func (s *stage) stopAgent() error {
 	}
 	select {
 	case <-s.ended:
-	case <-time.After(20 * time.Second):
+	case <-time.After(lab.Patience(20 * time.Second)):
 		// The world's end kills it.
 		return errors.New("the agent does not stop")
 	}

@@ -189,7 +189,7 @@ func removeCgroup(dir string) error {
 // eventually calls f until it succeeds, and returns its last error when it does
 // not in time.
 func eventually(limit time.Duration, f func() error) error {
-	end := time.Now().Add(limit)
+	end := time.Now().Add(Patience(limit))
 	for {
 		err := f()
 		if err == nil || time.Now().After(end) {

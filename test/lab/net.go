@@ -34,11 +34,11 @@ func (p *Pod) ListenPacket(network, address string) (c net.PacketConn, err error
 	return c, nil
 }
 
-// Dial is net.Dial in the pod, with a limit of ten seconds. The address must be
+// Dial is net.Dial in the pod, with a limit of ten seconds (see Patience). The address must be
 // numeric: a name's addresses would be dialled by other goroutines, which are
 // not in the pod.
 func (p *Pod) Dial(network, address string) (net.Conn, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), Patience(10*time.Second))
 	defer cancel()
 	return p.DialContext(ctx, network, address)
 }
@@ -66,7 +66,7 @@ func (p *Pod) Client() *http.Client {
 	p.onClose(func() error { t.CloseIdleConnections(); return nil })
 	return &http.Client{
 		Transport: t,
-		Timeout:   30 * time.Second,
+		Timeout:   Patience(30 * time.Second),
 		CheckRedirect: func(*http.Request, []*http.Request) error {
 			return http.ErrUseLastResponse
 		},

@@ -53,6 +53,15 @@ func New(tb TB) *World {
 // test/kernels: with another kernel, slowly, without any other program.
 func InVM() bool { return os.Getenv("SIDETRACK_VM") == "1" }
 
+// Patience is how long a test should wait for what normally takes less than d
+// before it calls it missing: longer where everything is slow.
+func Patience(d time.Duration) time.Duration {
+	if InVM() {
+		return 6 * d
+	}
+	return d
+}
+
 // check ends the test when err is not nil; without a test it panics.
 func (w *World) check(err error) {
 	if err == nil {
@@ -112,7 +121,7 @@ func (p *Pod) MustServeUDP(name string, addrs ...string) {
 // Get sends one GET request over a new connection to a server of ServeHTTP and
 // returns what it says it saw. Header fields are given as "Name: value".
 func (p *Pod) Get(url string, header ...string) (Seen, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), Patience(30*time.Second))
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, http.NoBody)
 	if err != nil {
@@ -148,7 +157,7 @@ func (p *Pod) Ask(network, address string) (string, error) {
 		return "", err
 	}
 	defer c.Close()
-	if err := c.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
+	if err := c.SetDeadline(time.Now().Add(Patience(10 * time.Second))); err != nil {
 		return "", fmt.Errorf("set a deadline: %w", err)
 	}
 	if strings.HasPrefix(network, "udp") {
