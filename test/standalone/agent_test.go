@@ -189,15 +189,22 @@ func (a *agent) kill() {
 // wantLog waits for a line that contains all of words, in any case.
 func (a *agent) wantLog(words ...string) {
 	a.t.Helper()
-	if line := a.findLog(5*time.Second, words...); line == "" {
-		a.t.Errorf("no line of the log has all of %q:\n%s", words, a.log.tail(30))
-	}
+	a.wantLogAfter(0, words...)
 }
 
-func (a *agent) findLog(patience time.Duration, words ...string) string {
-	end := time.Now().Add(patience)
+// wantLogAfter is wantLog for what comes after the log's first bytes.
+func (a *agent) wantLogAfter(bytes int, words ...string) (line string) {
+	a.t.Helper()
+	if line = a.findLog(bytes, words...); line == "" {
+		a.t.Errorf("no line of the log has all of %q:\n%s", words, a.log.tail(30))
+	}
+	return line
+}
+
+func (a *agent) findLog(bytes int, words ...string) string {
+	end := time.Now().Add(5 * time.Second)
 	for {
-		for line := range strings.Lines(a.log.String()) {
+		for line := range strings.Lines(a.log.String()[bytes:]) {
 			lower := strings.ToLower(line)
 			if !slices.ContainsFunc(words, func(w string) bool { return !strings.Contains(lower, strings.ToLower(w)) }) {
 				return line
