@@ -9,6 +9,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"net/netip"
+	"runtime"
 	"strings"
 	"time"
 
@@ -121,7 +122,7 @@ type settings struct {
 	warmup      time.Duration
 	connections int
 	rate        int
-	quiet       float64 // more of the machine's work than this, done by others, repeats a measurement
+	quiet       float64 // of the cores' time: others that use more have a measurement repeated
 	seed        uint64
 }
 
@@ -265,11 +266,7 @@ func (m Measured) loadTime() float64 {
 func (m Measured) proxyShare() float64 { return m.proxyTime() / m.Seconds }
 func (m Measured) loadShare() float64  { return m.loadTime() / m.Seconds }
 
-// foreign is the share of all cores' busy time that was none of ours.
+// foreign is the share of all cores' time that somebody else has used.
 func (m Measured) foreign() float64 {
-	busy := m.Used.Busy.Seconds()
-	if busy == 0 {
-		return 0
-	}
-	return max(0, 1-(m.loadTime()+m.proxyTime())/busy)
+	return max(0, m.Used.Busy.Seconds()-m.loadTime()-m.proxyTime()) / m.Seconds / float64(runtime.NumCPU())
 }

@@ -54,8 +54,10 @@ func TestConnectionsThatEndEarlyAreCounted(t *testing.T) {
 	}))
 	defer srv.Close()
 	l := testLoad(keptAlive, srv)
-	if _, err := l.run(); err == nil || !strings.Contains(err.Error(), "connections have failed") {
-		t.Errorf("error %v, want one that counts connections", err)
+	m, err := l.run()
+	// A fast machine comes to the limit, a slow one to the end of its time.
+	if limit := err != nil && strings.Contains(err.Error(), "connections have failed"); !limit && m.Errors == 0 {
+		t.Errorf("%d connections failed, error %v; want some, or an error that counts them", m.Errors, err)
 	}
 }
 

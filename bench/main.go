@@ -22,6 +22,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"regexp"
 	"runtime"
 	"runtime/debug"
 	"slices"
@@ -63,7 +64,8 @@ const reportFile = "bench/REPORT.md"
 type options struct {
 	settings
 	quick, sizes bool
-	report, only string
+	report       string
+	only         *regexp.Regexp
 	sidetrackd   string
 	agentFlags   string
 }
@@ -76,10 +78,10 @@ func parse(args []string) (options, error) {
 	f.DurationVar(&o.warmup, "warmup", 300*time.Millisecond, "how long a case runs before it is measured")
 	f.IntVar(&o.connections, "connections", 32, "connections of the load generator, except where one request at a time is measured")
 	f.IntVar(&o.rate, "rate", 1000, "requests a second where one request at a time is measured")
-	f.Float64Var(&o.quiet, "quiet", 0.1, "repeat a measurement during which more than this share of the machine's work was none of the benchmark's")
+	f.Float64Var(&o.quiet, "quiet", 0.05, "repeat a measurement during which others used more than this share of all cores' time")
 	f.Uint64Var(&o.seed, "seed", 0, "of the random order of cases; 0 takes the time")
 	f.StringVar(&o.report, "report", "", "write the report to this file, \"-\" for the standard output; when empty it is "+reportFile+" for a whole run and the standard output else")
-	f.StringVar(&o.only, "only", "", "measure only cases whose name has one of these comma-separated texts in it")
+	only := f.String("only", "", "measure only cases whose name matches this regular expression, such as \"^paced: (direct|router)\"")
 	f.StringVar(&o.sidetrackd, "sidetrackd", "", "use this program instead of building one")
 	f.StringVar(&o.agentFlags, "agent-flags", "", "more flags for sidetrackd, separated by spaces")
 	f.BoolVar(&o.quick, "quick", false, "short rounds: to see that it works, not to believe the figures")
@@ -90,10 +92,14 @@ func parse(args []string) (options, error) {
 	if f.NArg() > 0 {
 		return o, fmt.Errorf("unexpected argument %q", f.Arg(0))
 	}
+	var err error
+	if o.only, err = regexp.Compile("(?i)" + *only); err != nil {
+		return o, fmt.Errorf("only: %w", err)
+	}
 	if o.quick {
 		o.rounds, o.duration, o.warmup, o.quiet = 2, 300*time.Millisecond, 100*time.Millisecond, 1
 	}
-	if o.report == "" && !o.quick && o.only == "" && !o.sizes {
+	if o.report == "" && !o.quick && *only == "" && !o.sizes {
 		o.report = reportFile
 	}
 	if o.rounds < 1 || o.duration <= 0 || o.connections < 1 || o.rate < 1 {
@@ -121,7 +127,7 @@ func run(ctx context.Context, args []string, out io.Writer) (err error) {
 	}
 	what := o.selected()
 	if len(what) == 0 {
-		return fmt.Errorf("no case has %q in its name", o.only)
+		return fmt.Errorf("no case's name matches %q", o.only)
 	}
 	s, err := build()
 	if err != nil {
@@ -151,10 +157,7 @@ func run(ctx context.Context, args []string, out io.Writer) (err error) {
 }
 
 func (o options) selected() []measurement {
-	wanted := strings.Split(strings.ToLower(o.only), ",")
-	return slices.DeleteFunc(measurements(), func(m measurement) bool {
-		return !slices.ContainsFunc(wanted, func(s string) bool { return strings.Contains(strings.ToLower(m.String()), s) })
-	})
+	return slices.DeleteFunc(measurements(), func(m measurement) bool { return !o.only.MatchString(m.String()) })
 }
 
 // preflight reports what is missing, all in one line.

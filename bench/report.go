@@ -237,13 +237,13 @@ func (r *report) notes(b *bytes.Buffer) {
 		}
 	}
 	f, st := spread(foreign), spread(stolen)
-	fmt.Fprintf(b, "* Of what the cores did while a case was measured, %.1f %% (median; at most %.1f %%) was not the benchmark's; the hypervisor took\n  %.1f %% (at most %.1f %%).", f.Median, f.Max, st.Median, st.Max)
+	fmt.Fprintf(b, "* While a case was measured, others used %.1f %% of all cores' time (median; at most %.1f %%), and the hypervisor took %.1f %%\n  (at most %.1f %%).", f.Median, f.Max, st.Median, st.Max)
 	if f.Median > 5 || st.Median > 2 {
 		b.WriteString(" **That is too much for plain requests/s and latencies to be believed**; figures per CPU\n  second suffer less.")
 	}
 	b.WriteString("\n")
 	if r.results.repeated > 0 {
-		fmt.Fprintf(b, "* %d measurements were repeated because others had used more than %.0f %% of what the cores did.\n", r.results.repeated, 100*r.set.quiet)
+		fmt.Fprintf(b, "* %d measurements were repeated because others had used more than %.0f %% of all cores' time.\n", r.results.repeated, 100*r.set.quiet)
 	}
 	if r.set.duration < time.Second || r.set.rounds < 5 {
 		b.WriteString("* **Short rounds or few of them**: this run shows that the benchmark works, not how fast anything is.\n")
