@@ -88,7 +88,7 @@ func (e *ends) close() {
 // play performs a dialogue and returns what went otherwise than it says.
 func (d dialogue) play(e *ends, key string) error {
 	for i, st := range d.steps {
-		text := strings.ReplaceAll(st.text, "{key}", key)
+		text := replaceKey(st.text, key)
 		if err := e.step(st.do, text); err != nil {
 			return fmt.Errorf("step %d (%.60q): %w", i, text, err)
 		}
@@ -369,3 +369,5 @@ func readExactly(conn net.Conn, text string) error {
 	}
 	return nil
 }
+
+func replaceKey(text, key string) string { return strings.ReplaceAll(text, "{key}", key) }
