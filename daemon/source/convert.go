@@ -53,12 +53,7 @@ func convertService(o *corev1.Service) (routing.Service, field.ErrorList) {
 	for i, ip := range o.Spec.ClusterIPs {
 		add(spec.Child("clusterIPs").Index(i), ip)
 	}
-	for i, ip := range o.Spec.ExternalIPs {
-		add(spec.Child("externalIPs").Index(i), ip)
-	}
-	for i, in := range o.Status.LoadBalancer.Ingress {
-		add(field.NewPath("status", "loadBalancer", "ingress").Index(i).Child("ip"), in.IP)
-	}
+	// External and load balancer addresses are left out: see routing.Service.
 	for i, p := range o.Spec.Ports {
 		at := spec.Child("ports").Index(i)
 		proto, ok, err := protocol(at, p.Protocol)

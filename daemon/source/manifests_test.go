@@ -185,7 +185,7 @@ spec:
 			Services: []routing.Service{
 				{
 					Name:      routing.Name{Namespace: "shop", Name: "route"},
-					Addresses: []netip.Addr{netip.MustParseAddr("10.96.0.7"), netip.MustParseAddr("fd00::7"), netip.MustParseAddr("192.0.2.7"), netip.MustParseAddr("192.0.2.8")},
+					Addresses: []netip.Addr{netip.MustParseAddr("10.96.0.7"), netip.MustParseAddr("fd00::7")},
 					Ports:     []routing.ServicePort{{Name: "http", Port: 80, Protocol: routing.TCP}, {Name: "dns", Port: 53, Protocol: routing.UDP}},
 				},
 				{Name: routing.Name{Namespace: "shop", Name: "headless"}, Ports: []routing.ServicePort{{Port: 80, Protocol: routing.TCP}}},
