@@ -34,8 +34,8 @@ type loop struct {
 	timers  timers
 	bufs    pool
 	conns   connList
-	again   []*conn // have more to do but have had their turn
-	in      *namespace
+	again   []*conn    // have more to do but have had their turn
+	in      *namespace // where the thread is now; nil: at home
 	stats   counters
 	random  *rand.Rand
 
@@ -46,6 +46,7 @@ type loop struct {
 	keys routing.KeySet
 	resp http1.Response
 
+	waiter   waiter
 	draining bool
 	stopped  bool
 
@@ -210,11 +211,8 @@ func (l *loop) run() {
 		if len(l.again) > 0 {
 			timeout = 0
 		}
-		n, err := unix.EpollWait(l.epoll, events, timeout)
-		if err != nil && err != unix.EINTR {
-			panic(fmt.Sprintf("router: epoll_wait: %v", err))
-		}
-		for i := range max(n, 0) {
+		n := l.waiter.wait(l.epoll, events, timeout)
+		for i := range n {
 			l.event(&events[i])
 		}
 		if len(l.again) > 0 {

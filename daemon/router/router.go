@@ -39,6 +39,7 @@ const (
 	defaultMaxHead = 64 << 10
 	leastMaxHead   = 1 << 10
 	maxLoops       = 64
+	spareProcs     = 2
 )
 
 func (c *Config) complete() error {
@@ -96,6 +97,11 @@ func New(cfg Config) (*Router, error) {
 	home, err := unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, fmt.Errorf("router: open the own network namespace: %w", err)
+	}
+	// A busy loop keeps one of the scheduler's processors to itself, even while it
+	// waits (see waiter). Everybody else needs some as well.
+	if want := cfg.Loops + spareProcs; runtime.GOMAXPROCS(0) < want {
+		runtime.GOMAXPROCS(want)
 	}
 	r := &Router{cfg: cfg, home: home, namespaces: map[routing.Cookie]*namespace{}}
 	r.table.Store(new(routing.Table))
