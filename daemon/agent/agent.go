@@ -193,7 +193,7 @@ func (a *Agent) reconcile() {
 		a.cfg.Applied(time.Since(began), err)
 	}
 
-	kinds := a.problems.update(a.snapshot.Problems, problems, err)
+	kinds, say := a.problems.update(a.snapshot.Problems, problems, err)
 	s := &metrics.State{
 		Table:                a.applied,
 		Problems:             kinds,
@@ -205,6 +205,8 @@ func (a *Agent) reconcile() {
 		s.NotReady = fmt.Sprintf("the first table is not in the kernel: %v", err)
 	}
 	a.state.Store(s)
+	// Whoever reads the log finds the metrics say the same.
+	say()
 	if err == nil {
 		a.log.Debug("generation in force", "generation", table.Generation(), "took", time.Since(began))
 	}

@@ -376,7 +376,8 @@ func TestProblemsAreSaidOnceAndWhenTheyAreSolved(t *testing.T) {
 	object := []routing.Problem{{Kind: "Sandbox", Object: routing.Name{Namespace: "shop", Name: "a"}, Message: "no Service"}}
 	manifest := []source.Problem{{File: "a.yaml", Document: 1, Refused: true, Problem: routing.Problem{Message: "broken"}}}
 	for range 3 {
-		got := l.update(manifest, object, nil)
+		got, say := l.update(manifest, object, nil)
+		say()
 		if diff := cmp.Diff(map[string]int{"manifest": 1, "object": 1, "kernel": 0}, got); diff != "" {
 			t.Errorf("counts (-want +got):\n%s", diff)
 		}
@@ -384,7 +385,8 @@ func TestProblemsAreSaidOnceAndWhenTheyAreSolved(t *testing.T) {
 	if log.count("no Service") != 1 || log.count("a.yaml: document 1: broken") != 1 {
 		t.Errorf("log:\n%s", log.text.String())
 	}
-	l.update(nil, object, nil)
+	_, say := l.update(nil, object, nil)
+	say()
 	if log.count("msg=solved") != 1 {
 		t.Errorf("log:\n%s", log.text.String())
 	}

@@ -15,36 +15,45 @@ type problemLog struct {
 	known map[string]bool
 }
 
-// update takes all problems that there are now and returns how many there are by
-// where they come from.
-func (l *problemLog) update(objects []source.Problem, table []routing.Problem, apply error) map[string]int {
+// update takes all problems that there are now. It returns how many there are by
+// where they come from, and what says those that are new.
+func (l *problemLog) update(objects []source.Problem, table []routing.Problem, apply error) (kinds map[string]int, say func()) {
 	now := map[string]bool{}
-	kinds := map[string]int{"manifest": 0, "object": 0, "kernel": 0}
-	note := func(kind, text string, say func(string)) {
+	kinds = map[string]int{"manifest": 0, "object": 0, "kernel": 0}
+	var lines []func()
+	note := func(kind, text string, line func()) {
 		kinds[kind]++
 		if !now[text] && !l.known[text] {
-			say(text)
+			lines = append(lines, line)
 		}
 		now[text] = true
 	}
 	for _, p := range objects {
+		text := p.String()
 		if p.Refused {
-			note("manifest", p.String(), func(s string) { l.log.Error("manifest refused, its last good state stays", "problem", s) })
+			note("manifest", text, func() { l.log.Error("manifest refused, its last good state stays", "problem", text) })
 		} else {
-			note("manifest", p.String(), func(s string) { l.log.Warn("manifest", "problem", s) })
+			note("manifest", text, func() { l.log.Warn("manifest", "problem", text) })
 		}
 	}
 	for _, p := range table {
-		note("object", p.String(), func(s string) { l.log.Warn("object", "problem", s) })
+		text := p.String()
+		note("object", text, func() { l.log.Warn("object", "problem", text) })
 	}
 	if apply != nil {
-		note("kernel", apply.Error(), func(s string) { l.log.Error("change is not in force in the kernel, the old state stays", "err", s) })
+		note("kernel", apply.Error(), func() {
+			l.log.Error("change is not in force in the kernel, the old state stays", "err", apply)
+		})
 	}
 	for text := range l.known {
 		if !now[text] {
-			l.log.Info("solved", "problem", text)
+			lines = append(lines, func() { l.log.Info("solved", "problem", text) })
 		}
 	}
 	l.known = now
-	return kinds
+	return kinds, func() {
+		for _, line := range lines {
+			line()
+		}
+	}
 }
