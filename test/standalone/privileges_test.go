@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package standalone
+
+import (
+	"os"
+	"regexp"
+	"runtime"
+	"slices"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// capabilities are those that deploy/ gives to the agent.
+var capabilities = map[string]uintptr{
+	"CAP_NET_ADMIN": unix.CAP_NET_ADMIN,
+	"CAP_SYS_ADMIN": unix.CAP_SYS_ADMIN,
+	"CAP_BPF":       unix.CAP_BPF,
+	"CAP_PERFMON":   unix.CAP_PERFMON,
+}
+
+// TestTheUnitsCapabilitiesAreEnough runs the agent with what the systemd unit
+// gives it and nothing more, and sees everything work that takes a privilege:
+// loading, entering namespaces, marking sockets, closing others' connections.
+func TestTheUnitsCapabilitiesAreEnough(t *testing.T) {
+	requirePrograms(t, "curl")
+	unit, err := os.ReadFile("../../deploy/systemd/sidetrackd.service")
+	if err != nil {
+		t.Fatal(err)
+	}
+	line := regexp.MustCompile(`(?m)^CapabilityBoundingSet=(.+)$`).FindSubmatch(unit)
+	if line == nil {
+		t.Fatal("the unit has no CapabilityBoundingSet")
+	}
+	var keep []uintptr
+	for _, name := range strings.Fields(string(line[1])) {
+		c, ok := capabilities[name]
+		if !ok {
+			t.Fatalf("the unit gives %s, which this test does not know", name)
+		}
+		keep = append(keep, c)
+	}
+
+	s := newShop(t)
+	s.serveSeen()
+	idle, err := s.client.Dial("tcp", webIP+":80")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer idle.Close()
+
+	// The thread that starts the agent gives the others up. It is this test's own
+	// and ends with it, since it is never unlocked.
+	runtime.LockOSThread()
+	for c := uintptr(0); c <= unix.CAP_LAST_CAP; c++ {
+		if slices.Contains(keep, c) {
+			continue
+		}
+		if err := unix.Prctl(unix.PR_CAPBSET_DROP, c, 0, 0, 0); err != nil && err != unix.EINVAL {
+			t.Fatalf("give up capability %d: %v", c, err)
+		}
+	}
+	s.start()
+	for want, args := range map[string][]string{
+		"baseline": nil,
+		"fork-a":   {"-H", "baggage: sidetrack=" + keyA},
+		"fork-b":   {"-H", "baggage: sidetrack=" + keyB},
+	} {
+		args = append([]string{"-q", "-sS", "-o", "/dev/null", "-w", "%header{x-served-by}", "http://" + webIP + "/"}, args...)
+		if out, err := s.client.Command("curl", args...).CombinedOutput(); err != nil || string(out) != want {
+			t.Errorf("%v: %s answered, want %s", err, out, want)
+		}
+	}
+	out, err := s.tester.Command("curl", "-q", "-sS", "-o", "/dev/null", "-w", "%header{x-served-by}", "http://"+webIP+"/").CombinedOutput()
+	if err != nil || string(out) != "fork-a" {
+		t.Errorf("from the sandbox's pod: %v: %s answered, want fork-a", err, out)
+	}
+	// The connection from before is closed although it is not the agent's.
+	if _, err := idle.Read(make([]byte, 1)); err == nil {
+		t.Error("the idle connection from before is still there")
+	}
+	s.agent.stop()
+}
