@@ -3,6 +3,7 @@
 package standalone
 
 import (
+	"fmt"
 	"os"
 	"regexp"
 	"runtime"
@@ -63,6 +64,17 @@ func TestTheUnitsCapabilitiesAreEnough(t *testing.T) {
 		}
 	}
 	s.start()
+	var mask uint64
+	for _, c := range keep {
+		mask |= 1 << c
+	}
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", s.agent.cmd.Process.Pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := fmt.Sprintf("CapEff:\t%016x\n", mask); !strings.Contains(string(status), want) {
+		t.Errorf("the agent's capabilities are not %q:\n%s", want, status)
+	}
 	for want, args := range map[string][]string{
 		"baseline": nil,
 		"fork-a":   {"-H", "baggage: sidetrack=" + keyA},
