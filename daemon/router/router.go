@@ -89,17 +89,15 @@ func New(cfg Config) (*Router, error) {
 	if err := cfg.complete(); err != nil {
 		return nil, err
 	}
-	// Each loop needs a P of the Go runtime for itself, and the runtime one beside
-	// them: with none idle it takes a loop's away 20 µs after the loop has begun to
-	// wait, and gives it back through two threads. (Setting it also keeps the runtime
-	// from following the cgroup's CPU limit below that.)
-	runtime.GOMAXPROCS(max(runtime.GOMAXPROCS(0), cfg.Loops+1))
 	home, err := unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, fmt.Errorf("router: open the own network namespace: %w", err)
 	}
 	// A busy loop keeps one of the scheduler's processors to itself, even while it
-	// waits (see waiter). Everybody else needs some as well.
+	// waits (see waiter). Everybody else needs some as well, also where a cgroup's
+	// CPU limit has made the runtime choose one: with none idle the scheduler takes a
+	// loop's away 20 µs after it has begun to wait, and gives it back through two
+	// threads.
 	if want := cfg.Loops + spareProcs; runtime.GOMAXPROCS(0) < want {
 		runtime.GOMAXPROCS(want)
 	}
