@@ -84,7 +84,7 @@ func runDaemon(t *testing.T, w *lab.World, args ...string) *agent {
 	}()
 	t.Cleanup(func() {
 		a.end()
-		if t.Failed() {
+		if t.Failed() && a.log.String() != "" {
 			t.Logf("end of the agent's log:\n%s", a.log.tail(40))
 		}
 	})

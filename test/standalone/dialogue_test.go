@@ -44,6 +44,7 @@ const (
 	bothSay      // the same text in both directions at the same time
 	serverEnds   // says something and closes: what is not whole may come with the end
 	serverBreaks // says something and resets: it need not come at all
+	waits        // until what the test waits for has happened
 	eachByte     // the client sends byte by byte, each in a segment of its own
 	eachByteBack // the server does
 )
@@ -60,6 +61,7 @@ type ends struct {
 	client  net.Conn
 	accepts <-chan net.Conn
 	server  net.Conn // nil until it has been accepted
+	wait    <-chan struct{}
 }
 
 // accept returns the server's end.
@@ -102,6 +104,9 @@ func (e *ends) step(do action, text string) error {
 		return e.transfer(true, text, do == eachByte)
 	case serverSays, eachByteBack:
 		return e.transfer(false, text, do == eachByteBack)
+	case waits:
+		<-e.wait
+		return nil
 	case bothSay:
 		if _, err := e.accept(); err != nil {
 			return err

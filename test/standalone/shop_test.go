@@ -16,6 +16,7 @@ import (
 	"strconv"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/sidetrack-dev/sidetrack/test/lab"
 )
@@ -203,7 +204,7 @@ type echoCount struct{ requests, misrouted atomic.Int64 }
 
 // echo answers with its own name beside the name that the client wanted, with
 // hash and length of the request's body, and with as large a body as it is
-// asked for: ?size=1000, &mode=chunked.
+// asked for, when it is asked for: ?size=1000&mode=chunked&wait=1s.
 func (n *echoCount) echo(name string) http.Handler {
 	return http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 		sum := sha256.New()
@@ -226,6 +227,8 @@ func (n *echoCount) echo(name string) http.Handler {
 		h.Set("X-Sha256", hex.EncodeToString(sum.Sum(nil)))
 		q := r.URL.Query()
 		size, _ := strconv.ParseInt(q.Get("size"), 10, 64) // absent is zero
+		wait, _ := time.ParseDuration(q.Get("wait"))       // the same
+		time.Sleep(wait)
 		switch q.Get("status") {
 		case "204":
 			rw.WriteHeader(http.StatusNoContent)
