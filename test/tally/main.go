@@ -21,11 +21,10 @@ import (
 )
 
 func main() {
-	file := flag.String("append", "", "append the counts to this `file`, for -sum")
-	sum := flag.String("sum", "", "do not read events; add up the counts in this `file` and print them")
+	file := flag.String("append", "", "append the three counts to this `file` as a line, to be added up")
 	verbose := flag.Bool("v", false, "print the output of all tests")
 	flag.Parse()
-	status, err := run(*file, *sum, *verbose)
+	status, err := run(*file, *verbose)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "tally:", err)
 		status = 2
@@ -33,20 +32,12 @@ func main() {
 	os.Exit(status)
 }
 
-func run(file, sum string, verbose bool) (status int, err error) {
-	var c counts
-	if sum != "" {
-		if c, err = readCounts(sum); err != nil {
-			return 2, err
-		}
-		fmt.Println(c)
-		return c.status(), nil
-	}
+func run(file string, verbose bool) (status int, err error) {
 	t := newTally(os.Stdout, verbose)
 	if err := t.read(os.Stdin); err != nil {
 		return 2, err
 	}
-	c = t.finish()
+	c := t.finish()
 	fmt.Println(c)
 	if file != "" {
 		if err := c.appendTo(file); err != nil {
@@ -84,27 +75,6 @@ func (c counts) appendTo(file string) error {
 		return fmt.Errorf("keep the counts: %w", err)
 	}
 	return f.Close()
-}
-
-func readCounts(file string) (total counts, err error) {
-	f, err := os.Open(file)
-	if err != nil {
-		return counts{}, fmt.Errorf("read the counts: %w", err)
-	}
-	defer f.Close()
-	for {
-		var c counts
-		_, err := fmt.Fscanln(f, &c.Passed, &c.Failed, &c.Skipped)
-		if errors.Is(err, io.EOF) {
-			return total, nil
-		}
-		if err != nil {
-			return counts{}, fmt.Errorf("read the counts: %w", err)
-		}
-		total.Passed += c.Passed
-		total.Failed += c.Failed
-		total.Skipped += c.Skipped
-	}
 }
 
 // event is one of test2json's.
