@@ -32,7 +32,7 @@ func (c *conn) takeFromUpstream() (moved bool) {
 		b := l.read
 		kept := c.rin.len()
 		if kept > 0 {
-			whole := c.rin.room(&l.bufs, min(max(kept, minBuffer/2), readSize))
+			whole := c.rin.room(&l.bufs, more(kept, l.router.cfg.MaxHeadBytes))
 			b = whole[len(whole):cap(whole)]
 		}
 		n, e := recv(u.sock.fd, b)

@@ -123,6 +123,8 @@ const (
 	unlikelyDelay = 100 * time.Millisecond
 	// lingerDelay is how long a client that has been sent away may go on sending.
 	lingerDelay = 10 * time.Second
+	// drainGrace is how long a drain lets a new client wait with its first request.
+	drainGrace = 500 * time.Millisecond
 	// An RST waits for the client's kernel to take what came before it.
 	resetPoll  = 10 * time.Millisecond
 	resetPolls = 1000
@@ -131,7 +133,7 @@ const (
 )
 
 // turnReads is how many reads each side of a connection gets in one turn.
-const turnReads = 8
+const turnReads = 4
 
 // adopt begins to serve a connection.
 func (l *loop) adopt(a arrival) {
@@ -139,7 +141,7 @@ func (l *loop) adopt(a arrival) {
 	c.sock = socket{fd: a.fd, conn: c}
 	c.ups = c.upsBuf[:0]
 	l.conns.add(c)
-	if l.stopped || l.draining || l.watch(&c.sock, connEvents) != nil {
+	if l.stopped || l.watch(&c.sock, connEvents) != nil {
 		l.conns.remove(c)
 		l.open.Add(-1)
 		c.dead = true
@@ -156,10 +158,16 @@ func (l *loop) adopt(a arrival) {
 	} else if c.cur.state == dialFailed {
 		c.run()
 	}
+	if !c.dead && l.draining {
+		c.drain()
+	}
 }
 
 func (c *conn) clientEvent() {
-	if c.sock.failed && !c.sock.readable {
+	if c.sock.failed && !c.mayTake() {
+		// The client has reset the connection. What it sent before that is read first
+		// where that is possible: then the RST shows as an error of the read.
+		c.loop.stats.errors[clientReset]++
 		c.abort()
 		return
 	}
@@ -195,7 +203,9 @@ func (c *conn) run() {
 // flush sends what waits in both directions.
 func (c *conn) flush() {
 	if c.out.len() > 0 && c.sock.writable {
-		c.toClient(nil)
+		if c.toClient(nil); c.out.len() == 0 {
+			c.held = false
+		}
 	}
 	if u := c.cur; !c.dead && u != nil && u.out.len() > 0 && u.state == connected && u.sock.writable {
 		u.send(nil)
@@ -403,10 +413,20 @@ func (c *conn) idle() bool {
 		c.answer == atAnswerHead && !c.sock.readable && (c.cur == nil || c.cur.out.len() == 0)
 }
 
-// drain closes the connection as soon as nothing is under way.
+// drain closes the connection when nothing is under way; otherwise answered does
+// when that is done. A client that has not asked anything yet has probably just
+// dialled in order to.
 func (c *conn) drain() {
-	if c.idle() {
+	switch {
+	case !c.idle():
+	case c.served || c.cur == nil:
 		c.close()
+	default:
+		c.later(drainGrace, func() {
+			if c.idle() {
+				c.close()
+			}
+		})
 	}
 }
 

@@ -4,6 +4,7 @@ package router
 
 import (
 	"net/netip"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -13,6 +14,9 @@ import (
 // maxAccepts is how many connections one event of a listener takes, so that a
 // storm of new ones does not starve those that are there.
 const maxAccepts = 64
+
+// complainEvery bounds how often it is logged that connections are not accepted.
+const complainEvery = 10 * time.Second
 
 // arrival is a connection that has been accepted and not been given to a loop
 // yet.
@@ -35,7 +39,7 @@ func (l *loop) accept(ns *namespace, s *socket) {
 		case unix.EMFILE, unix.ENFILE, unix.ENOBUFS, unix.ENOMEM:
 			// The listener stays ready; without a pause the loop would spin.
 			l.stats.errors[acceptFailed]++
-			l.pause(s)
+			l.pause(s, e)
 			return
 		default:
 			l.stats.errors[acceptFailed]++
@@ -62,8 +66,12 @@ func (l *loop) accept(ns *namespace, s *socket) {
 }
 
 // pause stops listening for a moment.
-func (l *loop) pause(s *socket) {
+func (l *loop) pause(s *socket, why unix.Errno) {
 	ns := s.listener
+	if now := time.Now(); now.Sub(l.complained) > complainEvery {
+		l.complained = now
+		l.router.cfg.Logger.Warn("cannot accept connections", "netns", ns.name, "error", why)
+	}
 	ev := unix.EpollEvent{Fd: s.slot, Pad: l.sockets[s.slot].generation}
 	if unix.EpollCtl(l.epoll, unix.EPOLL_CTL_MOD, int(s.fd), &ev) != nil {
 		return
@@ -139,8 +147,8 @@ func (l *loop) listen(ns *namespace, v4, v6 int32) error {
 	return nil
 }
 
-// unlisten stops it. Connections that nobody has accepted yet are reset by the
-// kernel.
+// unlisten stops it. The kernel would reset what has not been accepted yet, so
+// that is done first.
 func (l *loop) unlisten(ns *namespace) {
 	if ns.closed {
 		return
@@ -148,6 +156,7 @@ func (l *loop) unlisten(ns *namespace) {
 	ns.closed = true
 	for _, s := range []*socket{ns.v4, ns.v6} {
 		if s != nil {
+			l.accept(ns, s)
 			l.forget(s)
 			closeFD(s.fd)
 		}

@@ -39,6 +39,8 @@ type loop struct {
 	stats   counters
 	random  *rand.Rand
 
+	complained time.Time // when it was last logged that connections are not accepted
+
 	// read, made, req, keys and resp are for whoever is being served right now.
 	read []byte
 	made []byte

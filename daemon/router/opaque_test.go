@@ -16,7 +16,9 @@ import (
 // everybody else say who they are.
 func (w *world) mirror(greeting string) {
 	w.script(w.base, func(c *peer) {
-		c.send(greeting)
+		if greeting != "" {
+			c.send(greeting)
+		}
 		// Not io.Copy: it would splice, through pipes that Go keeps.
 		_, _ = io.Copy(struct{ io.Writer }{c.conn}, struct{ io.Reader }{c.r})
 		// FIN comes back as well.

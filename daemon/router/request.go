@@ -18,9 +18,10 @@ func (c *conn) mayTake() bool {
 	switch {
 	case c.held, c.phase == atAnswer, c.phase == unread:
 		return false
-	case c.end != goOn && c.phase != opaque && c.phase != discarded && (c.end != sendFIN || c.phase == atHead):
+	case c.end == sendRST, c.end == hangUp:
 		return false
-	case c.end == sendRST:
+	case c.end == sendFIN && c.phase == atHead:
+		// The upstream has closed. Only what had begun before may go on.
 		return false
 	}
 	return c.cur == nil || c.cur.out.len() == 0 && !c.cur.broken
@@ -54,7 +55,7 @@ func (c *conn) takeFromClient() (moved bool) {
 		}
 		b := l.read
 		if kept > 0 {
-			whole := c.in.room(&l.bufs, min(max(kept, minBuffer/2), readSize))
+			whole := c.in.room(&l.bufs, more(kept, l.router.cfg.MaxHeadBytes))
 			b = whole[len(whole):cap(whole)]
 		}
 		n, e := recv(c.sock.fd, b)
@@ -90,6 +91,9 @@ func (c *conn) takeFromClient() (moved bool) {
 	}
 	return moved
 }
+
+// more is how much room a head of which kept bytes have come gets for the next.
+func more(kept, limit int) int { return min(max(kept, minBuffer/2), limit-kept) }
 
 // consume deals with bytes of the client and returns how many are done with.
 // The rest is for later: the beginning of a head (waiting), or a request that
@@ -160,6 +164,9 @@ func (c *conn) consumeHead(b []byte, n, from int) (int, int) {
 	limit := l.router.cfg.MaxHeadBytes
 	if out == http1.Complete && l.req.Len <= limit {
 		c.partial = http1.Partial{}
+		if c.timer.at != 0 {
+			l.timers.clear(&c.timer)
+		}
 		return c.consumeRequest(b, n, from)
 	}
 	if out == http1.More && len(b)-n < limit {
@@ -216,6 +223,11 @@ func (c *conn) consumeRequest(b []byte, n, from int) (int, int) {
 		c.pass(b[from:n])
 		from = n
 		if d.Verdict == routing.Refuse {
+			if c.out.len() > 0 {
+				// The client does not read the answers that it has.
+				c.hold()
+				return n, n
+			}
 			l.stats.request(&d)
 			c.last = request{decision: d, counted: true, method: r.Method, hasBody: r.Framing != http1.NoBody, keepAlive: r.KeepAlive}
 			c.unavailable(r.Expect)

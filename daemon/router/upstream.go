@@ -180,8 +180,18 @@ func (u *upstream) dialOnce() unix.Errno {
 	if mark := l.router.cfg.Mark; mark != 0 {
 		e = setInt(fd, unix.SOL_SOCKET, unix.SO_MARK, int32(mark))
 	}
-	if e == noError {
-		e = setInt(fd, unix.SOL_TCP, unix.TCP_NODELAY, 1)
+	// The client's own probes end here, so these must find out that a server's host
+	// has gone.
+	for _, o := range [...]struct {
+		level, option int
+		value         int32
+	}{
+		{unix.SOL_TCP, unix.TCP_NODELAY, 1},
+		{unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1}, {unix.SOL_TCP, unix.TCP_KEEPIDLE, 60}, {unix.SOL_TCP, unix.TCP_KEEPINTVL, 15},
+	} {
+		if e == noError {
+			e = setInt(fd, o.level, o.option, o.value)
+		}
 	}
 	if e == noError && c.bind.IsValid() && c.bind.Is4() == u.addr.Addr().Is4() {
 		e = bindSource(fd, c.bind)
