@@ -607,6 +607,11 @@ func (c *compiler) retire() {
 	}
 	for _, id := range ids {
 		info := *c.prev.byID[id]
+		if d, back := c.t.dests[info.key]; back {
+			// A connection that is as old as the id is asked about still.
+			c.t.byID[id] = c.t.byID[d.ID]
+			continue
+		}
 		info.live = false
 		c.t.byID[id] = &info
 	}

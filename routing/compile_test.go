@@ -329,6 +329,11 @@ func TestIdsOutliveChangesAndAreNotUsedAgain(t *testing.T) {
 	if d4, _ := fourth.LookupDest(cluster, TCP); d4.ID == d1.ID {
 		t.Errorf("id %d was used again", d4.ID)
 	}
+	names := DefaultKeyNames()
+	set.Add(&names, InHeader, []byte("key-of-pr-42"))
+	if d := fourth.DecideRequest(client, d1.ID, &set); d.Verdict != ToFork {
+		t.Errorf("a tagged request on a connection that is older than the redirect's return: %+v, want the fork", d)
+	}
 }
 
 func TestDeletedDestinationsAreForgottenInTheEnd(t *testing.T) {

@@ -52,9 +52,12 @@ type conn struct {
 	ns   *namespace
 	sock socket
 
-	dest routing.DestID
+	dest routing.DestID // what addr is called by the table of generation
 	addr netip.AddrPort // as the client dialled it
-	bind netip.Addr     // where to dial from; the zero Addr: the kernel's choice
+
+	generation uint64
+
+	bind netip.Addr // where to dial from; the zero Addr: the kernel's choice
 
 	// From the client.
 	phase   phase
@@ -161,6 +164,19 @@ func (l *loop) adopt(a arrival) {
 	if !c.dead && l.draining {
 		c.drain()
 	}
+}
+
+// table returns the table in force. A destination that has left the table may
+// come back under another id while a connection to it lives on.
+func (c *conn) table() *routing.Table {
+	t := c.loop.table()
+	if g := t.Generation(); g != c.generation {
+		c.generation = g
+		if d, ok := t.LookupDest(c.addr, routing.TCP); ok {
+			c.dest = d.ID
+		}
+	}
+	return t
 }
 
 func (c *conn) clientEvent() {

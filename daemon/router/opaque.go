@@ -21,7 +21,7 @@ func (c *conn) becomeOpaque(scan bool) {
 	if !c.doubtful {
 		c.dialDefault()
 	}
-	if c.cur == nil || c.doubtful && c.cur.fork != (l.table().DecideConnection(c.ns.cookie, c.dest).Verdict == routing.ToFork) {
+	if c.cur == nil || c.doubtful && c.cur.fork != (c.table().DecideConnection(c.ns.cookie, c.dest).Verdict == routing.ToFork) {
 		c.abort()
 		return
 	}
@@ -60,7 +60,7 @@ func (c *conn) becomeTunnel() {
 // connection goes.
 func (c *conn) leadsElsewhere(value []byte) bool {
 	l := c.loop
-	t := l.table()
+	t := c.table()
 	l.keys.Reset()
 	l.keys.Add(&l.router.cfg.KeyNames, routing.InHeader, value)
 	d := t.DecideRequest(c.ns.cookie, c.dest, &l.keys)

@@ -87,7 +87,7 @@ func (c *conn) unreachable() {
 		// Nobody needed it yet. A server that refuses is a connection that is refused,
 		// except to a tagged request.
 		c.remove(u)
-		if u.fork && l.table().DecideConnection(c.ns.cookie, c.dest).FallBack {
+		if u.fork && c.table().DecideConnection(c.ns.cookie, c.dest).FallBack {
 			c.cur = c.baseline()
 			return
 		}

@@ -202,7 +202,7 @@ func (c *conn) consumeHead(b []byte, n, from int) (int, int) {
 func (c *conn) consumeRequest(b []byte, n, from int) (int, int) {
 	l := c.loop
 	r := &l.req
-	d := l.table().DecideRequest(c.ns.cookie, c.dest, &l.keys)
+	d := c.table().DecideRequest(c.ns.cookie, c.dest, &l.keys)
 	busy := c.asked.len() > 0
 	if busy && (c.asked.len() == maxAsked || c.cur.state == dialling) {
 		c.hold()

@@ -52,7 +52,7 @@ const maxUpstreams = 8
 // where the source itself is tagged, the fork. cur stays nil when the answer is
 // that there is none.
 func (c *conn) dialDefault() {
-	d := c.loop.table().DecideConnection(c.ns.cookie, c.dest)
+	d := c.table().DecideConnection(c.ns.cookie, c.dest)
 	if d.Verdict == routing.Refuse {
 		c.cur = nil
 		return
