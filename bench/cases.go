@@ -90,9 +90,11 @@ func (s *scene) plan(m measurement) plan {
 	p := plan{pod: s.client, cgroup: s.covered, target: service, want: baseline, serverCore: otherCore, proxyCore: otherCore}
 	switch m.path {
 	case direct:
-		p.cgroup = s.outside
+		// As flow in everything but our programs: two servers, or two pods, are never
+		// equally fast, by where in memory they happen to be.
+		p.pod, p.cgroup, p.target, p.want = s.runner, s.outside, netip.AddrPortFrom(s.forked.IPv4, port), fork
 	case untouched:
-		p.target = netip.AddrPortFrom(elsewhereIP, port)
+		p.target, p.want = netip.AddrPortFrom(elsewhereIP, port), fork
 	case flow:
 		p.pod, p.want = s.runner, fork
 	case router:

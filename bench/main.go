@@ -73,9 +73,9 @@ type options struct {
 func parse(args []string) (options, error) {
 	o := options{}
 	f := flag.NewFlagSet("bench", flag.ContinueOnError)
-	f.IntVar(&o.rounds, "rounds", 7, "how often each case is measured")
-	f.DurationVar(&o.duration, "duration", 2*time.Second, "how long a case is measured in a round")
-	f.DurationVar(&o.warmup, "warmup", 300*time.Millisecond, "how long a case runs before it is measured")
+	f.IntVar(&o.rounds, "rounds", 12, "how often each case is measured")
+	f.DurationVar(&o.duration, "duration", time.Second, "how long a case is measured in a round")
+	f.DurationVar(&o.warmup, "warmup", 250*time.Millisecond, "how long a case runs before it is measured")
 	f.IntVar(&o.connections, "connections", 32, "connections of the load generator, except where one request at a time is measured")
 	f.IntVar(&o.rate, "rate", 1000, "requests a second where one request at a time is measured")
 	f.Float64Var(&o.quiet, "quiet", 0.05, "repeat a measurement during which others used more than this share of all cores' time")

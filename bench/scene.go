@@ -37,7 +37,7 @@ const (
 var (
 	serviceIP   = netip.MustParseAddr("10.96.0.1") // stands on the baseline's pod
 	forkIP      = netip.MustParseAddr("10.96.0.2") // stands on the fork's pod
-	elsewhereIP = netip.MustParseAddr("10.96.9.9") // the baseline's as well; in no Service
+	elsewhereIP = netip.MustParseAddr("10.96.9.9") // the fork's as well; in no Service
 )
 
 // scene is the world that is measured: a client's pod, a pod of the sandbox's
@@ -76,8 +76,8 @@ func build() (_ *scene, err error) {
 	}{
 		{&s.client, "client", nil},
 		{&s.runner, "runner", nil},
-		{&s.base, baseline, []netip.Addr{serviceIP, elsewhereIP}},
-		{&s.forked, fork, []netip.Addr{forkIP}},
+		{&s.base, baseline, []netip.Addr{serviceIP}},
+		{&s.forked, fork, []netip.Addr{forkIP, elsewhereIP}},
 	} {
 		if *p.to, err = s.world.AddPod(p.name, p.extra...); err != nil {
 			return nil, err
