@@ -45,6 +45,11 @@
 // rest of one read (64 KiB) in each direction and the head that is being read
 // (MaxHeadBytes), and an idle one keeps nothing.
 //
+// # Waiting
+//
+// How a loop waits for its events decides about latency more than anything else
+// that it does: see wait.go.
+//
 // # The end
 //
 // FIN and RST are passed on as they come, after all bytes that came before. Only

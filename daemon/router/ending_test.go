@@ -123,6 +123,27 @@ func TestAClientsResetReachesTheServer(t *testing.T) {
 	}
 }
 
+func TestAClientsResetIsNoticedWhileItsRequestIsHeld(t *testing.T) {
+	w := newWorld(t)
+	w.names(w.fork)
+	gone := make(chan error, 1)
+	w.script(w.base, func(c *peer) {
+		if _, err := readRequest(c.r); err != nil {
+			return
+		}
+		_, err := c.r.ReadByte()
+		gone <- err
+	})
+	c := w.dial(w.client)
+	c.send(get(untagged) + get(tagged))
+	w.eventually("both are read", func() bool { return w.router.Stats().FromClients == uint64(len(get(untagged)+get(tagged))) })
+	c.rst()
+	if err := <-gone; err == nil || !strings.Contains(err.Error(), "reset") {
+		t.Errorf("the server saw %v, want a reset", err)
+	}
+	w.noConnections()
+}
+
 func TestAServersResetReachesTheClientAfterItsData(t *testing.T) {
 	for _, header := range []string{untagged, tagged} {
 		w := newWorld(t)
@@ -365,6 +386,29 @@ func TestADrainLetsRequestsFinish(t *testing.T) {
 	}
 	if _, err := w.router.Listen(Namespace{}); !errors.Is(err, ErrClosed) {
 		t.Errorf("listening after a drain: %v", err)
+	}
+}
+
+func TestAClientThatHasJustDialledMayAskDuringADrain(t *testing.T) {
+	w := newWorld(t)
+	w.names(w.base, w.fork)
+	c := w.dial(w.client)
+	done := make(chan error, 1)
+	go func() { done <- w.router.Drain(context.Background()) }()
+	w.eventually("the listener is closed", func() bool {
+		probe, err := w.client.Dial("tcp", w.captured(w.client))
+		if err == nil {
+			probe.Close()
+		}
+		return err != nil
+	})
+	c.send(get(tagged))
+	if resp, _ := c.response("GET"); resp.Header.Get(lab.ServedBy) != "fork" {
+		t.Errorf("answered %s by %q", resp.Status, resp.Header.Get(lab.ServedBy))
+	}
+	c.expectFIN()
+	if err := <-done; err != nil {
+		t.Error(err)
 	}
 }
 

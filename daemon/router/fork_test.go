@@ -110,7 +110,7 @@ func TestTheBaselineAnswersForAnUnavailableForkWhereItsOwnerSaysSo(t *testing.T)
 			c := w.dial(w.client)
 			raw := "POST / HTTP/1.1\r\nHost: a\r\n" + tagged + "Content-Length: 300000\r\n\r\n" + strings.Repeat("b", 300_000)
 			for range 3 {
-				go c.send(raw)
+				c.sendAside(raw)
 				if resp, body := c.response("POST"); resp.Header.Get(lab.ServedBy) != "base" || body != raw {
 					t.Errorf("answered by %q with %d bytes, want base with %d", resp.Header.Get(lab.ServedBy), len(body), len(raw))
 				}

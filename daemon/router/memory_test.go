@@ -105,6 +105,35 @@ func TestAServerThatStopsReadingHoldsTheClientBack(t *testing.T) {
 	}
 }
 
+func TestAnswersOfOurOwnThatNobodyReadsCostLittle(t *testing.T) {
+	w := newWorld(t)
+	w.input.Slices[1] = endpoints("route-pr-42")
+	w.apply()
+	w.names(w.base)
+	c := w.dial(w.client)
+	const n = 100_000
+	go func() {
+		for range n / 100 {
+			if _, err := io.WriteString(c.conn, strings.Repeat(get(tagged), 100)); err != nil {
+				return
+			}
+		}
+	}()
+	w.eventually("nothing moves any more", func() bool {
+		before := w.router.Stats().ToClients
+		time.Sleep(200 * time.Millisecond)
+		return before > 0 && before == w.router.Stats().ToClients
+	})
+	if _, most := w.held(); most > 256<<10 {
+		t.Errorf("the connection holds %d bytes", most)
+	}
+	for i := range n {
+		if resp, _ := c.response("GET"); resp.StatusCode != http.StatusServiceUnavailable {
+			t.Fatalf("answer %d is %s", i, resp.Status)
+		}
+	}
+}
+
 func TestHeadsThatNeverEndCostLittle(t *testing.T) {
 	w := newWorld(t)
 	w.names(w.base, w.fork)

@@ -207,7 +207,7 @@ func TestHeadsThatAreTooLarge(t *testing.T) {
 	t.Run("without a key pass", func(t *testing.T) {
 		raw := strings.ReplaceAll(long, "KEY", "")
 		c := w.dial(w.client)
-		go c.send(raw)
+		c.sendAside(raw)
 		c.expect(raw)
 	})
 	t.Run("with a key are refused", func(t *testing.T) {

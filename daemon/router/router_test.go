@@ -262,6 +262,65 @@ func TestPipelinedRequestsAreAnsweredInOrderWhereverTheyGo(t *testing.T) {
 	}
 }
 
+// randomRequest returns a request as bytes and who is to answer it.
+func randomRequest(random *rand.Rand) (raw, want string) {
+	header, want := untagged, "base"
+	switch random.IntN(4) {
+	case 0:
+		header, want = tagged, "fork"
+	case 1:
+		header, want = "tracestate: x=y,sd-routing-key="+otherKey+"\r\n", "fork2"
+	}
+	head := fmt.Sprintf(" /%d HTTP/1.1\r\nHost: a\r\n%sX-Filler: %s\r\n", random.Uint32(), header, strings.Repeat("f", random.IntN(2000)))
+	switch random.IntN(4) {
+	case 0:
+		body := strings.Repeat("\r\n0\r\n\r\nGET / HTTP/1.1\r\n\r\n", random.IntN(300))
+		return fmt.Sprintf("POST%sContent-Length: %d\r\n\r\n%s", head, len(body), body), want
+	case 1:
+		var b strings.Builder
+		b.WriteString("PUT" + head + "Transfer-Encoding: chunked\r\n\r\n")
+		for range random.IntN(20) {
+			chunk := strings.Repeat("0\r\n\r\n", 1+random.IntN(100))
+			fmt.Fprintf(&b, "%x;e=%d\r\n%s\r\n", len(chunk), random.IntN(10), chunk)
+		}
+		b.WriteString("0\r\nX-Trailer: t\r\n\r\n")
+		return b.String(), want
+	}
+	return "GET" + head + "\r\n", want
+}
+
+func TestAStreamOfAnyRequestsInAnyPiecesArrivesInOrderByteForByte(t *testing.T) {
+	w := newWorld(t)
+	w.echo(w.base, w.fork, w.fork2)
+	for seed := range uint64(8) {
+		random := rand.New(rand.NewPCG(5, seed))
+		var stream strings.Builder
+		const n = 60
+		var raws, wants [n]string
+		for i := range n {
+			raws[i], wants[i] = randomRequest(random)
+			stream.WriteString(raws[i])
+		}
+		c := w.dial(w.client)
+		go func() {
+			for all := stream.String(); all != ""; {
+				k := min(1+random.IntN(1<<random.IntN(16)), len(all))
+				if _, err := io.WriteString(c.conn, all[:k]); err != nil {
+					t.Errorf("send: %v", err)
+					return
+				}
+				all = all[k:]
+			}
+		}()
+		for i := range n {
+			resp, body := c.response("GET")
+			if resp.Header.Get(lab.ServedBy) != wants[i] || body != raws[i] {
+				t.Fatalf("seed %d, request %d: %s received %d bytes, want %s to receive %d: %.200q, %.200q", seed, i, resp.Header.Get(lab.ServedBy), len(body), wants[i], len(raws[i]), body, raws[i])
+			}
+		}
+	}
+}
+
 func TestRequestsToOneUpstreamArePipelined(t *testing.T) {
 	w := newWorld(t)
 	// This server answers only when it has three requests.

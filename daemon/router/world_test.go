@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -162,9 +163,10 @@ func (w *world) dial(p *lab.Pod) *peer {
 
 // peer is one end of a connection, for tests that care about bytes.
 type peer struct {
-	t    *testing.T
-	conn *net.TCPConn
-	r    *bufio.Reader
+	t      *testing.T
+	conn   *net.TCPConn
+	r      *bufio.Reader
+	server bool
 }
 
 const patience = 20 * time.Second
@@ -179,8 +181,20 @@ func newPeer(t *testing.T, c net.Conn) *peer {
 func (p *peer) send(s string) {
 	p.t.Helper()
 	if _, err := io.WriteString(p.conn, s); err != nil {
+		if p.server {
+			runtime.Goexit() // whether its client should have stayed, the client knows
+		}
 		p.t.Fatalf("send: %v", err)
 	}
+}
+
+// sendAside sends while the test does something else.
+func (p *peer) sendAside(s string) {
+	go func() {
+		if _, err := io.WriteString(p.conn, s); err != nil {
+			p.t.Errorf("send: %v", err)
+		}
+	}()
 }
 
 // expect reads exactly what is wanted.
@@ -241,7 +255,9 @@ func (w *world) script(p *lab.Pod, serve func(*peer)) *atomic.Int32 {
 	err := p.ServeConns(func(c net.Conn) {
 		defer c.Close()
 		count.Add(1)
-		serve(newPeer(w.t, c))
+		s := newPeer(w.t, c)
+		s.server = true
+		serve(s)
 	}, addressesOf(p)...)
 	if err != nil {
 		w.t.Fatal(err)
