@@ -3,7 +3,6 @@
 package standalone
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -223,19 +222,6 @@ func wantEnd(conn net.Conn, want error) error {
 func reset(conn net.Conn) {
 	_ = conn.(*net.TCPConn).SetLinger(0)
 	conn.Close()
-}
-
-// silent wants a connection to bring nothing, and not to end, for a while.
-func silent(conn net.Conn, d time.Duration) error {
-	if err := conn.SetReadDeadline(time.Now().Add(d)); err != nil {
-		return err
-	}
-	b := make([]byte, 200)
-	n, err := conn.Read(b)
-	if n > 0 || !errors.Is(err, context.DeadlineExceeded) && !isTimeout(err) {
-		return fmt.Errorf("the connection should be silent, but brought %q, %v", b[:n], err)
-	}
-	return conn.SetReadDeadline(time.Time{})
 }
 
 func isTimeout(err error) bool {

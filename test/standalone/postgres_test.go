@@ -73,14 +73,14 @@ func TestPostgreSQLReachesTheSandboxsOwnDatabase(t *testing.T) {
 		for from, server := range s.sources() {
 			for _, host := range []string{wideIP, wideIP6, s.base.IPv4.String(), s.base.IPv6.String()} {
 				psql := from.Command("psql", "-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-h", host, "-p", fmt.Sprint(n), "-U", "test", "postgres")
-				psql.Stdin = strings.NewReader(fmt.Sprintf(`
+				psql.Stdin = strings.NewReader(`
 show cluster_name;
 select host(inet_client_addr());
 create temporary table t as select generate_series(1, 50000) as i, repeat('x', 100) as pad;
 select count(*), sum(i), sum(length(pad)) from t;
 \copy t to '/dev/null'
 begin; delete from t where i > 10; select count(*) from t; rollback;
-`))
+`)
 				out, err := psql.CombinedOutput()
 				client := from.IPv4.String()
 				if strings.Contains(host, ":") {
