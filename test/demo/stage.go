@@ -150,18 +150,18 @@ func (s *stage) startAgent(ctx context.Context, program string) error {
 	if err != nil {
 		return err
 	}
-	s.agent = exec.Command(program, "run", "--manifests", dir, "--cgroup", s.world.Cgroup,
+	agent := exec.Command(program, "run", "--manifests", dir, "--cgroup", s.world.Cgroup,
 		"--bpffs", s.world.BPFFS, "--metrics-address", address)
-	s.agent.Stdout, s.agent.Stderr = s.output(), s.output()
+	agent.Stdout, agent.Stderr = s.output(), s.output()
 	// Ctrl-C reaches everything on the terminal; it is the demo that stops it.
-	s.agent.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	if err := s.agent.Start(); err != nil {
-		s.agent = nil
+	agent.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if err := agent.Start(); err != nil {
 		return fmt.Errorf("start the agent: %w", err)
 	}
+	s.agent = agent
 	s.ended = make(chan struct{})
 	go func() {
-		s.endErr = s.agent.Wait()
+		s.endErr = agent.Wait()
 		close(s.ended)
 	}()
 	err = until(ctx, lab.Patience(30*time.Second), func() error {
