@@ -323,9 +323,9 @@ func TestABrokenManifestChangesNothing(t *testing.T) {
 	if n := a.agent.State().Problems["manifest"]; n != 1 {
 		t.Errorf("%d problems with manifests, want 1", n)
 	}
-	if want := "sandbox.yaml: document 1: Sandbox shop/pr-42: spec.redirects[0].to: set exactly one of service or address"; !strings.Contains(a.log.String(), want) {
-		t.Errorf("the log does not say %q:\n%s", want, a.log)
-	}
+	const want = "sandbox.yaml: document 1: Sandbox shop/pr-42: spec.redirects[0].to: set exactly one of service or address"
+	// The state is there first, and then the log.
+	a.until("the log to say "+want, func(metrics.State) bool { return strings.Contains(a.log.String(), want) })
 	s.reach(s.runner, "fork")
 	s.tagged("fork")
 	if strings.Contains(a.log.String(), key) {
