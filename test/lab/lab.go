@@ -146,12 +146,7 @@ func (w *World) mountBPFFS() error {
 		return fmt.Errorf("mount a bpffs on %s: %w", dir, err)
 	}
 	w.BPFFS = dir
-	w.onClose(func() error {
-		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
-			return fmt.Errorf("unmount %s: %w", dir, err)
-		}
-		return nil
-	})
+	w.onClose(func() error { return unmount(dir) })
 	return nil
 }
 

@@ -11,8 +11,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/sidetrack-dev/sidetrack/test/lab"
@@ -226,6 +226,34 @@ func TestAPodsNameMustBeFree(t *testing.T) {
 	w.MustPod("other")
 }
 
+func TestAWorldIsClosedThoughSomebodyHasMountedTheNamespacesAnew(t *testing.T) {
+	// In a mount namespace of its own, so that nobody else has to do with it.
+	if os.Getenv("SIDETRACK_LAB_HIDE") == "" {
+		cmd := exec.Command("/proc/self/exe", "-test.run=^"+t.Name()+"$")
+		cmd.Env = append(os.Environ(), "SIDETRACK_LAB_HIDE=1")
+		cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+		return
+	}
+	w, err := lab.NewWorld("sdtest")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := w.MustPod("hidden")
+	// As "ip netns add" does.
+	if err := syscall.Mount(lab.NetnsDir, lab.NetnsDir, "none", syscall.MS_BIND, ""); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Close(); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Lstat(p.Path); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the namespace's name is still there: %v", err)
+	}
+}
+
 func TestLeaksAreFound(t *testing.T) {
 	before, err := lab.Take("", own)
 	if err != nil {
@@ -255,8 +283,9 @@ func TestLeaksAreFound(t *testing.T) {
 }
 
 func TestSweepRemovesTheWorldsOfTheDead(t *testing.T) {
-	if os.Getenv("SIDETRACK_LAB_LEAVE") != "" {
-		w, err := lab.NewWorld("sdtest-left")
+	const env = "SIDETRACK_LAB_LEAVE"
+	if prefix := os.Getenv(env); prefix != "" {
+		w, err := lab.NewWorld(prefix)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -264,27 +293,30 @@ func TestSweepRemovesTheWorldsOfTheDead(t *testing.T) {
 		fmt.Println(w.Name)
 		os.Exit(0)
 	}
-	alive := lab.New(t)
-	child := alive.MustPod("child").Command("/proc/self/exe", "-test.run=^"+t.Name()+"$")
-	child.Env = append(os.Environ(), "SIDETRACK_LAB_LEAVE=1")
+	prefix := fmt.Sprintf("sdtest-of%d", os.Getpid())
+	child := lab.New(t).MustPod("child").Command("/proc/self/exe", "-test.run=^"+t.Name()+"$")
+	child.Env = append(os.Environ(), env+"="+prefix)
 	out, err := child.Output()
 	if err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
-	name := strings.TrimSpace(string(out))
-	if _, err := os.Stat(filepath.Join(lab.NetnsDir, name+"-orphan")); err != nil {
-		t.Fatalf("nothing to sweep: %v", err)
-	}
-	removed, err := lab.Sweep("sdtest-left")
+	dead := strings.TrimSpace(string(out))
+	alive, err := lab.NewWorld(prefix)
 	if err != nil {
 		t.Fatal(err)
 	}
-	// Two namespaces, a cgroup, a folder.
-	if got := strings.Join(removed, "\n"); strings.Count(got, name) != 4 {
-		t.Errorf("removed:\n%s", got)
+	defer func() {
+		if err := alive.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	removed, err := lab.Sweep(prefix)
+	if err != nil {
+		t.Error(err)
 	}
-	if removed, err := lab.Sweep("sdtest"); err != nil || slices.ContainsFunc(removed, func(s string) bool { return strings.Contains(s, alive.Name) }) {
-		t.Errorf("removed %v with error %v, but %s is alive", removed, err, alive.Name)
+	// Two namespaces, a cgroup, a folder.
+	if got := strings.Join(removed, "\n"); strings.Count(got, dead) != 4 || strings.Contains(got, alive.Name) {
+		t.Errorf("%s is dead and %s alive; removed:\n%s", dead, alive.Name, got)
 	}
 }
 

@@ -91,7 +91,16 @@ func (w *World) newNamespace(name string) (_ *Pod, err error) {
 		return nil, fmt.Errorf("name namespace %s: %w", p.Netns, err)
 	}
 	f.Close()
-	p.undo = append(p.undo, func() error { return removeNetns(p.Path) })
+	p.undo = append(p.undo, func() error {
+		if p.ns.IsOpen() {
+			// By its descriptor the mount is found also when another one hides it: the
+			// first "ip netns add" on a machine mounts the whole folder on itself.
+			if err := unmount("/proc/self/fd/" + strconv.Itoa(int(p.ns))); err != nil {
+				return err
+			}
+		}
+		return removeNetns(p.Path)
+	})
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, p.close())
@@ -328,11 +337,20 @@ func (p *Pod) close() error {
 }
 
 func removeNetns(path string) error {
-	if err := unix.Unmount(path, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
-		return fmt.Errorf("unmount namespace %s: %w", path, err)
+	if err := unmount(path); err != nil {
+		return err
 	}
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("remove the name of a namespace: %w", err)
+	}
+	return nil
+}
+
+// unmount takes away the mount at path, if there is one.
+func unmount(path string) error {
+	err := unix.Unmount(path, unix.MNT_DETACH)
+	if err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
+		return fmt.Errorf("unmount %s: %w", path, err)
 	}
 	return nil
 }

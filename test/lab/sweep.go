@@ -61,9 +61,8 @@ func Sweep(prefix string) (removed []string, err error) {
 
 // removeDir removes a world's folder, in which its bpffs may be mounted.
 func removeDir(dir string) error {
-	mount := filepath.Join(dir, bpffsName)
-	if err := unix.Unmount(mount, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
-		return fmt.Errorf("unmount %s: %w", mount, err)
+	if err := unmount(filepath.Join(dir, bpffsName)); err != nil {
+		return err
 	}
 	if err := os.RemoveAll(dir); err != nil {
 		return fmt.Errorf("remove a world's folder: %w", err)
