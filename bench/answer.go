@@ -67,7 +67,7 @@ func response(name string, closing bool) []byte {
 // from where it had to.
 type wrongAnswer struct{ reason string }
 
-func (w wrongAnswer) Error() string { return "wrong answer: " + w.reason }
+func (w wrongAnswer) Error() string { return w.reason }
 
 // checker finds out where answers end and whether they came from the right
 // server. Most are byte for byte the one before, which makes that cheap.

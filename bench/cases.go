@@ -12,8 +12,6 @@ import (
 	"runtime"
 	"strings"
 	"time"
-
-	"github.com/sidetrack-dev/sidetrack/test/lab"
 )
 
 // The ways that a request can go.
@@ -74,11 +72,7 @@ func (m measurement) needsHAProxy() bool {
 
 // plan says how a path is loaded.
 type plan struct {
-	pod        *lab.Pod
-	cgroup     string
-	target     netip.AddrPort
-	tagged     bool
-	want       string
+	Path
 	serverCore int
 	proxyCore  int
 	proxy      *process
@@ -87,24 +81,27 @@ type plan struct {
 // plan is the one place that says what the paths are and which cores they have.
 func (s *scene) plan(m measurement) plan {
 	service := netip.AddrPortFrom(serviceIP, port)
-	p := plan{pod: s.client, cgroup: s.covered, target: service, want: baseline, serverCore: otherCore, proxyCore: otherCore}
+	p := plan{
+		Path:       Path{Netns: s.client.Path, Cgroup: s.covered, Target: service, Want: baseline},
+		serverCore: otherCore, proxyCore: otherCore,
+	}
 	switch m.path {
 	case direct:
 		// As flow in everything but our programs: two servers, or two pods, are never
 		// equally fast, by where in memory they happen to be.
-		p.pod, p.cgroup, p.target, p.want = s.runner, s.outside, netip.AddrPortFrom(s.forked.IPv4, port), fork
+		p.Netns, p.Cgroup, p.Target, p.Want = s.runner.Path, s.outside, netip.AddrPortFrom(s.forked.IPv4, port), fork
 	case untouched:
-		p.target, p.want = netip.AddrPortFrom(elsewhereIP, port), fork
+		p.Target, p.Want = netip.AddrPortFrom(elsewhereIP, port), fork
 	case flow:
-		p.pod, p.want = s.runner, fork
+		p.Netns, p.Want = s.runner.Path, fork
 	case router:
 		p.proxy = s.agent
 	case routerTagged:
-		p.proxy, p.tagged, p.want = s.agent, true, fork
+		p.proxy, p.Tagged, p.Want = s.agent, true, fork
 	case haproxy:
-		p.proxy, p.cgroup, p.target = s.haproxy, s.outside, haproxyAddr
+		p.proxy, p.Cgroup, p.Target = s.haproxy, s.outside, haproxyAddr
 	case haproxyTagged:
-		p.proxy, p.cgroup, p.target, p.tagged, p.want = s.haproxy, s.outside, haproxyAddr, true, fork
+		p.proxy, p.Cgroup, p.Target, p.Tagged, p.Want = s.haproxy, s.outside, haproxyAddr, true, fork
 	}
 	if p.proxy != nil {
 		// So that the proxy has its core for itself, and when requests are single
@@ -115,6 +112,23 @@ func (s *scene) plan(m measurement) plan {
 		p.serverCore, p.proxyCore = loadCore, loadCore
 	}
 	return p
+}
+
+// runs groups measurements into runs of the load generator: single requests go
+// to all paths in one run.
+func runs(what []measurement) [][]measurement {
+	var all [][]measurement
+	at := map[string]int{}
+	for _, m := range what {
+		i, ok := at[m.way]
+		if ok && (m.way == paced || m.way == pacedApart) {
+			all[i] = append(all[i], m)
+			continue
+		}
+		at[m.way] = len(all)
+		all = append(all, []measurement{m})
+	}
+	return all
 }
 
 // settings are what the flags say about a run.
@@ -137,32 +151,36 @@ type results struct {
 	repeated int
 }
 
-// measure runs one measurement.
-func (s *scene) measure(ctx context.Context, set settings, m measurement) (Measured, error) {
-	p := s.plan(m)
+// measure has the load generator run once. Results are in the order of what.
+func (s *scene) measure(ctx context.Context, set settings, what []measurement) ([]Measured, error) {
 	l := Load{
-		Way: m.way, Target: p.target, Host: "web.bench", Key: routingKey, Tagged: p.tagged, Want: p.want,
-		Connections: set.connections, Rate: set.rate, Warmup: set.warmup, For: set.duration,
+		Way: what[0].way, Host: "web.bench", Key: routingKey,
+		Connections: set.connections, Rate: set.rate, Warmup: set.warmup, For: set.duration * time.Duration(len(what)),
 	}
-	for _, srv := range s.servers {
-		if err := srv.ended(); err != nil {
-			return Measured{}, err
+	cores := map[*process]int{}
+	for _, m := range what {
+		p := s.plan(m)
+		l.Paths = append(l.Paths, p.Path)
+		cores[s.servers[p.Want]] = p.serverCore
+		if p.proxy != nil {
+			cores[p.proxy] = p.proxyCore
 		}
-		if err := pinProcess(srv.pid(), p.serverCore); err != nil {
-			return Measured{}, err
-		}
-		l.Watch = append(l.Watch, srv.pid())
 	}
-	if p.proxy != nil {
-		if err := p.proxy.ended(); err != nil {
-			return Measured{}, err
+	for p, core := range cores {
+		if err := p.ended(); err != nil {
+			return nil, err
 		}
-		if err := pinProcess(p.proxy.pid(), p.proxyCore); err != nil {
-			return Measured{}, err
+		if err := pinProcess(p.pid(), core); err != nil {
+			return nil, err
 		}
-		l.Watch = append(l.Watch, p.proxy.pid())
 	}
-	return s.run(ctx, p.pod, p.cgroup, l)
+	l.Watch = []int{s.servers[baseline].pid(), s.servers[fork].pid()}
+	for _, p := range []*process{s.agent, s.haproxy} {
+		if _, used := cores[p]; used {
+			l.Watch = append(l.Watch, p.pid())
+		}
+	}
+	return s.run(ctx, l)
 }
 
 // measureAll runs all rounds. It stops early only when ctx ends; then the results
@@ -170,34 +188,41 @@ func (s *scene) measure(ctx context.Context, set settings, m measurement) (Measu
 func (s *scene) measureAll(ctx context.Context, set settings, what []measurement, log io.Writer) (results, error) {
 	res := results{cells: map[measurement][]Measured{}}
 	order := rand.New(rand.NewPCG(set.seed, 0))
+	all := runs(what)
 	for round := range set.rounds {
 		this := map[measurement]Measured{}
 		// Another order each time: what a case does to the next one's caches, pools
 		// and clock frequency is then nobody's advantage.
-		for _, i := range order.Perm(len(what)) {
-			m, err := s.measure(ctx, set, what[i])
-			// As often, over all, as there are measurements: a run may take twice its
-			// time, but it ends.
-			for err == nil && m.WrongAnswer == "" && m.foreign() > set.quiet && res.repeated < set.rounds*len(what) {
+		for _, i := range order.Perm(len(all)) {
+			got, err := s.measure(ctx, set, all[i])
+			// As often, over all, as there are runs: it may take twice the time, but
+			// it ends.
+			for err == nil && got[0].foreign() > set.quiet && res.repeated < set.rounds*len(all) {
 				res.repeated++
-				m, err = s.measure(ctx, set, what[i])
+				got, err = s.measure(ctx, set, all[i])
 			}
 			if ctx.Err() != nil {
 				return res, fmt.Errorf("round %d: %w", round+1, ctx.Err())
 			}
-			switch {
-			case err != nil:
-				res.problem(log, fmt.Sprintf("round %d, %s: %v", round+1, what[i], err))
-				m = Measured{}
-			case m.WrongAnswer != "":
-				res.wrong++
-				res.problem(log, fmt.Sprintf("round %d, %s: WRONG ANSWER: %s", round+1, what[i], m.WrongAnswer))
-				m = Measured{}
-			case m.Errors > 0:
-				res.problem(log, fmt.Sprintf("round %d, %s: %d connections failed, the first with: %s", round+1, what[i], m.Errors, m.FirstError))
+			name := all[i][0].String()
+			if len(all[i]) > 1 {
+				name = all[i][0].way
 			}
-			this[what[i]] = m
-			fmt.Fprintf(log, "round %d/%d  %-26s %s\n", round+1, set.rounds, what[i], m.line(what[i].way))
+			if err != nil {
+				if errors.As(err, new(wrongAnswer)) {
+					res.wrong++
+					err = fmt.Errorf("WRONG ANSWER: %w", err)
+				}
+				res.problem(log, fmt.Sprintf("round %d, %s: %v", round+1, name, err))
+				continue
+			}
+			for j, m := range all[i] {
+				this[m] = got[j]
+				fmt.Fprintf(log, "round %d/%d  %-26s %s\n", round+1, set.rounds, m, got[j].line(m.way))
+				if got[j].Errors > 0 {
+					res.problem(log, fmt.Sprintf("round %d, %s: %d connections failed, the first with: %s", round+1, m, got[j].Errors, got[j].FirstError))
+				}
+			}
 		}
 		for _, m := range what {
 			res.cells[m] = append(res.cells[m], this[m])
@@ -240,7 +265,7 @@ func (m Measured) line(way string) string {
 	return fmt.Sprintf("%.0f/s, load and servers %.0f%%, proxy %.0f%% of a core", m.perSecond(), 100*m.loadShare(), 100*m.proxyShare())
 }
 
-// servers is how many of the processes watched are servers; a proxy comes after
+// servers is how many of the processes watched are servers; proxies come after
 // them.
 const servers = 2
 
@@ -270,5 +295,9 @@ func (m Measured) loadShare() float64  { return m.loadTime() / m.Seconds }
 
 // foreign is the share of all cores' time that somebody else has used.
 func (m Measured) foreign() float64 {
-	return max(0, m.Used.Busy.Seconds()-m.loadTime()-m.proxyTime()) / m.Seconds / float64(runtime.NumCPU())
+	others := m.Used.Busy - m.Own
+	for _, p := range m.Used.Processes {
+		others -= p
+	}
+	return max(0, others.Seconds()) / m.Seconds / float64(runtime.NumCPU())
 }

@@ -8,7 +8,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
-	"slices"
+	"runtime"
 	"syscall"
 	"time"
 
@@ -20,8 +20,8 @@ const (
 	// keptAlive sends the next request on each connection as soon as the answer
 	// is there: how much goes through.
 	keptAlive = "kept-alive"
-	// paced sends single requests at a low rate: how long one takes. Everything
-	// runs on one core.
+	// paced sends single requests at a low rate, to all paths in turn: how long one
+	// takes. Everything runs on one core.
 	paced = "paced"
 	// pacedApart is paced with every hop between the two cores.
 	pacedApart = "paced, two cores"
@@ -32,31 +32,43 @@ const (
 // Load is what the load generator is told.
 type Load struct {
 	Way         string
-	Target      netip.AddrPort
+	Paths       []Path // one, unless paced
 	Host, Key   string
-	Tagged      bool
-	Want        string // the server that has to answer
-	Connections int
-	Rate        int // requests per second when paced
+	Connections int // of a path; one when paced
+	Rate        int // requests per second of all paths together when paced
 	Warmup, For time.Duration
 	// Watch are the processes whose CPU time belongs to the result.
 	Watch []int
 }
 
-// Measured is what the load generator answers.
+// Path is where requests start from and go to.
+type Path struct {
+	Netns, Cgroup string // empty: the generator's own
+	Target        netip.AddrPort
+	Tagged        bool
+	Want          string // the server that has to answer
+}
+
+// Measured is what the load generator answers. When paced there is one for each
+// path.
 type Measured struct {
 	Requests int
 	Seconds  float64
 	// Errors are connections that failed, and FirstError says how.
 	Errors     int
 	FirstError string
-	// WrongAnswer makes the whole run fail.
-	WrongAnswer string
 	// Median and P99 are nanoseconds between sending a request and having the
 	// whole answer; when paced only.
 	Median, P99 float64
 	Used        Accounts
 	Own         time.Duration // CPU time of the generator
+}
+
+// said is all that the load generator says.
+type said struct {
+	Measured []Measured
+	// WrongAnswer makes the whole run fail.
+	WrongAnswer string
 }
 
 // runLoad is the load generator's process.
@@ -68,40 +80,76 @@ func runLoad(args []string) error {
 	if err := json.Unmarshal([]byte(args[0]), &l); err != nil {
 		return fmt.Errorf("load: %w", err)
 	}
+	// A path's namespace is its thread's.
+	runtime.LockOSThread()
 	m, err := l.run()
+	out := said{Measured: m}
 	if wrong := (wrongAnswer{}); errors.As(err, &wrong) {
-		m.WrongAnswer, err = wrong.reason, nil
+		out.WrongAnswer, err = err.Error(), nil
 	}
 	if err != nil {
 		return err
 	}
-	if err := json.NewEncoder(os.Stdout).Encode(m); err != nil {
+	if err := json.NewEncoder(os.Stdout).Encode(out); err != nil {
 		return fmt.Errorf("load: %w", err)
 	}
 	return nil
 }
 
-func (l *Load) run() (Measured, error) {
-	c := &clients{load: l, check: checker{want: l.Want}, watch: append([]int{os.Getpid()}, l.Watch...)}
-	c.head = requestHead(l.Host, l.Key, l.Tagged, l.Way == connecting)
+func (l *Load) run() ([]Measured, error) {
 	if l.Way == paced || l.Way == pacedApart {
-		return c.paced()
+		return l.paced()
+	}
+	if len(l.Paths) != 1 {
+		return nil, fmt.Errorf("load: %d paths at once", len(l.Paths))
+	}
+	p := &l.Paths[0]
+	c := &clients{load: l, target: p.Target, check: checker{want: p.Want}}
+	c.head = requestHead(l.Host, l.Key, p.Tagged, l.Way == connecting)
+	if err := p.enter(); err != nil {
+		return nil, err
 	}
 	var err error
 	if c.p, err = newPoller(); err != nil {
-		return Measured{}, err
+		return nil, err
 	}
-	return c.loop()
+	m, err := c.loop()
+	return []Measured{m}, err
 }
+
+// enter brings this thread to where a path starts. A socket belongs for good to
+// the namespace and the cgroup that it is made in.
+func (p *Path) enter() error {
+	if p.Cgroup != "" {
+		if err := enterCgroup(p.Cgroup); err != nil {
+			return err
+		}
+	}
+	if p.Netns == "" {
+		return nil
+	}
+	fd, err := unix.Open(p.Netns, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("open namespace %s: %w", p.Netns, err)
+	}
+	defer unix.Close(fd)
+	if err := unix.Setns(fd, unix.CLONE_NEWNET); err != nil {
+		return fmt.Errorf("enter namespace %s: %w", p.Netns, err)
+	}
+	return nil
+}
+
+// watched are the processes whose CPU times are taken, the generator first.
+func (l *Load) watched() []int { return append([]int{os.Getpid()}, l.Watch...) }
 
 // clients are the load generator's connections.
 type clients struct {
-	load  *Load
-	head  []byte
-	check checker
-	watch []int
-	p     *poller
-	conns map[int]*client
+	load   *Load
+	target netip.AddrPort
+	head   []byte
+	check  checker
+	p      *poller
+	conns  map[int]*client
 
 	answers    int
 	errors     int
@@ -119,28 +167,21 @@ type client struct {
 
 // window is the time that is measured.
 type window struct {
-	c       *clients
-	start   time.Time
-	before  Accounts
-	answers int
-	errors  int
+	load   *Load
+	start  time.Time
+	before Accounts
 }
 
-func (c *clients) open() (w window, err error) {
-	w.c = c
-	w.before, err = takeAccounts(c.watch)
-	w.answers, w.errors = c.answers, c.errors
+func (l *Load) open() (w window, err error) {
+	w.load = l
+	w.before, err = takeAccounts(l.watched())
 	w.start = time.Now()
 	return w, err
 }
 
 func (w window) close() (Measured, error) {
-	d := time.Since(w.start)
-	m := Measured{
-		Requests: w.c.answers - w.answers, Seconds: d.Seconds(),
-		Errors: w.c.errors - w.errors, FirstError: w.c.firstError,
-	}
-	after, err := takeAccounts(w.c.watch)
+	m := Measured{Seconds: time.Since(w.start).Seconds()}
+	after, err := takeAccounts(w.load.watched())
 	if err != nil {
 		return m, err
 	}
@@ -172,12 +213,15 @@ func (c *clients) loop() (Measured, error) {
 		}
 		switch now := time.Now(); {
 		case end.IsZero() && now.After(warm):
-			if w, err = c.open(); err != nil {
+			if w, err = c.load.open(); err != nil {
 				return Measured{}, err
 			}
 			end = now.Add(c.load.For)
+			c.answers, c.errors, c.firstError = 0, 0, ""
 		case !end.IsZero() && now.After(end):
-			return w.close()
+			m, err := w.close()
+			m.Requests, m.Errors, m.FirstError = c.answers, c.errors, c.firstError
+			return m, err
 		}
 	}
 }
@@ -192,7 +236,7 @@ func (c *clients) dial(buf []byte) error {
 		return fmt.Errorf("set TCP_NODELAY: %w", err)
 	}
 	k := &client{fd: fd, buf: buf}
-	err = unix.Connect(fd, &unix.SockaddrInet4{Port: int(c.load.Target.Port()), Addr: c.load.Target.Addr().As4()})
+	err = unix.Connect(fd, &unix.SockaddrInet4{Port: int(c.target.Port()), Addr: c.target.Addr().As4()})
 	if err != nil && !errors.Is(err, unix.EINPROGRESS) {
 		return c.failed(k, fmt.Errorf("connect: %w", err))
 	}
@@ -275,88 +319,5 @@ func (c *clients) ready(fd int) error {
 		}
 		// The answer to that cannot be there yet; its coming is a new edge.
 		return nil
-	}
-}
-
-// paced measures single requests on one connection.
-func (c *clients) paced() (Measured, error) {
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return Measured{}, fmt.Errorf("socket: %w", err)
-	}
-	defer unix.Close(fd)
-	if err := unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1); err != nil {
-		return Measured{}, fmt.Errorf("set TCP_NODELAY: %w", err)
-	}
-	limit := unix.NsecToTimeval(int64(10 * time.Second))
-	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &limit); err != nil {
-		return Measured{}, fmt.Errorf("set SO_RCVTIMEO: %w", err)
-	}
-	if err := unix.Connect(fd, &unix.SockaddrInet4{Port: int(c.load.Target.Port()), Addr: c.load.Target.Addr().As4()}); err != nil {
-		return Measured{}, fmt.Errorf("connect: %w", err)
-	}
-	interval := time.Second / time.Duration(c.load.Rate)
-	times := make([]time.Duration, 0, int(c.load.For/interval)+1)
-	buf := make([]byte, 8<<10)
-	next := time.Now()
-	warm := next.Add(c.load.Warmup)
-	end := warm.Add(c.load.For)
-	var w window
-	for next.Before(end) {
-		if d := time.Until(next); d > 0 {
-			sleep(d)
-		}
-		if w.c == nil && !next.Before(warm) {
-			if w, err = c.open(); err != nil {
-				return Measured{}, err
-			}
-		}
-		sent := time.Now()
-		if err := c.ask(fd, buf); err != nil {
-			return Measured{}, err
-		}
-		if w.c != nil {
-			times = append(times, time.Since(sent))
-		}
-		// A request that took long delays the next ones; none is sent in a burst.
-		next = next.Add(interval)
-		if now := time.Now(); now.After(next) {
-			next = now
-		}
-	}
-	if len(times) == 0 {
-		return Measured{}, errors.New("nothing measured: the duration is too short")
-	}
-	m, err := w.close()
-	slices.Sort(times)
-	m.Median = float64(times[len(times)/2].Nanoseconds())
-	m.P99 = float64(times[len(times)*99/100].Nanoseconds())
-	return m, err
-}
-
-// ask sends one request and waits for the whole answer.
-func (c *clients) ask(fd int, buf []byte) error {
-	if n, errno := send(fd, c.head); errno != 0 || n != len(c.head) {
-		return fmt.Errorf("send: %d bytes: %w", n, errno)
-	}
-	for have := 0; ; {
-		n, errno := recv(fd, buf[have:])
-		switch {
-		case errno == unix.EINTR:
-			continue
-		case errno != 0:
-			return fmt.Errorf("receive: %w", errno)
-		case n == 0:
-			return errors.New("receive: the connection has ended before the answer")
-		}
-		have += n
-		length, err := c.check.next(buf[:have])
-		if err != nil {
-			return err
-		}
-		if length != 0 {
-			c.answers++
-			return nil
-		}
 	}
 }

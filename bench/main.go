@@ -77,7 +77,7 @@ func parse(args []string) (options, error) {
 	f.DurationVar(&o.duration, "duration", time.Second, "how long a case is measured in a round")
 	f.DurationVar(&o.warmup, "warmup", 250*time.Millisecond, "how long a case runs before it is measured")
 	f.IntVar(&o.connections, "connections", 32, "connections of the load generator, except where one request at a time is measured")
-	f.IntVar(&o.rate, "rate", 1000, "requests a second where one request at a time is measured")
+	f.IntVar(&o.rate, "rate", 2000, "requests a second, of all paths together, where one request at a time is measured")
 	f.Float64Var(&o.quiet, "quiet", 0.05, "repeat a measurement during which others used more than this share of all cores' time")
 	f.Uint64Var(&o.seed, "seed", 0, "of the random order of cases; 0 takes the time")
 	f.StringVar(&o.report, "report", "", "write the report to this file, \"-\" for the standard output; when empty it is "+reportFile+" for a whole run and the standard output else")

@@ -27,8 +27,8 @@ func runPlace(args []string) error {
 		return fmt.Errorf("place: core: %w", err)
 	}
 	if args[1] != "" {
-		if err := os.WriteFile(filepath.Join(args[1], "cgroup.procs"), []byte("0"), 0); err != nil {
-			return fmt.Errorf("enter cgroup %s: %w", args[1], err)
+		if err := enterCgroup(args[1]); err != nil {
+			return err
 		}
 	}
 	path, err := exec.LookPath(args[2])
@@ -42,6 +42,14 @@ func runPlace(args []string) error {
 	}
 	if err := syscall.Exec(path, args[2:], os.Environ()); err != nil {
 		return fmt.Errorf("execute %s: %w", path, err)
+	}
+	return nil
+}
+
+// enterCgroup moves this process.
+func enterCgroup(dir string) error {
+	if err := os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte("0"), 0); err != nil {
+		return fmt.Errorf("enter cgroup %s: %w", dir, err)
 	}
 	return nil
 }

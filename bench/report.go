@@ -220,7 +220,7 @@ func (r *report) latency(b *bytes.Buffer, way, where string) {
 	if len(lines) == 0 {
 		return
 	}
-	fmt.Fprintf(b, "## One request at a time, %d a second, on one connection, %s\n| | median, µs | added to direct, µs | p99, µs | added to direct, µs |\n|---|---|---|---|---|\n%s\n\n",
+	fmt.Fprintf(b, "## One request at a time, %d a second for all paths together, %s\n| | median, µs | added to direct, µs | p99, µs | added to direct, µs |\n|---|---|---|---|---|\n%s\n\n",
 		r.set.rate, where, strings.Join(lines, "\n"))
 }
 

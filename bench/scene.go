@@ -48,7 +48,7 @@ type scene struct {
 	client, runner   *lab.Pod
 	base, forked     *lab.Pod
 	covered, outside string // cgroups
-	servers          []*process
+	servers          map[string]*process
 
 	haproxy *process // nil when not measured
 	agent   *process // nil when not measured
@@ -56,7 +56,7 @@ type scene struct {
 
 // build makes the world and starts its servers.
 func build() (_ *scene, err error) {
-	s := &scene{}
+	s := &scene{servers: map[string]*process{}}
 	const prefix = "sdbench"
 	if _, err := lab.Sweep(prefix); err != nil {
 		return nil, fmt.Errorf("clean up after an earlier run: %w", err)
@@ -97,7 +97,7 @@ func build() (_ *scene, err error) {
 		if err != nil {
 			return nil, err
 		}
-		s.servers = append(s.servers, srv)
+		s.servers[p.Name] = srv
 		if err := s.await(p, netip.AddrPortFrom(p.IPv4, port), srv); err != nil {
 			return nil, err
 		}
@@ -228,23 +228,22 @@ func (s *scene) await(from *lab.Pod, to netip.AddrPort, p *process) error {
 }
 
 // run runs the load generator once.
-func (s *scene) run(ctx context.Context, pod *lab.Pod, cgroup string, l Load) (Measured, error) {
-	var m Measured
+func (s *scene) run(ctx context.Context, l Load) ([]Measured, error) {
 	b, err := json.Marshal(l)
 	if err != nil {
-		return m, fmt.Errorf("tell the load generator: %w", err)
+		return nil, fmt.Errorf("tell the load generator: %w", err)
 	}
-	limit := l.Warmup + l.For + 30*time.Second
+	limit := l.Warmup + 2*l.For + 30*time.Second
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	cmd, err := s.command(pod, loadCore, cgroup, "", "load", string(b))
+	cmd, err := s.command(nil, loadCore, s.outside, "", "load", string(b))
 	if err != nil {
-		return m, err
+		return nil, err
 	}
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	if err := cmd.Start(); err != nil {
-		return m, fmt.Errorf("start the load generator: %w", err)
+		return nil, fmt.Errorf("start the load generator: %w", err)
 	}
 	defer context.AfterFunc(ctx, func() {
 		// An error means that it has just ended.
@@ -252,14 +251,21 @@ func (s *scene) run(ctx context.Context, pod *lab.Pod, cgroup string, l Load) (M
 	})()
 	if err := cmd.Wait(); err != nil {
 		if ctx.Err() != nil {
-			return m, fmt.Errorf("load generator: no end within %s: %w", limit, ctx.Err())
+			return nil, fmt.Errorf("load generator: no end within %s: %w", limit, ctx.Err())
 		}
-		return m, fmt.Errorf("load generator: %w: %s", err, bytes.TrimSpace(stderr.Bytes()))
+		return nil, fmt.Errorf("load generator: %w: %s", err, bytes.TrimSpace(stderr.Bytes()))
 	}
-	if err := json.Unmarshal(stdout.Bytes(), &m); err != nil {
-		return m, fmt.Errorf("load generator: %w", err)
+	var got said
+	if err := json.Unmarshal(stdout.Bytes(), &got); err != nil {
+		return nil, fmt.Errorf("load generator: %w", err)
 	}
-	return m, nil
+	if got.WrongAnswer != "" {
+		return nil, wrongAnswer{got.WrongAnswer}
+	}
+	if len(got.Measured) != len(l.Paths) {
+		return nil, fmt.Errorf("load generator: %d results for %d paths", len(got.Measured), len(l.Paths))
+	}
+	return got.Measured, nil
 }
 
 // tail keeps the end of what a process says, for messages.

@@ -114,24 +114,15 @@ func (s *scene) fill(ctx context.Context, f Fill) (res Filled, rate float64, err
 	if err := json.Unmarshal(line, &res); err != nil {
 		return res, 0, fmt.Errorf("fill: %w", err)
 	}
-	for _, srv := range s.servers {
-		if err := pinProcess(srv.pid(), otherCore); err != nil {
-			return res, 0, err
-		}
-	}
-	m, err := s.run(ctx, s.runner, s.covered, Load{
-		Way: connecting, Target: netip.AddrPortFrom(serviceIP, port), Host: "web.bench", Key: routingKey, Want: fork,
-		Connections: 32, Warmup: 300 * time.Millisecond, For: 2 * time.Second,
-	})
+	got, err := s.measure(ctx, settings{connections: 32, warmup: 300 * time.Millisecond, duration: 2 * time.Second},
+		[]measurement{{flow, connecting}})
 	switch {
 	case err != nil:
-		return res, 0, err
-	case m.WrongAnswer != "":
-		return res, 0, fmt.Errorf("full tables: wrong answer: %s", m.WrongAnswer)
-	case m.Errors > 0:
-		return res, 0, fmt.Errorf("full tables: %d connections failed: %s", m.Errors, m.FirstError)
+		return res, 0, fmt.Errorf("full tables: %w", err)
+	case got[0].Errors > 0:
+		return res, 0, fmt.Errorf("full tables: %d connections failed: %s", got[0].Errors, got[0].FirstError)
 	}
-	return res, m.perSecond(), nil
+	return res, got[0].perSecond(), nil
 }
 
 // sizeOfAgent has sidetrackd read manifests with many redirects.
