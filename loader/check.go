@@ -78,10 +78,11 @@ func checkKernel() (string, error) {
 		return "", err
 	}
 	release := unix.ByteSliceToString(u.Release[:])
-	major, rest, _ := strings.Cut(release, ".")
-	minor, _, _ := strings.Cut(strings.FieldsFunc(rest, func(r rune) bool { return r < '0' || r > '9' })[0], ".")
-	a, _ := strconv.Atoi(major)
-	b, _ := strconv.Atoi(minor)
+	var a, b int
+	// What follows the second number differs from one distribution to the next.
+	if _, err := fmt.Sscanf(release, "%d.%d", &a, &b); err != nil {
+		return "", fmt.Errorf("%s is no release that can be compared with 6.1: %w", release, err)
+	}
 	if a < 6 || a == 6 && b < 1 {
 		return "", fmt.Errorf("%s is older than 6.1", release)
 	}

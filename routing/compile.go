@@ -6,17 +6,11 @@ import (
 	"cmp"
 	"encoding/binary"
 	"fmt"
-	"maps"
 	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
 )
-
-// maxRetired bounds how many destinations that have left the table are still
-// known by their id. It only has to cover connections between connect and
-// accept.
-const maxRetired = 1 << 14
 
 // maxGroup is how many endpoints of one family a group can have: the kernel's
 // route counts them in 16 bits.
@@ -112,7 +106,7 @@ type memberRedirect struct {
 	route   *route
 }
 
-// targetPort is a resolved Service port of a redirect's target.
+// targetPort is a Service port as EndpointSlices know it: by its name.
 type targetPort struct {
 	service  Name
 	name     string
@@ -314,6 +308,7 @@ func (c *compiler) resolveTarget(s *Sandbox, r *Redirect, p ServicePort) (*group
 	k := targetPort{to, port.Name, port.Protocol}
 	g := c.targets[k]
 	if g == nil {
+		c.missingPorts(k)
 		g = c.group(c.readyEndpoints(k))
 		c.targets[k] = g
 	}
@@ -366,10 +361,7 @@ func targetServicePort(svc *Service, ref string, p ServicePort) (ServicePort, bo
 func (c *compiler) readyEndpoints(k targetPort) []netip.AddrPort {
 	var out []netip.AddrPort
 	for _, s := range c.slices[k.service] {
-		for _, p := range s.Ports {
-			if p.Name != k.name || p.Protocol != k.protocol || p.Port == 0 {
-				continue
-			}
+		for _, p := range c.portsOf(s, k) {
 			for _, e := range s.Endpoints {
 				if e.Ready && dialable(e.Addr) {
 					out = append(out, netip.AddrPortFrom(e.Addr.Unmap().WithZone(""), p.Port))
@@ -378,6 +370,49 @@ func (c *compiler) readyEndpoints(k targetPort) []netip.AddrPort {
 		}
 	}
 	return out
+}
+
+// portsOf returns a slice's ports that stand for a Service port: those of its
+// name. Where either side has but one port of the protocol, that is the one,
+// whatever it is called: a controller writes the same names, people need not.
+func (c *compiler) portsOf(s *EndpointSlice, k targetPort) []EndpointPort {
+	var named, same []EndpointPort
+	for _, p := range s.Ports {
+		if p.Protocol != k.protocol || p.Port == 0 {
+			continue
+		}
+		same = append(same, p)
+		if p.Name == k.name {
+			named = append(named, p)
+		}
+	}
+	if len(named) > 0 || len(same) != 1 {
+		return named
+	}
+	n := 0
+	for _, p := range c.services[k.service].Ports {
+		if p.Protocol == k.protocol {
+			n++
+		}
+	}
+	if n != 1 {
+		return nil
+	}
+	return same
+}
+
+// missingPorts reports Services whose EndpointSlices have endpoints, but for none
+// of these a port that stands for one of the Service's.
+func (c *compiler) missingPorts(k targetPort) {
+	have, found := false, false
+	for _, s := range c.slices[k.service] {
+		have = have || len(s.Endpoints) > 0
+		found = found || len(c.portsOf(s, k)) > 0
+	}
+	if have && !found {
+		c.problem("Service", k.service, "spec.ports",
+			"no EndpointSlice of it has a %s port named %q: give the ports of both the same names; until then its endpoints on this port are not known", k.protocol, k.name)
+	}
 }
 
 // dialable keeps out addresses that mean something else in every pod.
@@ -480,11 +515,12 @@ func (c *compiler) collectDests() {
 		for _, a := range c.services[m.service].Addresses {
 			add(a, m.port)
 		}
+		k := targetPort{m.service, m.name, m.protocol}
+		if len(m.redirects) > 0 && c.targets[k] == nil {
+			c.missingPorts(k)
+		}
 		for _, s := range c.slices[m.service] {
-			for _, p := range s.Ports {
-				if p.Name != m.name || p.Protocol != m.protocol {
-					continue
-				}
+			for _, p := range c.portsOf(s, k) {
 				// Those that are not ready too: who dials them without us reaches
 				// them, and a tagged request to them is a tagged request.
 				for _, e := range s.Endpoints {
@@ -493,127 +529,4 @@ func (c *compiler) collectDests() {
 			}
 		}
 	}
-}
-
-// numberDests gives destinations and their classes ids, and the classes their
-// routes.
-func (c *compiler) numberDests() {
-	keys := slices.SortedFunc(maps.Keys(c.byDest), func(a, b DestKey) int {
-		return cmp.Or(a.Addr.Compare(b.Addr), cmp.Compare(a.Port, b.Port), cmp.Compare(a.Protocol, b.Protocol))
-	})
-	classOf := make([]string, len(keys))
-	moved := map[string]bool{}
-	for i, k := range keys {
-		ms := c.byDest[k]
-		slices.SortFunc(ms, func(a, b *member) int { return a.compare(b.servicePort) })
-		classOf[i] = classKey(ms)
-		// A class into which a destination moves from another gets a new id: its
-		// routes are then written before anything can find them, and each of its
-		// destinations changes from the old answer to the new one in one step.
-		if old, ok := c.prev.dests[k]; ok && c.prev.classIDs[classOf[i]] != old.Class {
-			moved[classOf[i]] = true
-		}
-	}
-	for i, k := range keys {
-		ms := c.byDest[k]
-		cl, ok := c.t.classIDs[classOf[i]]
-		if !ok {
-			if cl, ok = c.prev.classIDs[classOf[i]]; !ok || moved[classOf[i]] {
-				c.t.next.class++
-				cl = c.t.next.class
-			}
-			c.t.classIDs[classOf[i]] = cl
-			c.t.classes[cl] = &class{key: classOf[i], service: ms[0].service}
-			c.routeClass(cl, ms)
-		}
-		d := Dest{Class: cl}
-		for _, m := range ms {
-			d.Captured = d.Captured || m.captured
-			d.Existing = max(d.Existing, m.existing)
-		}
-		if old, ok := c.prev.dests[k]; ok {
-			d.ID = old.ID
-		} else if d.ID = c.newDestID(); d.ID == 0 {
-			c.problem("Service", ms[0].service, "", "there are more than %d destinations: this one is left out", MaxDestID)
-			continue
-		}
-		c.t.dests[k] = d
-		c.t.byID[d.ID] = &destInfo{key: k, class: cl, service: ms[0].service, live: true}
-		c.t.captures = c.t.captures || d.Captured || (c.inject && k.Protocol == TCP)
-	}
-}
-
-// classKey is the same for the same Service ports in every generation.
-func classKey(ms []*member) string {
-	if len(ms) == 1 {
-		return ms[0].String()
-	}
-	parts := make([]string, len(ms))
-	for i, m := range ms {
-		parts[i] = m.String()
-	}
-	return strings.Join(parts, " ")
-}
-
-func (p servicePort) String() string {
-	return p.service.String() + ":" + strconv.Itoa(int(p.port)) + "/" + p.protocol.String()
-}
-
-// routeClass enters the redirects of a class. Where one sandbox redirects
-// several of its Services differently, the first in order of name holds: the
-// address alone does not say which of them was meant.
-func (c *compiler) routeClass(cl ClassID, ms []*member) {
-	for _, m := range ms {
-		for _, r := range m.redirects {
-			k := RouteKey{r.sandbox, cl}
-			if _, taken := c.t.routes[k]; !taken {
-				c.t.routes[k] = r.route
-			}
-		}
-	}
-}
-
-// newDestID returns an id that neither a destination nor a retired one has, or
-// zero when there is none.
-func (c *compiler) newDestID() DestID {
-	if len(c.prev.byID)+len(c.byDest) >= int(MaxDestID) {
-		return 0
-	}
-	for {
-		c.t.next.dest++
-		if c.t.next.dest > MaxDestID {
-			c.t.next.dest = 1
-		}
-		id := c.t.next.dest
-		if c.prev.byID[id] == nil && c.t.byID[id] == nil {
-			return id
-		}
-	}
-}
-
-// retire keeps the ids of destinations that have left known for a while.
-func (c *compiler) retire() {
-	ids := slices.Clone(c.prev.retired)
-	var gone []DestID
-	for k, d := range c.prev.dests {
-		if _, stays := c.t.dests[k]; !stays {
-			gone = append(gone, d.ID)
-		}
-	}
-	slices.Sort(gone)
-	ids = append(ids, gone...)
-	if n := len(ids) - maxRetired; n > 0 {
-		ids = slices.Clone(ids[n:])
-	}
-	for _, id := range ids {
-		info := *c.prev.byID[id]
-		if d, back := c.t.dests[info.key]; back {
-			// A connection that is as old as the id is asked about still.
-			c.t.byID[id] = c.t.byID[d.ID]
-			continue
-		}
-		info.live = false
-		c.t.byID[id] = &info
-	}
-	c.t.retired = ids
 }

@@ -336,6 +336,74 @@ func TestIdsOutliveChangesAndAreNotUsedAgain(t *testing.T) {
 	}
 }
 
+func TestATaggedConnectionOutlivesItsEndpointsSlice(t *testing.T) {
+	names := DefaultKeyNames()
+	var tagged, untagged KeySet
+	tagged.Add(&names, InHeader, []byte("key-of-pr-42"))
+	in := shop()
+	tb := mustCompile(t, in, nil)
+	endpoint, _ := tb.LookupDest(netip.MustParseAddrPort("10.244.1.5:8080"), TCP)
+	check := func(when string) {
+		t.Helper()
+		if d := tb.DecideRequest(client, endpoint.ID, &tagged); d.Verdict != ToFork {
+			t.Errorf("%s: a tagged request: %+v, want the fork", when, d)
+		}
+		if d := tb.DecideRequest(client, endpoint.ID, &untagged); d.Verdict != ToBaseline {
+			t.Errorf("%s: an untagged request: %+v, want the baseline", when, d)
+		}
+	}
+	check("while it is there")
+	in.Slices[0].Endpoints = in.Slices[0].Endpoints[1:]
+	tb = mustCompile(t, in, tb)
+	check("when the endpoint has left")
+
+	in.Services = append(in.Services, Service{Name: Name{"shop", "a-headless"}, Ports: []ServicePort{{"http", 8080, TCP}}})
+	in.Slices = append(in.Slices, EndpointSlice{Name: Name{"shop", "a-headless-1"}, Service: "a-headless",
+		Ports: []EndpointPort{{"http", 8080, TCP}}, Endpoints: []Endpoint{{ip("10.244.1.6"), true}}})
+	in.Sandboxes[0].Redirects = append(in.Sandboxes[0].Redirects, Redirect{From: ServiceRef{Service: "a-headless"}, To: Target{Address: ip("10.43.43.43")}})
+	tb = mustCompile(t, in, tb)
+	check("when another Service shares the rest")
+
+	in.Services[0].Addresses = nil
+	in.Slices[0].Endpoints, in.Slices[1].Endpoints = nil, nil
+	tb = mustCompile(t, in, tb)
+	check("when its Service has no address left")
+	tb = mustCompile(t, in, tb)
+	check("and later")
+
+	if d := tb.DecideRequest(client, MaxDestID, &tagged); d.Verdict != Refuse || d.Sandbox == nil {
+		t.Errorf("a tagged request to a destination that nobody knows: %+v, want it refused", d)
+	}
+	if d := tb.DecideRequest(client, MaxDestID, &untagged); d.Verdict != ToBaseline || d.Reason != UnknownDest {
+		t.Errorf("an untagged request to a destination that nobody knows: %+v, want the baseline", d)
+	}
+}
+
+func TestPortsThatPeopleHaveNotNamedAlike(t *testing.T) {
+	in := shop()
+	in.Slices[0].Ports[0].Name, in.Slices[1].Ports[0].Name = "", "web"
+	in.Slices[2].Ports[0].Name = "other"
+	tb := mustCompile(t, in, nil)
+	if d := request(t, tb, client, "10.244.1.5:8080", "x-sidetrack-key: key-of-pr-42"); d.Verdict != ToFork {
+		t.Errorf("to an endpoint: %+v, want the fork", d)
+	}
+	in.Services[0].Ports = append(in.Services[0].Ports, ServicePort{"admin", 81, TCP})
+	_, problems := Compile(in, nil)
+	var got []string
+	for _, p := range problems {
+		if p.Kind == "Service" {
+			got = append(got, p.String())
+		}
+	}
+	want := []string{
+		`Service shop/route: spec.ports: no EndpointSlice of it has a TCP port named "admin": give the ports of both the same names; until then its endpoints on this port are not known`,
+		`Service shop/route: spec.ports: no EndpointSlice of it has a TCP port named "http": give the ports of both the same names; until then its endpoints on this port are not known`,
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("problems (-want +got):\n%s", diff)
+	}
+}
+
 func TestDeletedDestinationsAreForgottenInTheEnd(t *testing.T) {
 	in := shop()
 	var tb *Table

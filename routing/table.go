@@ -182,9 +182,9 @@ type Table struct {
 // destInfo is a destination as the router finds it, by its id.
 type destInfo struct {
 	key     DestKey
-	class   ClassID
+	class   ClassID // zero: nobody redirects it at present
+	ports   []servicePort
 	service Name
-	live    bool
 }
 
 // class is a set of Service ports that share destinations.
@@ -333,10 +333,10 @@ func (t *Table) toBaseline(dest DestID, sb *SandboxInfo, why Reason) Decision {
 
 func (t *Table) decide(sb *SandboxInfo, dest DestID) Decision {
 	info := t.byID[dest]
-	if info == nil || !info.live {
-		// A connection that was captured just before its destination left the
-		// table: nobody redirects it any more.
-		return t.toBaseline(dest, sb, NoRedirect)
+	if info == nil {
+		// It left the table so long ago that nobody knows whose it was: whether the
+		// sandbox redirects it cannot be told, so the baseline is no answer.
+		return Decision{Verdict: Refuse, Reason: UnknownDest, Sandbox: sb, Target: "an unknown place"}
 	}
 	r := t.routes[RouteKey{sb.ID, info.class}]
 	if r == nil {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"regexp"
+	"strconv"
 
 	"k8s.io/apimachinery/pkg/util/intstr"
 	"k8s.io/apimachinery/pkg/util/validation"
@@ -109,7 +110,7 @@ func (r *Redirect) validate(at *field.Path) field.ErrorList {
 			errs = append(errs, invalid(to.Child("address"),
 				"%s means something else in every pod: use an address that pods can reach", r.To.Address))
 		}
-		if r.To.Port != nil && r.To.Port.Type == intstr.String {
+		if r.To.Port != nil && r.To.Port.Type == intstr.String && !isPortNumber(r.To.Port.StrVal) {
 			errs = append(errs, invalid(to.Child("port"),
 				"%q is a name, and an address has no named ports: use a number", r.To.Port.StrVal))
 		}
@@ -144,4 +145,10 @@ func validatePort(at *field.Path, p *intstr.IntOrString) field.ErrorList {
 // invalid leaves the bad value to the message, which puts it into a sentence.
 func invalid(at *field.Path, format string, args ...any) *field.Error {
 	return field.Invalid(at, field.OmitValueType{}, fmt.Sprintf(format, args...))
+}
+
+// isPortNumber reports whether a string is a port's number in quotes.
+func isPortNumber(s string) bool {
+	n, err := strconv.ParseUint(s, 10, 16)
+	return err == nil && n > 0
 }

@@ -122,7 +122,9 @@ func (a *Agent) Run(ctx context.Context) error {
 		return err
 	}
 	defer a.sweeper.close()
-	lease := time.NewTicker(a.cfg.Lease / 3)
+	// More often than the lease needs: it is cheap, it looks after the cgroup as
+	// well, and after the host has slept it brings flow redirects back soon.
+	lease := time.NewTicker(min(a.cfg.Lease/3, retryInterval))
 	defer lease.Stop()
 	retry := time.NewTicker(retryInterval)
 	defer retry.Stop()
@@ -177,7 +179,6 @@ func (a *Agent) reconcile() {
 	a.cfg.Router.SetTable(table)
 	problems = append(problems, a.resolved.Problems...)
 
-	a.listeners.forget(a.resolved.Namespaces)
 	uncovered := a.listeners.want(table, a.resolved.Namespaces)
 	for _, ns := range a.resolved.Namespaces {
 		if err := a.listeners.failed[ns.Cookie]; err != nil {

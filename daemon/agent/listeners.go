@@ -16,7 +16,7 @@ import (
 type Router interface {
 	SetTable(*routing.Table)
 	Listen(router.Namespace) (router.Ports, error)
-	Unlisten(c routing.Cookie, kill bool)
+	Unlisten(c routing.Cookie)
 	Drain(context.Context) error
 }
 
@@ -68,6 +68,12 @@ func (c captures) in(ns routing.Cookie) bool {
 func (l *listeners) want(t *routing.Table, all []pods.Namespace) (missing int) {
 	c := newCaptures(t)
 	l.failed = map[routing.Cookie]error{}
+	// A namespace that we are no longer told of may well live on, with connections
+	// in it: steering ends first, as always, and those that are there end by
+	// themselves.
+	for _, have := range l.open {
+		have.wanted = false
+	}
 	for _, ns := range all {
 		have := l.open[ns.Cookie]
 		switch wanted := c.in(ns.Cookie); {
@@ -87,21 +93,6 @@ func (l *listeners) want(t *routing.Table, all []pods.Namespace) (missing int) {
 		}
 	}
 	return missing
-}
-
-// forget lets go of the namespaces that are no longer there, connections and
-// all. Nobody can dial from them any more.
-func (l *listeners) forget(there []pods.Namespace) {
-	keep := make(map[routing.Cookie]bool, len(there))
-	for _, ns := range there {
-		keep[ns.Cookie] = true
-	}
-	for c := range l.open {
-		if !keep[c] {
-			l.router.Unlisten(c, true)
-			delete(l.open, c)
-		}
-	}
 }
 
 // steerable is what the kernel may steer to: with old also to those that are
@@ -156,7 +147,7 @@ func (l *listeners) closeDue() {
 		switch {
 		case have.until.IsZero():
 		case !have.until.After(now):
-			l.router.Unlisten(c, false)
+			l.router.Unlisten(c)
 			delete(l.open, c)
 		case next.IsZero() || have.until.Before(next):
 			next = have.until

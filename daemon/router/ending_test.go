@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netlink"
+
 	"github.com/sidetrack-dev/sidetrack/test/lab"
 )
 
@@ -309,20 +311,25 @@ func TestAFreshUpstreamThatFailsIsNotTriedAgain(t *testing.T) {
 	}
 }
 
-func TestAPodThatIsGoneLosesItsConnections(t *testing.T) {
+func TestANamespaceWhoseLoopbackIsDownIsServed(t *testing.T) {
 	w := newWorld(t)
-	w.mirror("hello")
-	w.listen(w.fork2)
-	gone, stays := w.dial(w.client), w.dial(w.fork2)
-	gone.expect("hello")
-	stays.expect("hello")
-	w.router.Unlisten(cookie(t, w.client), true)
-	gone.expectRST()
-	if _, err := w.client.Dial("tcp", w.captured(w.client)); err == nil {
-		t.Error("the listener is still there")
+	w.names(w.base, w.fork)
+	w.router.Unlisten(cookie(t, w.client))
+	if err := w.client.Do(func() error {
+		lo, err := netlink.LinkByName("lo")
+		if err != nil {
+			return err
+		}
+		return netlink.LinkSetDown(lo)
+	}); err != nil {
+		t.Fatal(err)
 	}
-	stays.send("as before\n")
-	stays.expect("as before\n")
+	w.listen(w.client)
+	c := w.dial(w.client)
+	c.send(get(tagged))
+	if resp, _ := c.response("GET"); resp.Header.Get(lab.ServedBy) != "fork" {
+		t.Errorf("served by %s", resp.Header.Get(lab.ServedBy))
+	}
 }
 
 func TestUnlistenLeavesConnections(t *testing.T) {
@@ -331,7 +338,10 @@ func TestUnlistenLeavesConnections(t *testing.T) {
 	c := w.dial(w.client)
 	c.send(get(untagged))
 	c.response("GET")
-	w.router.Unlisten(cookie(t, w.client), false)
+	w.router.Unlisten(cookie(t, w.client))
+	if _, err := w.client.Dial("tcp", w.captured(w.client)); err == nil {
+		t.Error("the listener is still there")
+	}
 	c.send(get(tagged))
 	if resp, _ := c.response("GET"); resp.Header.Get(lab.ServedBy) != "fork" {
 		t.Errorf("served by %s", resp.Header.Get(lab.ServedBy))
@@ -440,7 +450,7 @@ func TestCloseIsFinalAndMayBeCalledTwice(t *testing.T) {
 	if s := w.router.Stats(); s.Accepted != 1 || s.Open != 0 {
 		t.Errorf("after closing: %+v", s)
 	}
-	w.router.Unlisten(1, true)
+	w.router.Unlisten(1)
 	if err := w.router.Drain(context.Background()); err != nil {
 		t.Error(err)
 	}

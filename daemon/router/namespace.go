@@ -91,6 +91,9 @@ const (
 
 // listenIn makes the listeners of a namespace. The calling thread must be there.
 func listenIn() (v4, v6 int32, ports Ports, err error) {
+	if err := raiseLoopback(); err != nil {
+		return -1, -1, Ports{}, err
+	}
 	v4, ports.V4, err = listenOn(netip.IPv4Unspecified())
 	if err != nil {
 		return -1, -1, Ports{}, err
@@ -105,6 +108,31 @@ func listenIn() (v4, v6 int32, ports Ports, err error) {
 		return -1, -1, Ports{}, err
 	}
 	return v4, v6, ports, nil
+}
+
+// raiseLoopback brings lo up where it is not. Every pod has it up; a namespace that
+// was made by hand may not, and then its connections would be steered nowhere.
+func raiseLoopback() error {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("look at lo: %w", err)
+	}
+	defer unix.Close(fd)
+	lo, err := unix.NewIfreq("lo")
+	if err != nil {
+		return fmt.Errorf("look at lo: %w", err)
+	}
+	if err := unix.IoctlIfreq(fd, unix.SIOCGIFFLAGS, lo); err != nil {
+		return fmt.Errorf("look at lo: %w", err)
+	}
+	if lo.Uint16()&unix.IFF_UP != 0 {
+		return nil
+	}
+	lo.SetUint16(lo.Uint16() | unix.IFF_UP)
+	if err := unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, lo); err != nil {
+		return fmt.Errorf("lo is down and cannot be brought up: %w", err)
+	}
+	return nil
 }
 
 func listenOn(a netip.Addr) (fd int32, port uint16, err error) {

@@ -161,9 +161,9 @@ func (r *Router) listen(n Namespace) (Ports, error) {
 	return ns.ports, nil
 }
 
-// Unlisten closes a namespace's listeners. Its connections go on, unless kill
-// says that its pod is gone: then they are reset.
-func (r *Router) Unlisten(cookie routing.Cookie, kill bool) {
+// Unlisten closes a namespace's listeners. Its connections go on: those of a pod
+// that is gone end by themselves, with its processes.
+func (r *Router) Unlisten(cookie routing.Cookie) {
 	r.mu.Lock()
 	ns := r.namespaces[cookie]
 	delete(r.namespaces, cookie)
@@ -172,19 +172,6 @@ func (r *Router) Unlisten(cookie routing.Cookie, kill bool) {
 		return
 	}
 	ns.home.call(func() { ns.home.unlisten(ns) })
-	if kill {
-		for _, l := range r.loops {
-			l.call(func() {
-				for c := l.conns.first; c != nil; {
-					next := c.next
-					if c.ns == ns {
-						c.abort()
-					}
-					c = next
-				}
-			})
-		}
-	}
 	ns.release()
 }
 
@@ -233,7 +220,7 @@ func (r *Router) unlistenAll() {
 	}
 	r.mu.Unlock()
 	for _, c := range cookies {
-		r.Unlisten(c, false)
+		r.Unlisten(c)
 	}
 }
 

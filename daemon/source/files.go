@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"time"
 
 	"github.com/sidetrack-dev/sidetrack/daemon/pods"
 	"github.com/sidetrack-dev/sidetrack/routing"
@@ -25,6 +26,8 @@ func digestOf(text []byte) digest {
 type file struct {
 	name string
 	stat signature
+	// emptied is when stat was found outdated by a file of no length.
+	emptied time.Time
 
 	// read is the state that was read last, good the last one that was in force.
 	read, good *content

@@ -30,6 +30,9 @@ const (
 	// wait when it never is.
 	settleTime  = 40 * time.Millisecond
 	settleLimit = 100 * time.Millisecond
+	// emptyTime is how long a file that had something in it has to be empty before
+	// that is believed: who writes a file in place empties it first.
+	emptyTime = 300 * time.Millisecond
 )
 
 // Manifests is a directory of Kubernetes objects in YAML files.
@@ -246,6 +249,14 @@ func (m *Manifests) scan() bool {
 		}
 		if f.stat == sig {
 			continue
+		}
+		if sig.size > 0 || f.stat.size == 0 {
+			f.emptied = time.Time{}
+		} else if f.emptied.IsZero() {
+			f.emptied = time.Now()
+		}
+		if !f.emptied.IsZero() && time.Since(f.emptied) < emptyTime {
+			continue // the next poll finds it changed still
 		}
 		changed = true
 		f.stat = sig

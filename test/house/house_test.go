@@ -179,6 +179,27 @@ func TestTheTopLevelIsAsAgreed(t *testing.T) {
 	}
 }
 
+// TestNothingBuiltIsCommitted finds binaries and whatever is too large. The BPF
+// objects are committed on purpose, so that nobody needs clang.
+func TestNothingBuiltIsCommitted(t *testing.T) {
+	for _, name := range tracked(t) {
+		text, err := os.ReadFile(filepath.Join("..", "..", name))
+		if errors.Is(err, os.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		object := under(name, "bpf") && strings.HasSuffix(name, ".o")
+		if bytes.HasPrefix(text, []byte("\x7fELF")) && !object {
+			t.Errorf("%s is a binary: do not commit what is built", name)
+		}
+		if len(text) > 1<<20 {
+			t.Errorf("%s has %d bytes: what is that large does not belong here", name, len(text))
+		}
+	}
+}
+
 func tracked(t *testing.T) []string {
 	t.Helper()
 	cmd := exec.Command("git", "ls-files", "--cached", "--others", "--exclude-standard")
