@@ -28,6 +28,7 @@ const (
 
 	agentRedirects = 10_000
 	agentSandboxes = 1_000
+	changes        = 6
 )
 
 // runSizes measures what large tables take.
@@ -131,7 +132,7 @@ func (s *scene) sizeOfAgent(ctx context.Context, o options, b *bytes.Buffer) err
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(b, "## sidetrackd with manifests\n| manifests | ready after | resident | of that anonymous | peak |\n|---|---|---|---|---|\n")
+	fmt.Fprintf(b, "## sidetrackd with manifests\n| manifests | ready after | resident after 6 changes | of that anonymous | peak |\n|---|---|---|---|---|\n")
 	for i, c := range []struct {
 		name string
 		text func() []string
@@ -145,9 +146,16 @@ func (s *scene) sizeOfAgent(ctx context.Context, o options, b *bytes.Buffer) err
 		if err := os.Mkdir(dir, 0o700); err != nil {
 			return fmt.Errorf("make a folder of manifests: %w", err)
 		}
-		for j, text := range c.text() {
-			if err := os.WriteFile(filepath.Join(dir, fmt.Sprintf("%05d.yaml", j)), []byte(text), 0o600); err != nil {
+		files := c.text()
+		write := func(n int, text string) error {
+			if err := os.WriteFile(filepath.Join(dir, fmt.Sprintf("%05d.yaml", n)), []byte(text), 0o600); err != nil {
 				return fmt.Errorf("write manifests: %w", err)
+			}
+			return nil
+		}
+		for n, text := range files {
+			if err := write(n, text); err != nil {
+				return err
 			}
 		}
 		began := time.Now()
@@ -156,9 +164,16 @@ func (s *scene) sizeOfAgent(ctx context.Context, o options, b *bytes.Buffer) err
 			return fmt.Errorf("%s: %w", c.name, err)
 		}
 		took := time.Since(began)
-		select { // what it needed to start, it has had time to give back
-		case <-ctx.Done():
-		case <-time.After(10 * time.Second):
+		// A change is compiled beside what is in force: that is when most is needed.
+		for change := range changes {
+			if err := write(0, files[0]+fmt.Sprintf(oneMore, nthEndpoint(1<<23+change))); err != nil {
+				p.stop()
+				return err
+			}
+			select {
+			case <-ctx.Done():
+			case <-time.After(1500 * time.Millisecond):
+			}
 		}
 		m, err := memoryOf(strconv.Itoa(p.pid()))
 		p.stop()
@@ -170,6 +185,16 @@ func (s *scene) sizeOfAgent(ctx context.Context, o options, b *bytes.Buffer) err
 	b.WriteString("\nTo reach: below 64 MB with 10,000 redirects.\n")
 	return nil
 }
+
+// oneMore is a sandbox that leads somewhere else each time.
+const oneMore = `---
+apiVersion: sidetrack.dev/v1alpha1
+kind: Sandbox
+metadata: {name: changing, namespace: bench}
+spec:
+  routingKey: key-of-the-changing-one
+  redirects: [{from: {service: web}, to: {address: %s, port: 80}}]
+`
 
 // redirectsToAddresses is a file with a Service for each redirect of a sandbox,
 // and one for each sandbox.

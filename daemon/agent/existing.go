@@ -23,6 +23,9 @@ const (
 	// quiet is how long nothing may have been sent or received on a connection
 	// that is idle. It is also how often connections that are not are looked at.
 	quiet = 100 * time.Millisecond
+	// unsure is quiet for a connection of which the kernel's ticks do not tell
+	// whether it waits for an answer: most answers come sooner.
+	unsure = 300 * time.Millisecond
 	// leaveInterval is how often those are looked at that are only counted.
 	leaveInterval = 5 * time.Second
 	// looks is how often the sockets of a namespace are listed for one change:
@@ -113,7 +116,7 @@ func (c coverage) gains(old coverage, all []pods.Namespace) []pods.Namespace {
 // answer. An acknowledgement that came much later is a keep-alive's. (On a
 // connection's first exchanges the acknowledgement may come without a delay;
 // a request that followed the answer before it within a tick is then taken for
-// answered.)
+// answered, after a longer while.)
 func idle(s *tcpSocket) bool {
 	i := &s.info
 	switch {
@@ -131,7 +134,7 @@ func idle(s *tcpSocket) bool {
 		return i.Last_data_recv < i.Last_data_sent // times ago
 	}
 	late := i.Last_data_recv - min(i.Last_data_recv, i.Last_ack_recv)
-	return late == 0 || late >= 1000
+	return late >= 1000 || late == 0 && i.Last_data_recv >= uint32(unsure.Milliseconds())
 }
 
 // sweeper closes connections that were opened before they would have been

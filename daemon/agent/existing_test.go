@@ -27,7 +27,8 @@ func TestIdleMeansThatNobodyWaits(t *testing.T) {
 		want bool
 	}{
 		{"answered in a later tick", tcpSocket{info: unix.TCPInfo{Last_data_sent: 204, Last_data_recv: 200, Last_ack_recv: 200}}, true},
-		{"answered in the same tick", tcpSocket{info: unix.TCPInfo{Last_data_sent: 200, Last_data_recv: 200, Last_ack_recv: 200}}, true},
+		{"answered in the same tick", tcpSocket{info: unix.TCPInfo{Last_data_sent: 300, Last_data_recv: 300, Last_ack_recv: 300}}, true},
+		{"answered in the same tick, perhaps", tcpSocket{info: unix.TCPInfo{Last_data_sent: 200, Last_data_recv: 200, Last_ack_recv: 200}}, false},
 		{"answered in the same tick, kept alive since", tcpSocket{info: unix.TCPInfo{Last_data_sent: 20000, Last_data_recv: 20000, Last_ack_recv: 5000}}, true},
 		{"waiting for an answer", tcpSocket{info: unix.TCPInfo{Last_data_sent: 200, Last_data_recv: 204, Last_ack_recv: 160}}, false},
 		{"waiting, the request followed an answer within a tick", tcpSocket{info: unix.TCPInfo{Last_data_sent: 200, Last_data_recv: 200, Last_ack_recv: 160}}, false},
