@@ -19,6 +19,9 @@ import (
 	"time"
 )
 
+// errTests says that a kernel ran everything, and that tests have failed on it.
+var errTests = errors.New("see their tests")
+
 // trouble is what a kernel writes to its console when it is not well.
 var trouble = regexp.MustCompile(`(?m)^.*(Kernel panic|Oops|BUG:|WARNING: CPU|INFO: task|Call Trace:|unable to handle).*$`)
 
@@ -64,7 +67,7 @@ func boot(ctx context.Context, work, initrd string, k *kernel, o options, p *pay
 		return fmt.Errorf("%w\nthe console's last lines:\n%s", err, tail(log, 60))
 	}
 	if failed > 0 {
-		return fmt.Errorf("%d of %d packages failed", failed, len(p.tests))
+		return fmt.Errorf("%d of %d packages failed: %w", failed, len(p.tests), errTests)
 	}
 	return nil
 }

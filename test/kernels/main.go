@@ -61,8 +61,21 @@ func main() {
 	defer stop()
 	if err := run(ctx, o); err != nil {
 		fmt.Fprintln(os.Stderr, "kernels:", err)
-		os.Exit(1)
+		os.Exit(status(err))
 	}
+}
+
+// status is 3 when tests have failed and nothing else, which the events on
+// standard output tell as well.
+func status(err error) int {
+	all := []error{err}
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
+		all = joined.Unwrap()
+	}
+	if slices.ContainsFunc(all, func(err error) bool { return !errors.Is(err, errTests) }) {
+		return 1
+	}
+	return 3
 }
 
 func run(ctx context.Context, o options) (err error) {

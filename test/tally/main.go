@@ -4,6 +4,11 @@
 // input and prints what "go test" would have: a line for each package, and the
 // output of what failed. Its last line counts the tests. It exits with status 1
 // when something failed and with 2 when there were no events at all.
+//
+// With -again, a test that has failed is run once more, on its own, and counts as
+// passed when it passes then: tests of traffic between real programs depend on how
+// soon a shared machine gives each of them a processor. Tally says so in a line of
+// its own for each, because such a test wants looking into.
 package main
 
 import (
@@ -23,8 +28,9 @@ import (
 func main() {
 	file := flag.String("append", "", "append the three counts to this `file` as a line, to be added up")
 	verbose := flag.Bool("v", false, "print the output of all tests")
+	again := flag.String("again", "", "shell `command` that runs the tests $TESTS (a regexp) of the package $PKG, on a kernel of the $SERIES if there is one, once more")
 	flag.Parse()
-	status, err := run(*file, *verbose)
+	status, err := run(*file, *verbose, *again)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "tally:", err)
 		status = 2
@@ -32,12 +38,15 @@ func main() {
 	os.Exit(status)
 }
 
-func run(file string, verbose bool) (status int, err error) {
+func run(file string, verbose bool, again string) (status int, err error) {
 	t := newTally(os.Stdout, verbose)
 	if err := t.read(os.Stdin); err != nil {
 		return 2, err
 	}
 	c := t.finish()
+	if again != "" {
+		c = t.runAgain(again)
+	}
 	fmt.Println(c)
 	if file != "" {
 		if err := c.appendTo(file); err != nil {
@@ -92,6 +101,7 @@ type tally struct {
 	out     io.Writer
 	verbose bool
 	total   counts
+	other   int // failures that are not a test's, or of a test without an end
 	pkgs    map[string]*pkg
 	builds  map[string][]string // output of builds, by import path
 }
@@ -99,6 +109,7 @@ type tally struct {
 // pkg is a package whose tests run.
 type pkg struct {
 	counts counts
+	failed map[string]int      // of each test and its subtests, by the test's name
 	output map[string][]string // by test; "" is the package's own
 	open   map[string]bool     // tests that have begun and not ended
 	done   bool
@@ -140,7 +151,7 @@ func (t *tally) event(e event) {
 	}
 	p := t.pkgs[e.Package]
 	if p == nil {
-		p = &pkg{output: map[string][]string{}, open: map[string]bool{}}
+		p = &pkg{failed: map[string]int{}, output: map[string][]string{}, open: map[string]bool{}}
 		t.pkgs[e.Package] = p
 	}
 	switch e.Action {
@@ -159,6 +170,8 @@ func (t *tally) event(e event) {
 		delete(p.open, e.Test)
 		p.count(e.Action)
 		if e.Action == "fail" {
+			test, _, _ := strings.Cut(e.Test, "/")
+			p.failed[test]++
 			t.print(p.output[e.Test])
 		}
 		delete(p.output, e.Test)
@@ -182,10 +195,12 @@ func (t *tally) endPackage(p *pkg, e event) {
 		// Tests that had no end: the process crashed or ran out of time.
 		for _, name := range slices.SortedFunc(maps.Keys(p.open), cmp.Compare) {
 			p.counts.Failed++
+			t.other++
 			t.print(p.output[name])
 		}
 		if p.counts.Failed == 0 {
 			p.counts.Failed++
+			t.other++
 		}
 		t.print(t.builds[e.FailedBuild])
 		t.print(slices.DeleteFunc(p.output[""], func(line string) bool {

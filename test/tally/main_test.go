@@ -3,6 +3,7 @@
 package main
 
 import (
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -113,5 +114,42 @@ func TestCountsOfSeveralRunsAreLinesOfOneFile(t *testing.T) {
 	}
 	if diff := cmp.Diff("3 0 1\n2 1 0\n", string(got)); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+func TestWhatFailsOnceIsRunAgain(t *testing.T) {
+	events := `{"Action":"run","Package":"p","Test":"TestA"}
+{"Action":"run","Package":"p","Test":"TestA/x"}
+{"Action":"fail","Package":"p","Test":"TestA/x"}
+{"Action":"fail","Package":"p","Test":"TestA"}
+{"Action":"pass","Package":"p","Test":"TestB"}
+{"Action":"fail","Package":"p"}
+{"Action":"fail","Package":"q@6.1.0-1-amd64","Test":"TestC"}
+{"Action":"fail","Package":"q@6.1.0-1-amd64"}
+`
+	for command, want := range map[string]counts{
+		"true":                             {Passed: 4},
+		"false":                            {Passed: 1, Failed: 3},
+		`test "$PKG" = p`:                  {Passed: 3, Failed: 1},
+		`test "$SERIES" = 6.1`:             {Passed: 2, Failed: 2},
+		`test "$PKG $TESTS" = "q ^TestC$"`: {Passed: 2, Failed: 2},
+	} {
+		tl := newTally(io.Discard, false)
+		if err := tl.read(strings.NewReader(events)); err != nil {
+			t.Fatal(err)
+		}
+		tl.finish()
+		if got := tl.runAgain(command); got != want {
+			t.Errorf("again with %s: %s, want %s", command, got, want)
+		}
+	}
+	// A package that does not build has no test to run.
+	tl := newTally(io.Discard, false)
+	if err := tl.read(strings.NewReader(events + `{"Action":"fail","Package":"r"}`)); err != nil {
+		t.Fatal(err)
+	}
+	tl.finish()
+	if got := tl.runAgain("true"); got.Failed != 4 {
+		t.Errorf("with a package that does not build: %s, want 4 failed", got)
 	}
 }
