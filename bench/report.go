@@ -35,7 +35,9 @@ func thisMachine() machine {
 	}
 	var u unix.Utsname
 	if err := unix.Uname(&u); err == nil {
-		m.kernel = unix.ByteSliceToString(u.Release[:]) + " " + unix.ByteSliceToString(u.Machine[:])
+		// What follows the number is the builder's name for it.
+		release, _, _ := strings.Cut(unix.ByteSliceToString(u.Release[:]), "-")
+		m.kernel = release + " " + unix.ByteSliceToString(u.Machine[:])
 	}
 	return m
 }
