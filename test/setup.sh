@@ -20,7 +20,6 @@ for target in "$@"; do
 		need 'command -v gcc && test -e /usr/include/stdlib.h' gcc libc6-dev # the race detector
 		need 'command -v curl' curl
 		need 'command -v h2load' nghttp2-client
-		need 'command -v h2load' nghttp2-client
 		need 'command -v haproxy' haproxy
 		need 'command -v java && command -v javac' default-jdk-headless
 		need 'command -v nft' nftables
