@@ -101,7 +101,7 @@ type tally struct {
 	out     io.Writer
 	verbose bool
 	total   counts
-	other   int // failures that are not a test's, or of a test without an end
+	other   int // failures that are not a test's, of a test without an end, or data races
 	pkgs    map[string]*pkg
 	builds  map[string][]string // output of builds, by import path
 }
@@ -158,6 +158,9 @@ func (t *tally) event(e event) {
 	case "run":
 		p.open[e.Test] = true
 	case "output":
+		if strings.Contains(e.Output, "WARNING: DATA RACE") {
+			t.other++ // it is there, whether it shows again or not
+		}
 		if t.verbose {
 			fmt.Fprint(t.out, e.Output)
 		}

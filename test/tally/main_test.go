@@ -152,4 +152,14 @@ func TestWhatFailsOnceIsRunAgain(t *testing.T) {
 	if got := tl.runAgain("true"); got.Failed != 4 {
 		t.Errorf("with a package that does not build: %s, want 4 failed", got)
 	}
+	// A race that was seen once is there.
+	tl = newTally(io.Discard, false)
+	race := `{"Action":"output","Package":"p","Test":"TestA","Output":"WARNING: DATA RACE\n"}` + "\n"
+	if err := tl.read(strings.NewReader(race + events)); err != nil {
+		t.Fatal(err)
+	}
+	before := tl.finish()
+	if got := tl.runAgain("true"); got != before {
+		t.Errorf("with a race: %s, want %s", got, before)
+	}
 }
