@@ -10,3 +10,5 @@
 // +kubebuilder:object:generate=true
 // +groupName=sidetrack.dev
 package v1alpha1
+
+//go:generate go tool controller-gen object crd:maxDescLen=1000 paths=. output:crd:dir=../../deploy/charts/sidetrack-crds/templates

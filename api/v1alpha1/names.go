@@ -8,7 +8,9 @@ const (
 	Version    = "v1alpha1"
 	APIVersion = Group + "/" + Version
 
-	SandboxKind = "Sandbox"
+	SandboxKind    = "Sandbox"
+	RouteGroupKind = "RouteGroup"
+	NodeStateKind  = "NodeState"
 )
 
 // Labels and annotations of pods.
@@ -24,11 +26,11 @@ const (
 	NetnsAnnotation = "sidetrack.dev/netns"
 )
 
-// Types of a Sandbox's conditions.
+// Types of the conditions of a Sandbox and of a RouteGroup.
 const (
 	// ConditionAccepted: the object is valid and everything that it names exists.
 	ConditionAccepted = "Accepted"
-	// ConditionForksReady: every fork has a ready pod.
+	// ConditionForksReady: every fork has a ready pod. A RouteGroup has none.
 	ConditionForksReady = "ForksReady"
 	// ConditionProgrammed: every node that has to has the redirects in force.
 	ConditionProgrammed = "Programmed"

@@ -6,7 +6,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/util/intstr"
 )
 
 // Sandbox puts somebody's in-progress version of a few workloads beside the
@@ -15,16 +14,22 @@ import (
 //
 // +kubebuilder:object:root=true
 // +kubebuilder:subresource:status
-// +kubebuilder:resource:scope=Namespaced,categories=sidetrack
+// +kubebuilder:resource:scope=Namespaced,categories=sidetrack,shortName=sdbx;sb
 // +kubebuilder:printcolumn:name="Ready",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].status`
-// +kubebuilder:printcolumn:name="Expires",type=date,JSONPath=`.status.expiresAt`
+// +kubebuilder:printcolumn:name="Reason",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].reason`
+// +kubebuilder:printcolumn:name="Accepted",type=string,priority=1,JSONPath=`.status.conditions[?(@.type=="Accepted")].status`
+// +kubebuilder:printcolumn:name="Forks",type=string,priority=1,JSONPath=`.status.conditions[?(@.type=="ForksReady")].status`
+// +kubebuilder:printcolumn:name="Programmed",type=string,priority=1,JSONPath=`.status.conditions[?(@.type=="Programmed")].status`
+// +kubebuilder:printcolumn:name="Expires",type=string,JSONPath=`.status.expiresAt`
 // +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
+// +kubebuilder:validation:XValidation:rule="self.metadata.name.matches('^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$')",fieldPath=".metadata.name",message="cannot be a label's value: use at most 63 of a-z 0-9 and -, beginning and ending with a letter or digit"
 type Sandbox struct {
 	metav1.TypeMeta   `json:",inline"`
 	metav1.ObjectMeta `json:"metadata,omitempty"`
 
 	// Spec is what the sandbox's owner wants.
 	// +optional
+	// +kubebuilder:default={}
 	Spec SandboxSpec `json:"spec,omitempty"`
 	// Status is what has become of it.
 	// +optional
@@ -41,32 +46,43 @@ type SandboxList struct {
 }
 
 // SandboxSpec is what the owner of a Sandbox wants.
+//
+// +kubebuilder:validation:XValidation:rule="has(self.routingKey) == has(oldSelf.routingKey) && (!has(self.routingKey) || self.routingKey == oldSelf.routingKey)",fieldPath=".routingKey",message="cannot be changed, set later or removed: create another sandbox for another key"
 type SandboxSpec struct {
 	// RoutingKey tags traffic for this sandbox. It is a secret: whoever knows it
-	// can send requests to the forks. One is generated when it is left empty, and
+	// can send requests to the forks. One is generated when it is left out, and
 	// it cannot be changed afterwards.
 	// +optional
-	// +kubebuilder:validation:MinLength=8
 	// +kubebuilder:validation:MaxLength=64
-	// +kubebuilder:validation:Pattern=`^[A-Za-z0-9._~-]+$`
+	// +kubebuilder:validation:XValidation:rule="self.matches('^[A-Za-z0-9._~-]{8,64}$')",message="is not a routing key: use 8 to 64 of A-Z a-z 0-9 - . _ ~"
 	RoutingKey string `json:"routingKey,omitempty"`
 
-	// TTL is how long the sandbox lives after its creation. When it runs out, the
-	// sandbox is deleted, forks and all. It lives until it is deleted when TTL is
-	// left out.
+	// TTL is how long the sandbox lives after its creation, such as 90s, 30m or
+	// 2h, at most a year. When it runs out, the sandbox is deleted, forks and all.
+	// It lives until it is deleted when TTL is left out.
 	// +optional
+	// +kubebuilder:validation:Type=string
+	// +kubebuilder:validation:MaxLength=32
+	// +kubebuilder:validation:XValidation:rule="self.matches('^(([0-9]{1,5}([.][0-9]{1,6})?h)|([0-9]{1,8}([.][0-9]{1,6})?(m|s|ms)))+$')",message="is not a duration: write one such as 90s, 30m or 2h"
+	// +kubebuilder:validation:XValidation:rule="!self.matches('^(([0-9]{1,5}([.][0-9]{1,6})?h)|([0-9]{1,8}([.][0-9]{1,6})?(m|s|ms)))+$') || duration(self) > duration('0s')",message="is over before it begins: use a positive duration such as 2h, or leave it out"
+	// +kubebuilder:validation:XValidation:rule="!self.matches('^(([0-9]{1,5}([.][0-9]{1,6})?h)|([0-9]{1,8}([.][0-9]{1,6})?(m|s|ms)))+$') || duration(self) <= duration('8760h')",message="is longer than a year (8760h): leave it out for a sandbox that stays"
 	TTL *metav1.Duration `json:"ttl,omitempty"`
 
 	// Forks are the sandbox's own copies of workloads. Each makes a fork, and
 	// redirects for every Service that selects the workload's pods.
 	// +optional
 	// +listType=atomic
+	// +kubebuilder:validation:MaxItems=32
+	// +kubebuilder:validation:XValidation:rule="self.all(f, self.exists_one(g, g.workload.kind == f.workload.kind && g.workload.name == f.workload.name))",message="a workload is forked twice: merge the two entries"
 	Forks []Fork `json:"forks,omitempty"`
 
 	// Redirects send traffic that is tagged for this sandbox and addressed to one
-	// Service somewhere else.
+	// Service somewhere else. Where two of them mean one port of a Service, since
+	// one of them names no port, the earlier one holds.
 	// +optional
 	// +listType=atomic
+	// +kubebuilder:validation:MaxItems=128
+	// +kubebuilder:validation:XValidation:rule="self.all(r, self.exists_one(s, s.from.service == r.from.service && has(s.from.port) == has(r.from.port) && (!has(r.from.port) || string(s.from.port) in [string(r.from.port)])))",message="a Service's port is redirected twice: remove one of the two entries"
 	Redirects []Redirect `json:"redirects,omitempty"`
 
 	// ExistingConnections says what happens to connections to a redirected
@@ -87,6 +103,7 @@ type Fork struct {
 	// +optional
 	// +listType=map
 	// +listMapKey=name
+	// +kubebuilder:validation:MaxItems=32
 	Containers []ContainerOverride `json:"containers,omitempty"`
 
 	// Patch is a strategic merge patch on the workload's pod template, for
@@ -100,101 +117,45 @@ type Fork struct {
 
 // WorkloadRef names a workload in the sandbox's namespace.
 type WorkloadRef struct {
-	// Kind of the workload.
+	// Kind of the workload. The fork of a CronJob is a Job that runs once; that of
+	// all others is a Deployment.
 	// +kubebuilder:default=Deployment
-	// +kubebuilder:validation:Enum=Deployment;StatefulSet;DaemonSet
+	// +kubebuilder:validation:Enum=Deployment;StatefulSet;DaemonSet;ReplicaSet;CronJob
 	// +optional
 	Kind string `json:"kind,omitempty"`
 	// Name of the workload.
-	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=253
+	// +kubebuilder:validation:XValidation:rule="self != ''",message="name the workload to fork"
 	Name string `json:"name"`
 }
 
 // ContainerOverride is what differs in one container of a fork.
+//
+// +kubebuilder:validation:XValidation:rule="!has(self.env) || !has(self.removeEnv) || !self.env.exists(e, e.name in self.removeEnv)",fieldPath=".removeEnv",message="names a variable that env sets: remove it from one of the two"
 type ContainerOverride struct {
-	// Name of the container in the workload's pod template.
-	// +kubebuilder:validation:MinLength=1
+	// Name of the container, or init container, in the workload's pod template.
+	// +kubebuilder:validation:MaxLength=63
+	// +kubebuilder:validation:XValidation:rule="self != ''",message="name a container of the workload's pod template"
 	Name string `json:"name"`
 	// Image replaces the container's image.
 	// +optional
+	// +kubebuilder:validation:MaxLength=1024
 	Image string `json:"image,omitempty"`
 	// Env is added to the container's environment; a variable of the same name is
 	// replaced.
 	// +optional
 	// +listType=map
 	// +listMapKey=name
+	// +kubebuilder:validation:MaxItems=128
 	Env []corev1.EnvVar `json:"env,omitempty"`
+	// RemoveEnv names variables that the container's environment loses.
+	// +optional
+	// +listType=set
+	// +kubebuilder:validation:MaxItems=128
+	// +kubebuilder:validation:items:MinLength=1
+	// +kubebuilder:validation:items:MaxLength=253
+	RemoveEnv []string `json:"removeEnv,omitempty"`
 }
-
-// Redirect is one rule: tagged traffic that is addressed to From goes to To.
-type Redirect struct {
-	// From is the Service that the traffic is addressed to.
-	From RedirectFrom `json:"from"`
-	// To is where it goes instead.
-	To RedirectTo `json:"to"`
-	// Unavailable says what happens to tagged traffic while To has no ready
-	// endpoint: Reject answers 503, or refuses the connection; Baseline lets the
-	// baseline answer.
-	// +optional
-	// +kubebuilder:default=Reject
-	Unavailable Unavailable `json:"unavailable,omitempty"`
-}
-
-// RedirectFrom names a Service in the sandbox's namespace and, where not all are
-// meant, one of its ports.
-type RedirectFrom struct {
-	// Service is the Service's name.
-	// +kubebuilder:validation:MinLength=1
-	Service string `json:"service"`
-	// Port is the name or number of one of the Service's ports. All ports when it
-	// is left out.
-	// +optional
-	// +kubebuilder:validation:XIntOrString
-	Port *intstr.IntOrString `json:"port,omitempty"`
-}
-
-// RedirectTo is the destination of a redirect: a Service or an address.
-//
-// +kubebuilder:validation:XValidation:rule="has(self.service) != has(self.address)",message="set exactly one of service or address"
-type RedirectTo struct {
-	// Service is the name of a Service in the sandbox's namespace. The traffic
-	// goes to its ready endpoints, spread evenly.
-	// +optional
-	Service string `json:"service,omitempty"`
-	// Address is an IPv4 or IPv6 address.
-	// +optional
-	Address string `json:"address,omitempty"`
-	// Port is the name or number of a port of Service, or a number where Address
-	// is set. When it is left out: of a Service the port with the same name as in
-	// From, else the same number, else its only one; of an address the number in
-	// From.
-	// +optional
-	// +kubebuilder:validation:XIntOrString
-	Port *intstr.IntOrString `json:"port,omitempty"`
-}
-
-// Unavailable says what happens to tagged traffic that cannot reach a fork.
-//
-// +kubebuilder:validation:Enum=Reject;Baseline
-type Unavailable string
-
-// The values of Unavailable. Reject is the default.
-const (
-	UnavailableReject   Unavailable = "Reject"
-	UnavailableBaseline Unavailable = "Baseline"
-)
-
-// ExistingConnections says what happens to connections from before a redirect.
-//
-// +kubebuilder:validation:Enum=Idle;All;Leave
-type ExistingConnections string
-
-// The values of ExistingConnections. Idle is the default.
-const (
-	ExistingIdle  ExistingConnections = "Idle"
-	ExistingAll   ExistingConnections = "All"
-	ExistingLeave ExistingConnections = "Leave"
-)
 
 // SandboxStatus is what has become of a Sandbox.
 type SandboxStatus struct {
@@ -207,25 +168,50 @@ type SandboxStatus struct {
 	// +listType=map
 	// +listMapKey=type
 	Conditions []metav1.Condition `json:"conditions,omitempty"`
-	// Redirects are those in force: the ones of the spec and the ones that the
-	// forks have made.
+	// Redirects are those that nodes put in force: the ones of the spec and the
+	// ones that the forks have made. Where two mean one port of a Service, the
+	// earlier one holds.
 	// +optional
 	// +listType=atomic
+	// +kubebuilder:validation:MaxItems=1024
 	Redirects []RedirectStatus `json:"redirects,omitempty"`
+	// Forks are what has become of the forks, in the order of spec.forks.
+	// +optional
+	// +listType=atomic
+	Forks []ForkStatus `json:"forks,omitempty"`
+	// Revision grows whenever what nodes have to put in force changes: the
+	// routing key or where redirects lead.
+	// +optional
+	Revision int64 `json:"revision,omitempty"`
+	// Nodes counts the nodes that have this revision in force.
+	// +optional
+	Nodes *NodeCount `json:"nodes,omitempty"`
 	// ExpiresAt is when the sandbox will be deleted because its TTL has run out.
 	// +optional
 	ExpiresAt *metav1.Time `json:"expiresAt,omitempty"`
 }
 
-// RedirectStatus is what has become of one redirect.
-type RedirectStatus struct {
-	// From is the Service that is redirected.
-	From RedirectFrom `json:"from"`
-	// To is where its tagged traffic goes.
-	To RedirectTo `json:"to"`
-	// Endpoints is how many ready endpoints To has.
-	Endpoints int32 `json:"endpoints"`
+// ForkStatus is what has become of one fork.
+type ForkStatus struct {
+	// Workload is what is copied.
+	Workload WorkloadRef `json:"workload"`
+	// Name of the Deployment, or of the Job, that the copy is.
+	// +optional
+	Name string `json:"name,omitempty"`
+	// Replicas is how many pods the fork should have.
+	Replicas int32 `json:"replicas"`
+	// Ready is how many of them are ready; of a Job, how many are ready or have
+	// succeeded.
+	Ready int32 `json:"ready"`
 	// Message says what is wrong with it, if anything is.
 	// +optional
 	Message string `json:"message,omitempty"`
+}
+
+// NodeCount counts nodes.
+type NodeCount struct {
+	// Programmed is how many nodes have the present revision in force.
+	Programmed int32 `json:"programmed"`
+	// Total is how many nodes should.
+	Total int32 `json:"total"`
 }
