@@ -22,6 +22,13 @@ const NetnsDir = "/var/run/netns"
 // Pod is a pod that belongs to this node, as its object says.
 type Pod struct {
 	Name routing.Name
+	// UID finds the pod's processes on a node of a cluster. It is the one that the
+	// kubelet knows the pod by: for a static pod's mirror, the annotation
+	// kubernetes.io/config.mirror. Empty without a cluster.
+	UID string
+	// Running says that the pod's object tells of running processes. One that does
+	// not is not missed before its processes are there.
+	Running bool
 	// Netns is a name below NetnsDir or an absolute path; empty when it is not
 	// known.
 	Netns string
