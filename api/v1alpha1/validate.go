@@ -7,10 +7,25 @@ import (
 	"net/netip"
 	"regexp"
 	"strconv"
+	"time"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
 	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/apimachinery/pkg/util/validation/field"
+)
+
+// Bounds that the schema has as well.
+const (
+	maxForks         = 32
+	maxRedirects     = 128
+	maxContainers    = 32
+	maxEnv           = 128
+	maxRemoved       = 64
+	maxMembers       = 32
+	maxTTL           = 8760 * time.Hour
+	maxWorkloadName  = 253
+	maxContainerName = 63
 )
 
 var routingKey = regexp.MustCompile(`^[A-Za-z0-9._~-]{8,64}$`)
@@ -19,68 +34,159 @@ var routingKey = regexp.MustCompile(`^[A-Za-z0-9._~-]{8,64}$`)
 // do about it. It says the same as the CRD's schema, for objects that no API
 // server has seen. No error contains the routing key.
 func (s *Sandbox) Validate() field.ErrorList {
+	return append(validateMeta(&s.ObjectMeta, "sandbox"), s.Spec.validate(field.NewPath("spec"))...)
+}
+
+// Validate reports what is wrong with a RouteGroup, as it does for a Sandbox.
+func (g *RouteGroup) Validate() field.ErrorList {
+	return append(validateMeta(&g.ObjectMeta, "route group"), g.Spec.validate(field.NewPath("spec"))...)
+}
+
+func validateMeta(m *metav1.ObjectMeta, what string) field.ErrorList {
 	var errs field.ErrorList
-	meta := field.NewPath("metadata")
-	if s.Name == "" {
-		errs = append(errs, field.Required(meta.Child("name"), "name the sandbox"))
-	} else if validation.IsDNS1123Label(s.Name) != nil {
+	at := field.NewPath("metadata")
+	if m.Name == "" {
+		errs = append(errs, field.Required(at.Child("name"), "name the "+what))
+	} else if validation.IsDNS1123Label(m.Name) != nil {
 		// A label, not a subdomain: it is the value of the label on its pods.
-		errs = append(errs, invalid(meta.Child("name"),
-			"%q cannot be a label's value: use at most 63 of a-z 0-9 and -, beginning and ending with a letter or digit", s.Name))
+		errs = append(errs, invalid(at.Child("name"),
+			"%q cannot be a label's value: use at most 63 of a-z 0-9 and -, beginning and ending with a letter or digit", m.Name))
 	}
-	if s.Namespace != "" && validation.IsDNS1123Label(s.Namespace) != nil {
-		errs = append(errs, invalid(meta.Child("namespace"),
-			"%q is not a namespace's name: use at most 63 of a-z 0-9 and -, beginning and ending with a letter or digit", s.Namespace))
+	return append(errs, validateNamespace(at.Child("namespace"), m.Namespace)...)
+}
+
+func validateNamespace(at *field.Path, namespace string) field.ErrorList {
+	if namespace == "" || validation.IsDNS1123Label(namespace) == nil {
+		return nil
 	}
-	return append(errs, s.Spec.validate(field.NewPath("spec"))...)
+	return field.ErrorList{invalid(at,
+		"%q is not a namespace's name: use at most 63 of a-z 0-9 and -, beginning and ending with a letter or digit", namespace)}
+}
+
+func validateKey(at *field.Path, key string) field.ErrorList {
+	if key == "" || routingKey.MatchString(key) {
+		return nil
+	}
+	return field.ErrorList{invalid(at, "is not a routing key: use 8 to 64 of A-Z a-z 0-9 - . _ ~")}
+}
+
+func validateExisting(at *field.Path, e ExistingConnections) field.ErrorList {
+	switch e {
+	case "", ExistingIdle, ExistingAll, ExistingLeave:
+		return nil
+	}
+	return field.ErrorList{invalid(at, "%q is unknown: use Idle, All or Leave", e)}
 }
 
 func (s *SandboxSpec) validate(at *field.Path) field.ErrorList {
-	var errs field.ErrorList
-	if s.RoutingKey != "" && !routingKey.MatchString(s.RoutingKey) {
-		errs = append(errs, invalid(at.Child("routingKey"),
-			"is not a routing key: use 8 to 64 of A-Z a-z 0-9 - . _ ~"))
+	errs := validateKey(at.Child("routingKey"), s.RoutingKey)
+	if s.TTL != nil {
+		switch d := s.TTL.Duration; {
+		case d <= 0:
+			errs = append(errs, invalid(at.Child("ttl"),
+				"%s is over before it begins: use a positive duration such as 2h, or leave it out", d))
+		case d > maxTTL:
+			errs = append(errs, invalid(at.Child("ttl"),
+				"%s is longer than a year (8760h): leave it out for a sandbox that stays", d))
+		}
 	}
-	if s.TTL != nil && s.TTL.Duration <= 0 {
-		errs = append(errs, invalid(at.Child("ttl"),
-			"%s is over before it begins: use a positive duration such as 2h, or leave it out", s.TTL.Duration))
-	}
+	forks, redirects := at.Child("forks"), at.Child("redirects")
+	errs = append(errs, atMost(forks, len(s.Forks), maxForks)...)
+	workloads := map[WorkloadRef]bool{}
 	for i := range s.Forks {
-		errs = append(errs, s.Forks[i].validate(at.Child("forks").Index(i))...)
+		f := &s.Forks[i]
+		errs = append(errs, f.validate(forks.Index(i))...)
+		w := f.Workload
+		if w.Kind == "" {
+			w.Kind = "Deployment"
+		}
+		if workloads[w] {
+			errs = append(errs, invalid(forks.Index(i), "%s %s is forked twice: merge the two entries", w.Kind, w.Name))
+		}
+		workloads[w] = true
 	}
+	errs = append(errs, atMost(redirects, len(s.Redirects), maxRedirects)...)
+	type servicePort struct{ service, port string }
+	ports := map[servicePort]bool{}
 	for i := range s.Redirects {
-		errs = append(errs, s.Redirects[i].validate(at.Child("redirects").Index(i))...)
+		r := &s.Redirects[i]
+		errs = append(errs, r.validate(redirects.Index(i))...)
+		p := servicePort{service: r.From.Service}
+		if r.From.Port != nil {
+			p.port = r.From.Port.String()
+		}
+		if ports[p] {
+			errs = append(errs, invalid(redirects.Index(i).Child("from"),
+				"the same port of Service %s is redirected twice: remove one of the two entries", p.service))
+		}
+		ports[p] = true
 	}
-	switch s.ExistingConnections {
-	case "", ExistingIdle, ExistingAll, ExistingLeave:
-	default:
-		errs = append(errs, invalid(at.Child("existingConnections"),
-			"%q is unknown: use Idle, All or Leave", s.ExistingConnections))
+	return append(errs, validateExisting(at.Child("existingConnections"), s.ExistingConnections)...)
+}
+
+func atMost(at *field.Path, n, most int) field.ErrorList {
+	if n <= most {
+		return nil
 	}
-	return errs
+	return field.ErrorList{field.TooMany(at, n, most)}
 }
 
 func (f *Fork) validate(at *field.Path) field.ErrorList {
 	var errs field.ErrorList
 	switch f.Workload.Kind {
-	case "", "Deployment", "StatefulSet", "DaemonSet":
+	case "", "Deployment", "StatefulSet", "DaemonSet", "ReplicaSet", "CronJob":
 	default:
 		errs = append(errs, invalid(at.Child("workload", "kind"),
-			"%q cannot be forked: use Deployment, StatefulSet or DaemonSet", f.Workload.Kind))
+			"%q cannot be forked: use Deployment, StatefulSet, DaemonSet, ReplicaSet or CronJob", f.Workload.Kind))
 	}
 	if f.Workload.Name == "" {
 		errs = append(errs, field.Required(at.Child("workload", "name"), "name the workload to fork"))
+	} else if len(f.Workload.Name) > maxWorkloadName {
+		errs = append(errs, field.TooLong(at.Child("workload", "name"), "", maxWorkloadName))
 	}
+	errs = append(errs, atMost(at.Child("containers"), len(f.Containers), maxContainers)...)
 	seen := map[string]bool{}
-	for i, c := range f.Containers {
-		name := at.Child("containers").Index(i).Child("name")
-		switch {
-		case c.Name == "":
-			errs = append(errs, field.Required(name, "name a container of the workload's pod template"))
-		case seen[c.Name]:
-			errs = append(errs, invalid(name, "%q is there twice: merge the two entries", c.Name))
-		}
+	for i := range f.Containers {
+		c := &f.Containers[i]
+		errs = append(errs, c.validate(at.Child("containers").Index(i), seen)...)
 		seen[c.Name] = true
+	}
+	return errs
+}
+
+func (c *ContainerOverride) validate(at *field.Path, seen map[string]bool) field.ErrorList {
+	var errs field.ErrorList
+	switch {
+	case c.Name == "":
+		errs = append(errs, field.Required(at.Child("name"), "name a container of the workload's pod template"))
+	case len(c.Name) > maxContainerName:
+		errs = append(errs, field.TooLong(at.Child("name"), "", maxContainerName))
+	case seen[c.Name]:
+		errs = append(errs, invalid(at.Child("name"), "%q is there twice: merge the two entries", c.Name))
+	}
+	env, remove := at.Child("env"), at.Child("removeEnv")
+	errs = append(errs, atMost(env, len(c.Env), maxEnv)...)
+	errs = append(errs, atMost(remove, len(c.RemoveEnv), maxRemoved)...)
+	set, removed := map[string]bool{}, map[string]bool{}
+	for i, e := range c.Env {
+		switch name := env.Index(i).Child("name"); {
+		case e.Name == "":
+			errs = append(errs, field.Required(name, "a variable has no name"))
+		case set[e.Name]:
+			errs = append(errs, invalid(name, "%q is there twice: remove one of the two", e.Name))
+		}
+		set[e.Name] = true
+	}
+	for i, name := range c.RemoveEnv {
+		switch at := remove.Index(i); {
+		case name == "":
+			errs = append(errs, field.Required(at, "a variable has no name"))
+		case set[name]:
+			errs = append(errs, invalid(at, "names a variable that env sets: remove %q from one of the two", name))
+		case removed[name]:
+			errs = append(errs, invalid(at, "%q is there twice: remove one of the two", name))
+		}
+		removed[name] = true
 	}
 	return errs
 }
@@ -91,30 +197,10 @@ func (r *Redirect) validate(at *field.Path) field.ErrorList {
 	if r.From.Service == "" {
 		errs = append(errs, field.Required(from.Child("service"), "name the Service whose tagged traffic is redirected"))
 	} else {
-		errs = append(errs, validateServiceName(from.Child("service"), r.From.Service)...)
+		errs = append(errs, validateServiceName(from.Child("service"), r.From.Service, "write metadata.name of one in the sandbox's namespace")...)
 	}
 	errs = append(errs, validatePort(from.Child("port"), r.From.Port)...)
-	errs = append(errs, validatePort(to.Child("port"), r.To.Port)...)
-	switch {
-	case (r.To.Service == "") == (r.To.Address == ""):
-		errs = append(errs, invalid(to, "set exactly one of service or address"))
-	case r.To.Service != "":
-		errs = append(errs, validateServiceName(to.Child("service"), r.To.Service)...)
-	default:
-		addr, err := netip.ParseAddr(r.To.Address)
-		switch {
-		case err != nil:
-			errs = append(errs, invalid(to.Child("address"),
-				"%q is not an IP address: write one such as 10.0.0.9 or 2001:db8::9, and the port in to.port", r.To.Address))
-		case addr.Zone() != "" || addr.IsUnspecified() || addr.IsMulticast() || addr.Unmap().IsLoopback():
-			errs = append(errs, invalid(to.Child("address"),
-				"%s means something else in every pod: use an address that pods can reach", r.To.Address))
-		}
-		if r.To.Port != nil && r.To.Port.Type == intstr.String && !isPortNumber(r.To.Port.StrVal) {
-			errs = append(errs, invalid(to.Child("port"),
-				"%q is a name, and an address has no named ports: use a number", r.To.Port.StrVal))
-		}
-	}
+	errs = append(errs, r.To.validate(to)...)
 	switch r.Unavailable {
 	case "", UnavailableReject, UnavailableBaseline:
 	default:
@@ -123,11 +209,64 @@ func (r *Redirect) validate(at *field.Path) field.ErrorList {
 	return errs
 }
 
-func validateServiceName(at *field.Path, name string) field.ErrorList {
-	if validation.IsDNS1123Subdomain(name) == nil {
+func (t *RedirectTo) validate(at *field.Path) field.ErrorList {
+	errs := validatePort(at.Child("port"), t.Port)
+	errs = append(errs, validateNamespace(at.Child("namespace"), t.Namespace)...)
+	if t.Namespace != "" && t.Service == "" {
+		errs = append(errs, invalid(at.Child("namespace"), "is the namespace of service, which is not set: an address is in no namespace"))
+	}
+	switch {
+	case (t.Service == "") == (t.Address == ""):
+		return append(errs, invalid(at, "set exactly one of service or address"))
+	case t.Service != "":
+		return append(errs, validateServiceName(at.Child("service"), t.Service, "write the metadata.name of one")...)
+	}
+	addr, err := netip.ParseAddr(t.Address)
+	switch {
+	case err != nil || addr.Zone() != "":
+		errs = append(errs, invalid(at.Child("address"),
+			"%q is not an IP address: write one such as 10.0.0.9 or 2001:db8::9, and the port in to.port", t.Address))
+	case addr.Is4In6():
+		errs = append(errs, invalid(at.Child("address"), "%q is an IPv4 address: write it as %s", t.Address, addr.Unmap()))
+	case !addr.IsGlobalUnicast() && !addr.IsLinkLocalUnicast():
+		errs = append(errs, invalid(at.Child("address"),
+			"%s means something else in every pod: use an address that pods can reach", t.Address))
+	}
+	if t.Port != nil && t.Port.Type == intstr.String && !isPortNumber(t.Port.StrVal) {
+		errs = append(errs, invalid(at.Child("port"),
+			"%q is a name, and an address has no named ports: use a number, 1 to 65535", t.Port.StrVal))
+	}
+	return errs
+}
+
+func (s *RouteGroupSpec) validate(at *field.Path) field.ErrorList {
+	errs := validateKey(at.Child("routingKey"), s.RoutingKey)
+	if len(s.Sandboxes) == 0 && s.Selector == nil {
+		errs = append(errs, invalid(at, "set sandboxes, selector or both: a group needs members"))
+	}
+	members := at.Child("sandboxes")
+	errs = append(errs, atMost(members, len(s.Sandboxes), maxMembers)...)
+	seen := map[string]bool{}
+	for i, m := range s.Sandboxes {
+		switch name := members.Index(i).Child("name"); {
+		case validation.IsDNS1123Label(m.Name) != nil:
+			errs = append(errs, invalid(name, "%q is not the name of a Sandbox: write metadata.name of one in the group's namespace", m.Name))
+		case seen[m.Name]:
+			errs = append(errs, invalid(name, "%q is there twice: remove one of the two", m.Name))
+		}
+		seen[m.Name] = true
+	}
+	if _, err := metav1.LabelSelectorAsSelector(s.Selector); err != nil {
+		errs = append(errs, invalid(at.Child("selector"), "is not a label selector: %v", err))
+	}
+	return append(errs, validateExisting(at.Child("existingConnections"), s.ExistingConnections)...)
+}
+
+func validateServiceName(at *field.Path, name, remedy string) field.ErrorList {
+	if validation.IsDNS1123Label(name) == nil {
 		return nil
 	}
-	return field.ErrorList{invalid(at, "%q is not the name of a Service: write metadata.name of one in the sandbox's namespace", name)}
+	return field.ErrorList{invalid(at, "%q is not the name of a Service: %s", name, remedy)}
 }
 
 func validatePort(at *field.Path, p *intstr.IntOrString) field.ErrorList {
@@ -135,9 +274,9 @@ func validatePort(at *field.Path, p *intstr.IntOrString) field.ErrorList {
 	case p == nil:
 		return nil
 	case p.Type == intstr.Int && validation.IsValidPortNum(p.IntValue()) != nil:
-		return field.ErrorList{invalid(at, "%d is not a port number: use 1 to 65535, or a port's name", p.IntValue())}
+		return field.ErrorList{invalid(at, "%d is neither a port's number, 1 to 65535, nor its name", p.IntValue())}
 	case p.Type == intstr.String && validation.IsDNS1123Label(p.StrVal) != nil:
-		return field.ErrorList{invalid(at, "%q is neither a port's name nor a number", p.StrVal)}
+		return field.ErrorList{invalid(at, "%q is neither a port's number, 1 to 65535, nor its name", p.StrVal)}
 	}
 	return nil
 }

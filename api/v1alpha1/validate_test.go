@@ -54,12 +54,12 @@ func TestValidateNamesFieldAndRemedy(t *testing.T) {
 			[]string{"spec.redirects[0].from.service: name the Service whose tagged traffic is redirected"}},
 		{"an address with a port in it is not an address", func(s *Sandbox) { s.Spec.Redirects[1].To.Address = "10.0.0.9:80" },
 			[]string{`spec.redirects[1].to.address: "10.0.0.9:80" is not an IP address: write one such as 10.0.0.9 or 2001:db8::9, and the port in to.port`}},
-		{"loopback is another place in every pod", func(s *Sandbox) { s.Spec.Redirects[1].To.Address = "::ffff:127.0.0.1" },
-			[]string{"spec.redirects[1].to.address: ::ffff:127.0.0.1 means something else in every pod: use an address that pods can reach"}},
+		{"loopback is another place in every pod", func(s *Sandbox) { s.Spec.Redirects[1].To.Address = "127.0.0.1" },
+			[]string{"spec.redirects[1].to.address: 127.0.0.1 means something else in every pod: use an address that pods can reach"}},
 		{"an address has no named ports", func(s *Sandbox) { s.Spec.Redirects[1].To.Port = ptr(intstr.FromString("http")) },
-			[]string{`spec.redirects[1].to.port: "http" is a name, and an address has no named ports: use a number`}},
+			[]string{`spec.redirects[1].to.port: "http" is a name, and an address has no named ports: use a number, 1 to 65535`}},
 		{"port numbers have bounds", func(s *Sandbox) { s.Spec.Redirects[0].From.Port = ptr(intstr.FromInt32(0)) },
-			[]string{"spec.redirects[0].from.port: 0 is not a port number: use 1 to 65535, or a port's name"}},
+			[]string{"spec.redirects[0].from.port: 0 is neither a port's number, 1 to 65535, nor its name"}},
 		{"enums are spelled as documented", func(s *Sandbox) {
 			s.Spec.ExistingConnections = "idle"
 			s.Spec.Redirects[0].Unavailable = "Fallback"
@@ -69,9 +69,11 @@ func TestValidateNamesFieldAndRemedy(t *testing.T) {
 		}},
 		{"a fork names a workload that can be forked", func(s *Sandbox) { s.Spec.Forks[0].Workload = WorkloadRef{Kind: "Job"} },
 			[]string{
-				`spec.forks[0].workload.kind: "Job" cannot be forked: use Deployment, StatefulSet or DaemonSet`,
+				`spec.forks[0].workload.kind: "Job" cannot be forked: use Deployment, StatefulSet, DaemonSet, ReplicaSet or CronJob`,
 				"spec.forks[0].workload.name: name the workload to fork",
 			}},
+		{"a mapped address is written as what it is", func(s *Sandbox) { s.Spec.Redirects[1].To.Address = "::ffff:10.0.0.9" },
+			[]string{`spec.redirects[1].to.address: "::ffff:10.0.0.9" is an IPv4 address: write it as 10.0.0.9`}},
 		{"a container is overridden once", func(s *Sandbox) { s.Spec.Forks[0].Containers = []ContainerOverride{{Name: "a"}, {Name: "a"}} },
 			[]string{`spec.forks[0].containers[1].name: "a" is there twice: merge the two entries`}},
 	} {
