@@ -29,8 +29,11 @@ type Process struct {
 	Args []string
 	// Log is the file that gets what it writes, in all its lives.
 	Log string
-	// Netns is the network namespace's file, when it is not the caller's.
-	Netns string `json:",omitempty"`
+	// Netns and Mountns are files of namespaces, when they are not the caller's.
+	Netns   string `json:",omitempty"`
+	Mountns string `json:",omitempty"`
+	// Env is added to the caller's environment.
+	Env []string `json:",omitempty"`
 	// Cgroup is a folder of cgroup2 that it starts in.
 	Cgroup string `json:",omitempty"`
 	// PID and Began say which process it is; a number alone could be somebody
@@ -57,9 +60,10 @@ func (p *Process) start() error {
 	path, args := p.Path, p.Args
 	if p.Netns != "" {
 		// Unlike "ip netns exec" it leaves /sys as it is, with the cgroups.
-		path, args = "nsenter", append([]string{"--net=" + p.Netns, "--", p.Path}, p.Args...)
+		path, args = "nsenter", append([]string{"--net=" + p.Netns, "--mount=" + p.Mountns, "--", p.Path}, p.Args...)
 	}
 	cmd := exec.Command(path, args...)
+	cmd.Env = append(os.Environ(), p.Env...)
 	cmd.Stdout, cmd.Stderr = log, log
 	// An own session: a terminal's Ctrl-C is for the test, which then stops it.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
