@@ -44,7 +44,7 @@ func Compile(in Input, prev *Table) (*Table, []Problem) {
 			groupIDs:   make(map[string]GroupID, len(prev.groupIDs)),
 			identities: make(map[Cookie]Identity, len(prev.identities)),
 			sandboxes:  make(map[SandboxID]*SandboxInfo, len(in.Sandboxes)),
-			byName:     make(map[Name]*SandboxInfo, len(in.Sandboxes)),
+			byName:     make(map[sandboxName]*SandboxInfo, len(in.Sandboxes)),
 			byKey:      make(map[string]*SandboxInfo, len(in.Sandboxes)),
 		},
 	}
@@ -137,18 +137,18 @@ func (c *compiler) numberSandboxes(all []Sandbox) {
 	for i := range all {
 		c.sandboxes = append(c.sandboxes, &all[i])
 	}
-	slices.SortStableFunc(c.sandboxes, func(a, b *Sandbox) int { return a.Name.Compare(b.Name) })
-	c.sandboxes = slices.CompactFunc(c.sandboxes, func(a, b *Sandbox) bool { return a.Name == b.Name })
+	slices.SortStableFunc(c.sandboxes, func(a, b *Sandbox) int { return a.key().compare(b.key()) })
+	c.sandboxes = slices.CompactFunc(c.sandboxes, func(a, b *Sandbox) bool { return a.key() == b.key() })
 
-	claimed := make(map[string]Name, len(c.sandboxes))
+	claimed := make(map[string]sandboxName, len(c.sandboxes))
 	for _, s := range c.sandboxes {
-		if old := c.prev.byName[s.Name]; s.Key != "" && old != nil && old.Key == s.Key {
-			claimed[s.Key] = s.Name
+		if old := c.prev.byName[s.key()]; s.Key != "" && old != nil && old.Key == s.Key {
+			claimed[s.Key] = s.key()
 		}
 	}
 	for _, s := range c.sandboxes {
-		info := &SandboxInfo{Name: s.Name, Key: s.Key}
-		if old := c.prev.byName[s.Name]; old != nil {
+		info := &SandboxInfo{Name: s.Name, Group: s.Group, Key: s.Key}
+		if old := c.prev.byName[s.key()]; old != nil {
 			info.ID = old.ID
 		} else {
 			c.t.next.sandbox++
@@ -158,40 +158,75 @@ func (c *compiler) numberSandboxes(all []Sandbox) {
 		case s.Key == "":
 		case !ValidKey(s.Key):
 			info.Key = ""
-			c.problem("Sandbox", s.Name, "spec.routingKey",
+			c.problem(s.kind(), s.Name, "spec.routingKey",
 				"is not a routing key: use %d to %d of A-Z a-z 0-9 - . _ ~; until then only flows of the sandbox's own pods are tagged", MinKeyLen, MaxKeyLen)
-		case taken && holder != s.Name:
+		case taken && holder != s.key():
 			info.Key = ""
-			c.problem("Sandbox", s.Name, "spec.routingKey",
-				"is the routing key of sandbox %s already: choose another; until then only flows of the sandbox's own pods are tagged", holder)
+			// Not whose: the key is a secret, and who guesses one should not be told
+			// what it opens.
+			c.problem(s.kind(), s.Name, "spec.routingKey",
+				"is in use already: choose another; until then only flows of the sandbox's own pods are tagged")
 		default:
-			claimed[s.Key] = s.Name
+			claimed[s.Key] = s.key()
 			c.t.byKey[s.Key] = info
 		}
 		c.t.sandboxes[info.ID] = info
-		c.t.byName[s.Name] = info
+		c.t.byName[s.key()] = info
+	}
+}
+
+// sandboxName tells a sandbox from a group of the same name.
+type sandboxName struct {
+	Name
+	group bool
+}
+
+func (s *Sandbox) key() sandboxName { return sandboxName{s.Name, s.Group} }
+
+func (a sandboxName) compare(b sandboxName) int {
+	if c := a.Name.Compare(b.Name); c != 0 || a.group == b.group {
+		return c
+	}
+	if b.group {
+		return -1
+	}
+	return 1
+}
+
+func (s *Sandbox) kind() string {
+	if s.Group {
+		return "RouteGroup"
+	}
+	return "Sandbox"
+}
+
+// redirectProblem reports what is wrong with a redirect, once: a group's redirects
+// are its members' and reported there.
+func (c *compiler) redirectProblem(s *Sandbox, field, format string, args ...any) {
+	if !s.Group {
+		c.problem(s.kind(), s.Name, field, format, args...)
 	}
 }
 
 func (c *compiler) resolveRedirects(s *Sandbox) {
-	info := c.t.byName[s.Name]
+	info := c.t.byName[s.key()]
 	for i := range s.Redirects {
 		r := &s.Redirects[i]
 		from := Name{s.Name.Namespace, r.From.Service}
 		svc := c.services[from]
 		switch {
 		case svc == nil:
-			c.problem("Sandbox", s.Name, r.Field+".from.service",
+			c.redirectProblem(s, r.Field+".from.service",
 				"there is no Service %s: create it or correct the name; the redirect is not in force", from)
 			continue
 		case svc.ExternalName != "":
-			c.problem("Sandbox", s.Name, r.Field+".from.service",
+			c.redirectProblem(s, r.Field+".from.service",
 				"Service %s is of type ExternalName, which has no addresses to redirect: redirect the Service it stands for; the redirect is not in force", from)
 			continue
 		}
 		ports := selectPorts(svc, r.From.Port)
 		if len(ports) == 0 {
-			c.problem("Sandbox", s.Name, r.Field+".from.port",
+			c.redirectProblem(s, r.Field+".from.port",
 				"Service %s has no port %q, it has %s: use one of these or leave it out for all; the redirect is not in force", from, r.From.Port, portList(svc))
 			continue
 		}
@@ -200,19 +235,23 @@ func (c *compiler) resolveRedirects(s *Sandbox) {
 			// Sandboxes come one after another, so an earlier entry of this one is
 			// the last.
 			if n := len(m.redirects); n > 0 && m.redirects[n-1].sandbox == info.ID {
-				c.problem("Sandbox", s.Name, r.Field+".from",
+				c.redirectProblem(s, r.Field+".from",
 					"port %d/%s of Service %s is redirected by an earlier entry, which holds: remove one of the two", p.Port, p.Protocol, from)
 				continue
 			}
 			g, target := c.resolveTarget(s, r, p)
+			policy := r.Unavailable
+			if r.Refused != "" {
+				policy = Reject
+			}
 			m.redirects = append(m.redirects, memberRedirect{info.ID, &route{
 				Route: Route{
 					Group:       c.t.groupIDs[g.key],
-					Unavailable: r.Unavailable,
+					Unavailable: policy,
 					V4:          uint16(len(g.v4)),
 					V6:          uint16(len(g.v6)),
 				},
-				group: g, service: from, target: target,
+				group: g, service: from, target: target, refused: r.Refused,
 			}})
 			m.existing = max(m.existing, s.Existing)
 			// Without a key nobody can tag a request for it, so there is nothing
@@ -265,12 +304,15 @@ func (c *compiler) member(svc Name, p ServicePort) *member {
 // it cannot tell, the group is empty, so that tagged traffic is refused rather
 // than answered by the baseline.
 func (c *compiler) resolveTarget(s *Sandbox, r *Redirect, p ServicePort) (*group, string) {
+	if r.Refused != "" {
+		return c.group(nil), r.To.words(s.Name.Namespace)
+	}
 	if r.To.Service == "" {
 		port := p.Port
 		if r.To.Port != "" {
 			n, err := strconv.ParseUint(r.To.Port, 10, 16)
 			if err != nil || n == 0 {
-				c.problem("Sandbox", s.Name, r.Field+".to.port",
+				c.redirectProblem(s, r.Field+".to.port",
 					"an address needs a port number from 1 to 65535, not %q; tagged traffic finds no fork until then", r.To.Port)
 				return c.group(nil), "address " + r.To.Address.String()
 			}
@@ -278,28 +320,28 @@ func (c *compiler) resolveTarget(s *Sandbox, r *Redirect, p ServicePort) (*group
 		}
 		ap := netip.AddrPortFrom(r.To.Address.Unmap(), port)
 		if !r.To.Address.IsValid() || !dialable(r.To.Address) {
-			c.problem("Sandbox", s.Name, r.Field+".to.address",
+			c.redirectProblem(s, r.Field+".to.address",
 				"is not an address that a pod can be reached at; tagged traffic finds no fork until then")
 			return c.group(nil), "address " + r.To.Address.String()
 		}
 		return c.group([]netip.AddrPort{ap}), "address " + ap.String()
 	}
-	to := Name{s.Name.Namespace, r.To.Service}
+	to := Name{cmp.Or(r.To.Namespace, s.Name.Namespace), r.To.Service}
 	words := "Service " + to.String()
 	svc := c.services[to]
 	switch {
 	case svc == nil:
-		c.problem("Sandbox", s.Name, r.Field+".to.service",
+		c.redirectProblem(s, r.Field+".to.service",
 			"there is no Service %s: create it or correct the name; tagged traffic finds no fork until then", to)
 		return c.group(nil), words
 	case svc.ExternalName != "":
-		c.problem("Sandbox", s.Name, r.Field+".to.service",
+		c.redirectProblem(s, r.Field+".to.service",
 			"Service %s is of type ExternalName, which has no endpoints: name a Service with pods, or use address; tagged traffic finds no fork until then", to)
 		return c.group(nil), words
 	}
 	port, ok := targetServicePort(svc, r.To.Port, p)
 	if !ok {
-		c.problem("Sandbox", s.Name, r.Field+".to",
+		c.redirectProblem(s, r.Field+".to",
 			"Service %s has no %s port that answers to %s, it has %s: set to.port; tagged traffic finds no fork until then",
 			to, p.Protocol, describePort(r.To.Port, p), portList(svc))
 		return c.group(nil), words
@@ -313,6 +355,14 @@ func (c *compiler) resolveTarget(s *Sandbox, r *Redirect, p ServicePort) (*group
 		c.targets[k] = g
 	}
 	return g, words
+}
+
+// words say where a target is that is not looked for.
+func (t *Target) words(namespace string) string {
+	if t.Service != "" {
+		return "Service " + Name{cmp.Or(t.Namespace, namespace), t.Service}.String()
+	}
+	return "address " + t.Address.String()
 }
 
 func describePort(ref string, p ServicePort) string {
@@ -467,7 +517,7 @@ func (c *compiler) identify(pods []Pod) {
 			continue
 		}
 		name := Name{p.Name.Namespace, p.Sandbox}
-		info := c.t.byName[name]
+		info := c.t.byName[sandboxName{Name: name}]
 		if info == nil {
 			c.problem("Pod", p.Name, "metadata.labels[sidetrack.dev/sandbox]",
 				"there is no Sandbox %s: create it or correct the label; the pod's traffic is not tagged", name)

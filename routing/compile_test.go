@@ -219,7 +219,7 @@ func TestProblemsNameTheObjectTheFieldAndTheRemedy(t *testing.T) {
 			`Sandbox shop/pr-42: spec.routingKey: is not a routing key: use 8 to 64 of A-Z a-z 0-9 - . _ ~; until then only flows of the sandbox's own pods are tagged`},
 		{"somebody else's routing key", func(in *Input) {
 			in.Sandboxes = append(in.Sandboxes, Sandbox{Name: Name{"shop", "pr-43"}, Key: "key-of-pr-42"})
-		}, `Sandbox shop/pr-43: spec.routingKey: is the routing key of sandbox shop/pr-42 already: choose another; until then only flows of the sandbox's own pods are tagged`},
+		}, `Sandbox shop/pr-43: spec.routingKey: is in use already: choose another; until then only flows of the sandbox's own pods are tagged`},
 		{"a pod of a sandbox that is not there", func(in *Input) { in.Pods[1].Sandbox = "pr-24" },
 			`Pod shop/tester: metadata.labels[sidetrack.dev/sandbox]: there is no Sandbox shop/pr-24: create it or correct the label; the pod's traffic is not tagged`},
 		{"inject without a key", func(in *Input) { in.Sandboxes[0].Key = "" },
@@ -308,7 +308,7 @@ func TestIdsOutliveChangesAndAreNotUsedAgain(t *testing.T) {
 	if d2, _ := second.LookupDest(cluster, TCP); d2 != d1 {
 		t.Errorf("another fork endpoint changed the destination from %+v to %+v", d1, d2)
 	}
-	if first.byName[Name{"shop", "pr-42"}].ID != second.byName[Name{"shop", "pr-42"}].ID {
+	if first.byName[sandboxName{Name: Name{"shop", "pr-42"}}].ID != second.byName[sandboxName{Name: Name{"shop", "pr-42"}}].ID {
 		t.Error("the sandbox's id changed")
 	}
 

@@ -50,7 +50,8 @@ func (p Protocol) String() string {
 
 // Cookie is a network namespace's cookie, as bpf_get_netns_cookie and the
 // socket option SO_NETNS_COOKIE (Linux 5.14) return it. The kernel never uses
-// one twice before a reboot. Zero means "not on this node".
+// one twice before a reboot. Zero means "not on this node". For a pod on the host's
+// network see HostPod.
 type Cookie uint64
 
 // Input is everything that Compile looks at: plain values that daemon/source
@@ -109,7 +110,8 @@ type Endpoint struct {
 // Pod is a pod on this node.
 type Pod struct {
 	Name Name
-	// Netns identifies the pod's network namespace. Pods with Netns zero have
+	// Netns identifies the pod's network namespace, or the pod itself where it has
+	// none of its own (see HostPod). Pods with Netns zero have
 	// no identity (yet) and are left out.
 	Netns Cookie
 	// Sandbox is the label sidetrack.dev/sandbox, the name of a sandbox in the
@@ -119,9 +121,13 @@ type Pod struct {
 	Inject bool
 }
 
-// Sandbox is what routing needs of a sidetrack.dev Sandbox.
+// Sandbox is what routing needs of a sidetrack.dev Sandbox, or of a RouteGroup.
 type Sandbox struct {
 	Name Name
+	// Group says that it is a RouteGroup: a sandbox without pods of its own, whose
+	// redirects are its members'. One of the same name is somebody else. What is
+	// wrong with its redirects is not reported again: it is where they come from.
+	Group bool
 	// Key is the routing key; empty when the sandbox has none (yet): then only
 	// flows of its own pods are tagged.
 	Key       string
@@ -135,6 +141,10 @@ type Redirect struct {
 	From        ServiceRef
 	To          Target
 	Unavailable UnavailablePolicy
+	// Refused says why To may not be reached at all, which is known to whoever made
+	// the input. Tagged traffic is then refused, whatever Unavailable is, since the
+	// baseline is not what its owner asked for. Empty: it may.
+	Refused string
 	// Field is the path of the redirect in its object, for messages:
 	// "spec.redirects[0]".
 	Field string
@@ -147,11 +157,14 @@ type ServiceRef struct {
 	Port    string
 }
 
-// Target is a redirect's destination: a Service of the sandbox's namespace
-// (any of its ready endpoints), or an address. Exactly one is set.
+// Target is a redirect's destination: a Service (any of its ready endpoints), or
+// an address. Exactly one is set.
 type Target struct {
 	Service string
-	Address netip.Addr
+	// Namespace is the Service's, where that is not the sandbox's own. Whether it may
+	// be reached from there has been decided by whoever made the input.
+	Namespace string
+	Address   netip.Addr
 	// Port is a port's name or decimal number. Empty means: for a Service, the
 	// port of the same name, else of the same number, else its only port; for an
 	// address, the number of the port in From.

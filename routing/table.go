@@ -137,6 +137,8 @@ type Decision struct {
 	Service Name
 	// Target says in words where the redirect leads, for messages.
 	Target string
+	// Refused says why Target may not be reached at all; empty when it may.
+	Refused string
 	// Endpoints are the fork's ready endpoints, those of the dialled family
 	// first when there are any (the others are left out then).
 	Endpoints []netip.AddrPort
@@ -148,12 +150,30 @@ type Decision struct {
 	Inject string
 }
 
-// SandboxInfo is what the router may say of a sandbox in metrics and messages.
+// SandboxInfo is what the router may say of a sandbox, or of a group, in metrics
+// and messages.
 type SandboxInfo struct {
-	ID   SandboxID
-	Name Name
+	ID    SandboxID
+	Name  Name
+	Group bool
 	// Key is secret: it goes into requests that are injected, never into a log.
 	Key string
+}
+
+// Label is the name for metrics: a group's is told from that of a sandbox.
+func (s *SandboxInfo) Label() Name {
+	if s.Group {
+		return Name{s.Name.Namespace, "RouteGroup/" + s.Name.Name}
+	}
+	return s.Name
+}
+
+// Title is kind and name for messages: "sandbox shop/pr-42".
+func (s *SandboxInfo) Title() string {
+	if s.Group {
+		return "RouteGroup " + s.Name.String()
+	}
+	return "sandbox " + s.Name.String()
 }
 
 // Table is one immutable generation of everything that decides about traffic.
@@ -172,7 +192,7 @@ type Table struct {
 	groupIDs   map[string]GroupID
 	identities map[Cookie]Identity
 	sandboxes  map[SandboxID]*SandboxInfo
-	byName     map[Name]*SandboxInfo
+	byName     map[sandboxName]*SandboxInfo
 	byKey      map[string]*SandboxInfo
 	captures   bool
 
@@ -200,6 +220,7 @@ type route struct {
 	group   *group
 	service Name
 	target  string
+	refused string
 }
 
 // group is an immutable list of endpoints, sorted.
@@ -255,13 +276,13 @@ func (t *Table) Captures() bool { return t.captures }
 // everybody else's pods.
 func (t *Table) Identity(source Cookie) Identity { return t.identities[source] }
 
-// Describe names the sandbox and the Service of a route, for metrics.
+// Describe names the sandbox or group and the Service of a route, for metrics.
 func (t *Table) Describe(k RouteKey) (sandbox, service Name, ok bool) {
 	r, sb := t.routes[k], t.sandboxes[k.Sandbox]
 	if r == nil || sb == nil {
 		return Name{}, Name{}, false
 	}
-	return sb.Name, r.service, true
+	return sb.Label(), r.service, true
 }
 
 // ServiceOf names the Service that a class of destinations belongs to, the
@@ -348,6 +369,7 @@ func (t *Table) decide(sb *SandboxInfo, dest DestID) Decision {
 		Sandbox:   sb,
 		Service:   r.service,
 		Target:    r.target,
+		Refused:   r.refused,
 		Endpoints: r.group.forRouter(info.key.Addr),
 		FallBack:  r.Unavailable == Baseline,
 	}

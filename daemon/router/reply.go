@@ -26,14 +26,17 @@ func (c *conn) refuse(status, reason string) {
 func (c *conn) unavailable(expect bool) {
 	d := &c.last.decision
 	why := "it has no ready endpoint"
-	if len(d.Endpoints) > 0 {
+	switch {
+	case d.Refused != "":
+		why = "may not: " + d.Refused
+	case len(d.Endpoints) > 0:
 		why = "none of its endpoints can be reached"
 	}
-	sandbox := ""
+	sandbox := "sandbox "
 	if d.Sandbox != nil {
-		sandbox = d.Sandbox.Name.String()
+		sandbox = d.Sandbox.Title()
 	}
-	text := "sidetrack: sandbox " + sandbox + " redirects Service " + d.Service.String() + " to " + d.Target + ", but " + why + ".\n"
+	text := "sidetrack: " + sandbox + " redirects Service " + d.Service.String() + " to " + d.Target + ", but " + why + ".\n"
 	keep := c.last.keepAlive && !c.last.hasBody && !expect && !c.loop.draining && !c.fin
 	c.served = true
 	c.reply(unavailable503, text, c.last.method == http1.HeadMethod, keep)
