@@ -50,7 +50,7 @@ func (k *Kernel) apply(t *routing.Table) error {
 		return err
 	}
 	k.applied, k.size = t, size
-	if k.published {
+	if k.published || k.yielded {
 		return nil
 	}
 	if err := k.publish(); err != nil {

@@ -32,6 +32,10 @@ type Config struct {
 	// redirected peer are remembered; the longest unused give way.
 	MaxUDPPeers uint32 // (--max-udp-peers)
 
+	// Legacy is what a running agent has said that this one takes over from; nil:
+	// there is none.
+	Legacy *Legacy
+
 	Logger *slog.Logger // nil: nothing is logged
 }
 

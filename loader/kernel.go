@@ -44,6 +44,7 @@ type Kernel struct {
 	published bool
 	damaged   bool // a write failed half-way: objs' maps are neither the old table nor the new
 	drained   bool // DetachCapture was called
+	yielded   bool // another agent acts
 	cgroup    uint64
 	flow      map[string]link.Link // by program name
 	capture   map[string]link.Link
@@ -91,15 +92,21 @@ func Open(cfg Config) (k *Kernel, err error) {
 	if err := os.MkdirAll(k.dir, 0o700); err != nil {
 		return k, fmt.Errorf("make the directory of pins: %w", err)
 	}
-	if k.lock, err = lockDir(k.dir); err != nil {
-		return k, err
-	}
-	// Under the lock, so whoever left them is gone.
-	if err := removeLeftovers(k.dir); err != nil {
-		return k, err
-	}
-	if err := wait(func() error { return k.refuseForeign() }); err != nil {
-		return k, err
+	if cfg.Legacy != nil {
+		if err := k.inherit(cfg.Legacy); err != nil {
+			return k, err
+		}
+	} else {
+		if k.lock, err = lockDir(k.dir); err != nil {
+			return k, err
+		}
+		// Under the lock, so whoever left them is gone.
+		if err := removeLeftovers(k.dir); err != nil {
+			return k, err
+		}
+		if err := wait(func() error { return k.refuseForeign() }); err != nil {
+			return k, err
+		}
 	}
 	if k.first, err = k.cfg.loadFirst(k.dir, k.log); err != nil {
 		return k, errors.Join(err, unmet(k.cfg))

@@ -25,17 +25,23 @@ func pinDir(bpffs string) string { return filepath.Join(bpffs, "sidetrack") }
 // lockDir takes the lock on the directory of pins. The lock is the open file's
 // and goes with it, however this process ends.
 func lockDir(dir string) (*os.File, error) {
+	var f *os.File
+	err := wait(func() (err error) {
+		f, err = tryLockDir(dir)
+		return err
+	})
+	return f, err
+}
+
+func tryLockDir(dir string) (*os.File, error) {
 	f, err := os.Open(dir)
 	if err != nil {
 		return nil, fmt.Errorf("lock the pins: %w", err)
 	}
-	err = wait(func() error {
-		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-		if errors.Is(err, unix.EWOULDBLOCK) {
-			return fmt.Errorf("%w: it holds the lock on %s; stop it first", ErrRunning, dir)
-		}
-		return err
-	})
+	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		err = fmt.Errorf("%w: it holds the lock on %s; stop it first", ErrRunning, dir)
+	}
 	if err != nil {
 		f.Close()
 		return nil, err

@@ -39,6 +39,7 @@ func (k *Kernel) publish() error {
 			return err
 		}
 	}
+	k.disinherit()
 	return nil
 }
 
@@ -48,7 +49,12 @@ func (o *objects) pin(dir string) error {
 		return nil
 	}
 	for _, name := range mapNames {
-		if err := replacePin(filepath.Join(dir, name), o.maps[name].Pin); err != nil {
+		// A duplicate, because a Map that was pinned once is moved by Pin, not pinned.
+		m, err := o.maps[name].Clone()
+		if err != nil {
+			return fmt.Errorf("pin map %s: %w", name, err)
+		}
+		if err := errors.Join(replacePin(filepath.Join(dir, name), m.Pin), m.Close()); err != nil {
 			return fmt.Errorf("pin map %s: %w", name, err)
 		}
 	}
@@ -178,7 +184,7 @@ func (k *Kernel) refuseForeign() error {
 		}
 		foreign := 0
 		for _, a := range res.Programs {
-			if programName(a.ID) == p.name {
+			if programName(a.ID) == p.name && !k.legacyProgram(a.ID) {
 				foreign++
 			}
 		}
