@@ -101,6 +101,13 @@ type conn struct {
 	queued bool // in loop.again
 	dead   bool
 
+	// On the way to another process, see giveaway.go.
+	away         bool   // nobody watches it
+	declined     bool   // the other process did not take it
+	turns        uint32 // calls of run
+	stalledTurns uint32
+	stalledSince int64
+
 	prev, next *conn // in loop.conns
 }
 
@@ -192,6 +199,7 @@ func (c *conn) clientEvent() {
 
 // run moves bytes until nothing more can be moved or it is somebody else's turn.
 func (c *conn) run() {
+	c.turns++
 	for range turnReads {
 		if c.cur != nil && c.cur.state == dialFailed {
 			c.unreachable()
@@ -207,6 +215,9 @@ func (c *conn) run() {
 		}
 		if !moved {
 			c.conclude()
+			if c.loop.wanted > 0 && c.canPart(c.loop.midway, false) {
+				c.loop.part(c)
+			}
 			return
 		}
 	}

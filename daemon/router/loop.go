@@ -52,6 +52,12 @@ type loop struct {
 	draining bool
 	stopped  bool
 
+	// parting are connections that another process may take over, up to wanted more
+	// of them; see giveaway.go.
+	parting []*conn
+	wanted  int
+	midway  bool
+
 	open atomic.Int32 // connections
 	done chan struct{}
 
@@ -291,6 +297,10 @@ func (l *loop) shut() {
 	for c := l.conns.first; c != nil; c = l.conns.first {
 		c.abort()
 	}
+	for _, c := range l.parting {
+		c.letGo(true)
+	}
+	l.parting = nil
 	l.leave()
 	unix.Close(l.epoll)
 	unix.Close(l.wakeFD)

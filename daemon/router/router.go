@@ -81,6 +81,8 @@ type Router struct {
 	namespaces map[routing.Cookie]*namespace
 	draining   bool
 	closed     bool
+
+	parted chan struct{} // some loop has parted with a connection
 }
 
 // New makes a Router and starts its loops. It has an empty table and listens
@@ -101,7 +103,7 @@ func New(cfg Config) (*Router, error) {
 	if want := cfg.Loops + spareProcs; runtime.GOMAXPROCS(0) < want {
 		runtime.GOMAXPROCS(want)
 	}
-	r := &Router{cfg: cfg, home: home, namespaces: map[routing.Cookie]*namespace{}}
+	r := &Router{cfg: cfg, home: home, namespaces: map[routing.Cookie]*namespace{}, parted: make(chan struct{}, 1)}
 	r.table.Store(new(routing.Table))
 	for range cfg.Loops {
 		l, err := newLoop(r, home)
@@ -248,7 +250,7 @@ func (r *Router) Close() error {
 
 // Stats returns the counters.
 func (r *Router) Stats() Stats {
-	s := Stats{Requests: map[RequestKey]uint64{}, Errors: map[string]uint64{}, Open: r.open()}
+	s := Stats{Requests: map[RequestKey]uint64{}, Opaque: map[RequestKey]uint64{}, Errors: map[string]uint64{}, Open: r.open()}
 	for _, l := range r.loops {
 		if !l.call(func() { l.stats.addTo(&s) }) {
 			<-l.done

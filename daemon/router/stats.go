@@ -14,9 +14,15 @@ type Stats struct {
 	Open int
 	// Accepted counts clients' connections.
 	Accepted uint64
+	// Received and Given count those that came from another agent's router, and
+	// went to one, when agents took turns.
+	Received, Given uint64
 	// Requests counts requests by what became of them. Once it has very many
 	// entries, new ones are counted under the Sandbox and Service Overflow.
 	Requests map[RequestKey]uint64
+	// Opaque counts connections that are not HTTP by where they have gone, like
+	// Requests.
+	Opaque map[RequestKey]uint64
 	// FromClients and ToClients count bytes.
 	FromClients, ToClients uint64
 	// Tunnels counts connections that have become tunnels (Upgrade, CONNECT).
@@ -41,7 +47,7 @@ type RequestKey struct {
 // counted one by one.
 var Overflow = routing.Name{Name: "(other)"}
 
-// maxSeries bounds Stats.Requests for each loop.
+// maxSeries bounds Stats.Requests and Stats.Opaque for each loop.
 const maxSeries = 8192
 
 // errorReason is why something went another way than the plain one.
@@ -88,10 +94,11 @@ var errorNames = [errorReasons]string{
 // to read them asks the loop.
 type counters struct {
 	accepted               uint64
+	received, given        uint64
 	fromClients, toClients uint64
 	tunnels, retries       uint64
 	errors                 [errorReasons]uint64
-	series                 map[RequestKey]*uint64
+	series, opaque         map[RequestKey]*uint64
 
 	// recent finds the series of the decisions that are made all the time without
 	// hashing their names.
@@ -101,34 +108,45 @@ type counters struct {
 	}
 }
 
-func (s *counters) init() { s.series = map[RequestKey]*uint64{} }
+func (s *counters) init() {
+	s.series, s.opaque = map[RequestKey]*uint64{}, map[RequestKey]*uint64{}
+}
+
+// connection counts one connection that is not HTTP.
+func (s *counters) connection(d *routing.Decision) {
+	key := RequestKey{Service: d.Service, Verdict: d.Verdict, Reason: d.Reason}
+	if d.Sandbox != nil {
+		key.Sandbox = d.Sandbox.Label()
+	}
+	*find(s.opaque, key)++
+}
 
 // request counts one request.
 func (s *counters) request(d *routing.Decision) {
 	key := RequestKey{Service: d.Service, Verdict: d.Verdict, Reason: d.Reason}
 	place := uint(d.Verdict)<<3 | uint(d.Reason)
 	if d.Sandbox != nil {
-		key.Sandbox = d.Sandbox.Name
+		key.Sandbox = d.Sandbox.Label()
 		place += uint(d.Sandbox.ID) * 5
 	}
 	r := &s.recent[place%uint(len(s.recent))]
 	if r.count == nil || r.key != key {
-		r.key, r.count = key, s.find(key)
+		r.key, r.count = key, find(s.series, key)
 	}
 	*r.count++
 }
 
-func (s *counters) find(key RequestKey) *uint64 {
-	n := s.series[key]
+func find(series map[RequestKey]*uint64, key RequestKey) *uint64 {
+	n := series[key]
 	if n == nil {
-		if len(s.series) >= maxSeries {
+		if len(series) >= maxSeries {
 			key.Sandbox, key.Service = Overflow, Overflow
-			if n := s.series[key]; n != nil {
+			if n := series[key]; n != nil {
 				return n
 			}
 		}
 		n = new(uint64)
-		s.series[key] = n
+		series[key] = n
 	}
 	return n
 }
@@ -147,6 +165,8 @@ func (s *counters) dialFailed(e unix.Errno) {
 // addTo adds the counters to what is told outside.
 func (s *counters) addTo(t *Stats) {
 	t.Accepted += s.accepted
+	t.Received += s.received
+	t.Given += s.given
 	t.FromClients += s.fromClients
 	t.ToClients += s.toClients
 	t.Tunnels += s.tunnels
@@ -156,5 +176,8 @@ func (s *counters) addTo(t *Stats) {
 	}
 	for key, n := range s.series {
 		t.Requests[key] += *n
+	}
+	for key, n := range s.opaque {
+		t.Opaque[key] += *n
 	}
 }
