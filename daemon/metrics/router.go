@@ -20,6 +20,9 @@ var (
 	requestsDesc = prometheus.NewDesc("sidetrack_requests_total",
 		"Requests that the router has seen, by the sandbox that tagged them (empty: untagged), the Service they were addressed to, what became of them and why.",
 		[]string{"namespace", "sandbox", "service", "verdict", "reason"}, nil)
+	opaqueDesc = prometheus.NewDesc("sidetrack_opaque_connections_total",
+		"Connections through the router that are not HTTP, by the sandbox that tagged them (empty: untagged), the Service they were addressed to, what became of them and why.",
+		[]string{"namespace", "sandbox", "service", "verdict", "reason"}, nil)
 	connectionsDesc = prometheus.NewDesc("sidetrack_router_connections",
 		"Clients' connections that the router holds.", nil, nil)
 	acceptedDesc = prometheus.NewDesc("sidetrack_router_connections_total",
@@ -36,7 +39,7 @@ var (
 
 // Describe implements prometheus.Collector.
 func (c *routerCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{requestsDesc, connectionsDesc, acceptedDesc, bytesDesc, tunnelsDesc, retriesDesc, errorsDesc} {
+	for _, d := range []*prometheus.Desc{requestsDesc, opaqueDesc, connectionsDesc, acceptedDesc, bytesDesc, tunnelsDesc, retriesDesc, errorsDesc} {
 		ch <- d
 	}
 }
@@ -58,25 +61,31 @@ func (c *routerCollector) Collect(ch chan<- prometheus.Metric) {
 	}
 
 	names := map[series]bool{}
-	for k := range s.Requests {
-		if k.Service != router.Overflow {
-			names[seriesOf(k)] = true
+	for _, counts := range []map[router.RequestKey]uint64{s.Requests, s.Opaque} {
+		for k := range counts {
+			if k.Service != router.Overflow {
+				names[seriesOf(k)] = true
+			}
 		}
 	}
 	allowed := c.series.admit(maps.Keys(names))
 	// The same verdict and reason of everybody else are one series.
 	type rest struct{ verdict, reason string }
-	others := map[rest]uint64{}
-	for k, n := range s.Requests {
-		if s := seriesOf(k); allowed[s] && k.Service != router.Overflow {
-			counter(requestsDesc, n, s.namespace, s.sandbox, s.service, k.Verdict.String(), k.Reason.String())
-		} else {
-			others[rest{k.Verdict.String(), k.Reason.String()}] += n
+	tell := func(d *prometheus.Desc, counts map[router.RequestKey]uint64) {
+		others := map[rest]uint64{}
+		for k, n := range counts {
+			if s := seriesOf(k); allowed[s] && k.Service != router.Overflow {
+				counter(d, n, s.namespace, s.sandbox, s.service, k.Verdict.String(), k.Reason.String())
+			} else {
+				others[rest{k.Verdict.String(), k.Reason.String()}] += n
+			}
+		}
+		for r, n := range others {
+			counter(d, n, "", other, "", r.verdict, r.reason)
 		}
 	}
-	for r, n := range others {
-		counter(requestsDesc, n, "", other, "", r.verdict, r.reason)
-	}
+	tell(requestsDesc, s.Requests)
+	tell(opaqueDesc, s.Opaque)
 }
 
 // seriesOf names whom requests are about. A sandbox is in the namespace of the

@@ -4,6 +4,7 @@ package router
 
 import (
 	"io"
+	"maps"
 	"net/http"
 	"net/netip"
 	"strings"
@@ -22,7 +23,8 @@ func TestAKeyWithoutAReadyForkIsUnavailable(t *testing.T) {
 		{"no endpoint is ready", func(w *world) { w.input.Slices[1] = endpoints("route-pr-42") }, "no ready endpoint"},
 		{"its endpoint refuses", func(*world) {}, "none of its endpoints can be reached"},
 		{"its endpoint has no route", func(w *world) {
-			w.input.Slices[1] = endpoints("route-pr-42", netip.MustParseAddr("0.0.0.1"))
+			w.unreachable(w.client, "192.0.2.0/24")
+			w.input.Slices[1] = endpoints("route-pr-42", netip.MustParseAddr("192.0.2.1"))
 		}, "none of its endpoints can be reached"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -219,6 +221,16 @@ func TestWhatIsNotHTTPGoesToTheForkOfAnInjectedPod(t *testing.T) {
 	c.expect("220 fork\r\n")
 	c.send("hello\n")
 	c.expect("hello\n")
+	c = w.dial(w.client)
+	c.expect("220 base\r\n")
+	route := routing.Name{Namespace: "shop", Name: "route"}
+	want := map[RequestKey]uint64{
+		{Sandbox: routing.Name{Namespace: "shop", Name: "pr-42"}, Service: route, Verdict: routing.ToFork, Reason: routing.Redirected}: 1,
+		{Service: route, Verdict: routing.ToBaseline, Reason: routing.Untagged}:                                                        1,
+	}
+	if s := w.router.Stats(); !maps.Equal(s.Opaque, want) || len(s.Requests) != 0 {
+		t.Errorf("counted connections %+v and requests %+v, want %+v and none", s.Opaque, s.Requests, want)
+	}
 }
 
 func TestAnInjectedPodWithoutAReadyForkIsRefused(t *testing.T) {

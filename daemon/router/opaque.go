@@ -21,7 +21,9 @@ func (c *conn) becomeOpaque(scan bool) {
 	if !c.doubtful {
 		c.dialDefault()
 	}
-	if c.cur == nil || c.doubtful && c.cur.fork != (c.table().DecideConnection(c.ns.cookie, c.dest).Verdict == routing.ToFork) {
+	d := c.table().DecideConnection(c.ns.cookie, c.dest)
+	if c.cur == nil || c.doubtful && c.cur.fork != (d.Verdict == routing.ToFork) {
+		l.stats.connection(&d)
 		c.abort()
 		return
 	}
@@ -34,6 +36,18 @@ func (c *conn) becomeOpaque(scan bool) {
 // openBothWays copies everything to and from cur from now on.
 func (c *conn) openBothWays(scan bool) {
 	l := c.loop
+	d := c.table().DecideConnection(c.ns.cookie, c.dest)
+	if c.cur.fork != (d.Verdict == routing.ToFork) {
+		// The table has changed since it was dialled, or the fork was out of reach
+		// and its owner wants the baseline then.
+		d.Verdict = routing.ToBaseline
+		if c.cur.fork {
+			d.Verdict = routing.ToFork
+		} else if d.Sandbox != nil {
+			d.Reason = routing.Unavailable
+		}
+	}
+	l.stats.connection(&d)
 	c.dropOthers()
 	c.dropRetry()
 	l.timers.clear(&c.timer)

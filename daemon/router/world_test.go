@@ -18,6 +18,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
 	"github.com/sidetrack-dev/sidetrack/routing"
 	"github.com/sidetrack-dev/sidetrack/test/lab"
 )
@@ -61,6 +64,9 @@ func newWorld(t *testing.T, change ...func(*Config)) *world {
 	}
 	w.router = r
 	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("the router's counters: %+v", r.Stats())
+		}
 		if err := r.Close(); err != nil {
 			t.Errorf("close the router: %v", err)
 		}
@@ -272,6 +278,21 @@ func addressesOf(p *lab.Pod) []string {
 		return []string{":80", ":8080"}
 	}
 	return []string{":8080"}
+}
+
+// unreachable makes connecting from a pod to addresses of a prefix fail at once.
+func (w *world) unreachable(p *lab.Pod, prefix string) {
+	w.t.Helper()
+	err := p.Do(func() error {
+		_, dst, err := net.ParseCIDR(prefix)
+		if err != nil {
+			return err
+		}
+		return netlink.RouteAdd(&netlink.Route{Dst: dst, Type: unix.RTN_UNREACHABLE})
+	})
+	if err != nil {
+		w.t.Fatalf("make %s unreachable: %v", prefix, err)
+	}
 }
 
 // names starts HTTP servers that answer with their pod's name.
