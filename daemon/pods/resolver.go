@@ -37,6 +37,10 @@ type Namespace struct {
 	FD int
 	// Name is its file, for messages.
 	Name string
+	// Cgroup is set where Cookie stands for one pod of the host's network: the
+	// directory (in cgroup version 2) that its processes are below. Others in the
+	// namespace are not meant.
+	Cgroup string
 }
 
 // Resolved is what is known of the pods' namespaces at one time.
@@ -49,7 +53,7 @@ type Resolved struct {
 	// Problems are the pods that are not in Pods, and why, and other pods' labels
 	// that do not hold.
 	Problems []routing.Problem
-	// Uncovered counts the pods whose namespace is not known.
+	// Uncovered counts the pods whose namespace is not known, though they run.
 	Uncovered int
 }
 
@@ -58,7 +62,11 @@ type Resolver struct {
 	log *slog.Logger
 
 	pods []Pod
-	held map[string]*namespace // by path
+	held map[string]*namespace // by path or UID
+
+	tree   *tree  // nil without a cluster
+	cgroup Cgroup // that tree follows
+	missed map[string]time.Time
 
 	watch   *watch
 	changes chan struct{}
@@ -77,11 +85,12 @@ type namespace struct {
 type watch struct {
 	mu    sync.Mutex
 	known map[string]fileID // by path; zero when there is none
+	again time.Time         // when Resolve is to be called in any case; zero: never
 	fs    *fsnotify.Watcher // nil when there can be none
 	dirs  map[string]bool
 }
 
-// NewResolver returns a Resolver without pods.
+// NewResolver returns a Resolver without pods, for pods whose namespace is given.
 func NewResolver(log *slog.Logger) *Resolver {
 	r := &Resolver{
 		log:     log,
@@ -107,19 +116,26 @@ func (r *Resolver) Changes() <-chan struct{} { return r.changes }
 func (r *Resolver) Close() error {
 	close(r.stop)
 	r.stopped.Wait()
+	var errs []error
+	if r.tree != nil {
+		errs = append(errs, r.tree.close())
+	}
 	for _, ns := range r.held {
 		unix.Close(ns.fd)
 	}
 	r.held = nil
 	if r.watch.fs != nil {
-		return r.watch.fs.Close()
+		errs = append(errs, r.watch.fs.Close())
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
 // Set replaces the pods. The next Resolve is about them.
 func (r *Resolver) Set(pods []Pod) {
 	r.pods = slices.SortedFunc(slices.Values(pods), func(a, b Pod) int { return a.Name.Compare(b.Name) })
+	if r.tree != nil {
+		r.tree.want(r.pods)
+	}
 }
 
 // Resolve looks at every pod's namespace anew.
@@ -133,6 +149,18 @@ func (r *Resolver) Resolve() Resolved {
 	first := map[routing.Cookie]*Pod{}
 	for i := range r.pods {
 		p := &r.pods[i]
+		if r.tree != nil {
+			key, w, why := r.findByUID(p, known)
+			wanted[key] = true
+			if why != "" {
+				problem(p, "", "%s", why)
+				out.Uncovered++
+			}
+			if w != nil {
+				out.add(p, "", w, first)
+			}
+			continue
+		}
 		const field = "metadata.annotations[sidetrack.dev/netns]"
 		if why := p.check(); why != "" {
 			problem(p, field, "%s", why)
@@ -152,22 +180,12 @@ func (r *Resolver) Resolve() Resolved {
 			continue
 		}
 		known[path] = ns.id
-
-		sandbox, inject := p.Sandbox, p.Inject
-		if p.HostNetwork && sandbox != "" {
+		if p.HostNetwork && p.Sandbox != "" {
 			problem(p, "metadata.labels[sidetrack.dev/sandbox]",
 				"does not hold for a pod with hostNetwork: it would tag every flow of the node; tag its requests with the routing key instead")
-			sandbox, inject = "", false
+			p = &Pod{Name: p.Name}
 		}
-		switch other := first[ns.cookie]; {
-		case other == nil:
-			first[ns.cookie] = &Pod{Name: p.Name, Sandbox: sandbox, Inject: inject}
-			out.Namespaces = append(out.Namespaces, Namespace{Cookie: ns.cookie, FD: ns.fd, Name: path})
-		case other.Sandbox != sandbox || other.Inject != inject || sandbox != "" && other.Name.Namespace != p.Name.Namespace:
-			problem(p, field, "is the network namespace of pod %s as well, whose sandbox labels differ and hold: give each its own namespace or the same labels", other.Name)
-			continue
-		}
-		out.Pods = append(out.Pods, routing.Pod{Name: p.Name, Netns: ns.cookie, Sandbox: sandbox, Inject: inject})
+		out.add(p, field, &Namespace{Cookie: ns.cookie, FD: ns.fd, Name: path}, first)
 	}
 	for path, ns := range r.held {
 		if !wanted[path] {
@@ -178,6 +196,21 @@ func (r *Resolver) Resolve() Resolved {
 	slices.SortFunc(out.Namespaces, func(a, b Namespace) int { return cmp.Compare(a.Cookie, b.Cookie) })
 	r.expect(known)
 	return out
+}
+
+// add adds a pod whose namespace is known. First has, by cookie, the first pod of
+// each.
+func (out *Resolved) add(p *Pod, field string, ns *Namespace, first map[routing.Cookie]*Pod) {
+	switch other := first[ns.Cookie]; {
+	case other == nil:
+		first[ns.Cookie] = p
+		out.Namespaces = append(out.Namespaces, *ns)
+	case other.Sandbox != p.Sandbox || other.Inject != p.Inject || p.Sandbox != "" && other.Name.Namespace != p.Name.Namespace:
+		out.Problems = append(out.Problems, routing.Problem{Kind: "Pod", Object: p.Name, Field: field, Message: fmt.Sprintf(
+			"is the network namespace of pod %s as well, whose sandbox labels differ and hold: give each its own namespace or the same labels", other.Name)})
+		return
+	}
+	out.Pods = append(out.Pods, routing.Pod{Name: p.Name, Netns: ns.Cookie, Sandbox: p.Sandbox, Inject: p.Inject})
 }
 
 func unresolved(path string, err error) string {
@@ -233,6 +266,7 @@ func (r *Resolver) expect(known map[string]fileID) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.known = known
+	w.again = r.nextMiss()
 	if w.fs == nil {
 		return
 	}
@@ -261,7 +295,11 @@ func (r *Resolver) expect(known map[string]fileID) {
 func (w *watch) changed() bool {
 	w.mu.Lock()
 	known := maps.Clone(w.known)
+	again := w.again
 	w.mu.Unlock()
+	if !again.IsZero() && time.Now().After(again) {
+		return true
+	}
 	for path, was := range known {
 		id, err := identify(path)
 		switch {
@@ -281,6 +319,14 @@ func (w *watch) changed() bool {
 		}
 	}
 	return false
+}
+
+// change says that Resolve would give another answer.
+func (r *Resolver) change() {
+	select {
+	case r.changes <- struct{}{}:
+	default:
+	}
 }
 
 // look waits for changes until Close.
@@ -304,10 +350,7 @@ func (r *Resolver) look() {
 		case <-timer.C:
 		}
 		if r.watch.changed() {
-			select {
-			case r.changes <- struct{}{}:
-			default:
-			}
+			r.change()
 		}
 		if time.Now().Before(eagerUntil) {
 			timer.Reset(eagerInterval)
