@@ -36,8 +36,9 @@ var mayImport = map[string][]string{
 	"daemon/metrics": {"routing", "loader", "daemon/router", "daemon/metrics"},
 	"daemon/agent":   {"routing", "loader", "daemon", "api"},
 	"cmd":            {"api", "daemon", "loader", "routing"},
+	"deploy":         {"deploy"},
 	"bench":          {"api", "daemon", "loader", "routing", "test/lab", "bench"},
-	"test":           {"api", "daemon", "loader", "routing", "bpf", "test"},
+	"test":           {"api", "daemon", "loader", "routing", "bpf", "test", "deploy"},
 }
 
 type goPackage struct {
