@@ -173,28 +173,12 @@ func convertSandbox(o *v1alpha1.Sandbox) routing.Sandbox {
 	if s.Key == "" {
 		s.Key = o.Status.RoutingKey
 	}
-	switch o.Spec.ExistingConnections {
-	case v1alpha1.ExistingAll:
-		s.Existing = routing.All
-	case v1alpha1.ExistingLeave:
-		s.Existing = routing.Leave
-	default:
-		s.Existing = routing.Idle
-	}
-	for i, r := range o.Spec.Redirects {
-		out := routing.Redirect{
-			From:  routing.ServiceRef{Service: r.From.Service, Port: portText(r.From.Port)},
-			To:    routing.Target{Service: r.To.Service, Port: portText(r.To.Port)},
-			Field: fmt.Sprintf("spec.redirects[%d]", i),
-		}
-		if r.To.Address != "" {
-			// Validate has seen to it that it parses.
-			out.To.Address, _ = netip.ParseAddr(r.To.Address)
-		}
-		if r.Unavailable == v1alpha1.UnavailableBaseline {
-			out.Unavailable = routing.Baseline
-		}
-		s.Redirects = append(s.Redirects, out)
+	s.Existing = convertExisting(o.Spec.ExistingConnections)
+	for i := range o.Spec.Redirects {
+		r := &o.Spec.Redirects[i]
+		c := convertRedirect(&r.From, &r.To, r.Unavailable)
+		c.Field = fmt.Sprintf("spec.redirects[%d]", i)
+		s.Redirects = append(s.Redirects, c)
 	}
 	return s
 }

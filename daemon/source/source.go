@@ -5,14 +5,15 @@
 //
 // It owns where objects come from and what is said about one that is wrong; the
 // conversion from objects is the same for every source. It never decides where
-// traffic goes, never looks at a network namespace, and never puts a routing
-// key into a message. A Manifests may be closed from any goroutine; what it
-// sends on its channel is the receiver's, to be read only.
+// traffic goes, never looks at a network namespace, never writes to a cluster,
+// and never puts a routing key into a message. A source may be closed from any
+// goroutine; what it sends on its channel is the receiver's, to be read only.
 package source
 
 import (
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/sidetrack-dev/sidetrack/daemon/pods"
 	"github.com/sidetrack-dev/sidetrack/routing"
@@ -26,6 +27,19 @@ type Snapshot struct {
 	Pods []pods.Pod
 	// Problems are in a stable order.
 	Problems []Problem
+	// Versions say how much of a cluster's changes is in it; zero without one.
+	Versions Versions
+	// Since is when the oldest change was seen that the Snapshot before this one did
+	// not have; zero when nobody knows.
+	Since time.Time
+	// Same says that nothing but Versions differs from the Snapshot before.
+	Same bool
+}
+
+// Versions are, for each kind, the resource version up to which all changes are
+// known.
+type Versions struct {
+	Sandboxes, RouteGroups, Services, EndpointSlices string
 }
 
 // Problem is something that is wrong with an object or with the file that it is

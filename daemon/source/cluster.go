@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package source
+
+import (
+	"cmp"
+	"fmt"
+	"net/netip"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/sidetrack-dev/sidetrack/api/v1alpha1"
+	"github.com/sidetrack-dev/sidetrack/daemon/pods"
+	"github.com/sidetrack-dev/sidetrack/routing"
+)
+
+// In a cluster the controller has looked at what people wrote, and says in status
+// what is to be in force. The agent believes that and nothing else.
+
+// maxRefusal bounds a message that clients are shown.
+const maxRefusal = 256
+
+// convertClusterPod is convertPod for a node of a cluster: the pod's processes are
+// found by its UID, and no annotation says where its namespace is.
+func convertClusterPod(o *corev1.Pod) (pods.Pod, bool) {
+	p, alive := convertPod(o)
+	p.Netns = ""
+	p.UID = string(o.UID)
+	// The kubelet knows a static pod by another UID than its mirror in the API has.
+	if uid := o.Annotations[corev1.MirrorPodAnnotationKey]; uid != "" {
+		p.UID = uid
+	}
+	p.Running = o.Status.Phase == corev1.PodRunning
+	return p, alive
+}
+
+// convertClusterSandbox takes from a Sandbox what its status says.
+func convertClusterSandbox(o *v1alpha1.Sandbox) routing.Sandbox {
+	return routing.Sandbox{
+		Name:      routing.Name{Namespace: o.Namespace, Name: o.Name},
+		Key:       o.Status.RoutingKey,
+		Existing:  convertExisting(o.Spec.ExistingConnections),
+		Redirects: convertResolved(o.Status.Redirects),
+	}
+}
+
+// convertClusterGroup takes from a RouteGroup what its status says.
+func convertClusterGroup(o *v1alpha1.RouteGroup) routing.Sandbox {
+	return routing.Sandbox{
+		Name:      routing.Name{Namespace: o.Namespace, Name: o.Name},
+		Group:     true,
+		Key:       o.Status.RoutingKey,
+		Existing:  convertExisting(o.Spec.ExistingConnections),
+		Redirects: convertResolved(o.Status.Redirects),
+	}
+}
+
+func convertExisting(e v1alpha1.ExistingConnections) routing.ExistingPolicy {
+	switch e {
+	case v1alpha1.ExistingAll:
+		return routing.All
+	case v1alpha1.ExistingLeave:
+		return routing.Leave
+	}
+	return routing.Idle
+}
+
+func convertResolved(all []v1alpha1.RedirectStatus) []routing.Redirect {
+	out := make([]routing.Redirect, 0, len(all))
+	for i := range all {
+		r := &all[i]
+		c := convertRedirect(&r.From, &r.To, r.Unavailable)
+		c.Field = fmt.Sprintf("status.redirects[%d]", i)
+		if r.Refused {
+			c.Refused = refusal(r.Message)
+		}
+		out = append(out, c)
+	}
+	return out
+}
+
+// refusal is one line of text, whatever the message is.
+func refusal(message string) string {
+	text := strings.TrimRight(strings.Join(strings.Fields(message), " "), ".")
+	if len(text) > maxRefusal {
+		text = strings.ToValidUTF8(text[:maxRefusal], "") + "…"
+	}
+	return cmp.Or(text, "it is refused")
+}
+
+// convertRedirect makes a redirect of what is valid.
+func convertRedirect(from *v1alpha1.RedirectFrom, to *v1alpha1.RedirectTo, unavailable v1alpha1.Unavailable) routing.Redirect {
+	out := routing.Redirect{
+		From: routing.ServiceRef{Service: from.Service, Port: portText(from.Port)},
+		To:   routing.Target{Service: to.Service, Namespace: to.Namespace, Port: portText(to.Port)},
+	}
+	if to.Address != "" {
+		// One that does not parse is none, which routing refuses with words.
+		out.To.Address, _ = netip.ParseAddr(to.Address)
+	}
+	if unavailable == v1alpha1.UnavailableBaseline {
+		out.Unavailable = routing.Baseline
+	}
+	return out
+}
