@@ -20,8 +20,6 @@ import (
 	"strings"
 
 	"github.com/google/go-containerregistry/pkg/name"
-	"github.com/google/go-containerregistry/pkg/v1"
-	"github.com/google/go-containerregistry/pkg/v1/tarball"
 
 	"github.com/sidetrack-dev/sidetrack/deploy"
 )
@@ -93,7 +91,7 @@ func run(args []string) error {
 	}
 	defer os.RemoveAll(work)
 
-	images := map[name.Tag]v1.Image{}
+	var images []namedImage
 	for _, p := range programs {
 		tag, err := name.NewTag(o.registry+"/"+p.name+":"+o.tag, name.StrictValidation)
 		if err != nil {
@@ -110,7 +108,7 @@ func run(args []string) error {
 		if err != nil {
 			return err
 		}
-		images[tag] = image
+		images = append(images, namedImage{tag, image})
 	}
 	return write(o.output, images)
 }
@@ -128,7 +126,7 @@ func build(program, file string, o *options) error {
 }
 
 // write writes the archive whole or not at all.
-func write(file string, images map[name.Tag]v1.Image) (err error) {
+func write(file string, images []namedImage) (err error) {
 	f, err := os.CreateTemp(filepath.Dir(file), ".image-")
 	if err != nil {
 		return fmt.Errorf("write the archive: %w", err)
@@ -138,7 +136,7 @@ func write(file string, images map[name.Tag]v1.Image) (err error) {
 			os.Remove(f.Name())
 		}
 	}()
-	err = tarball.MultiWrite(images, f)
+	err = writeArchive(f, images)
 	if err := errors.Join(err, f.Chmod(0o644), f.Close()); err != nil {
 		return fmt.Errorf("write the archive: %w", err)
 	}
