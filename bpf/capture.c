@@ -13,13 +13,13 @@
 
 static __always_inline enum reason capture(struct bpf_sock_addr *ctx, bool v6)
 {
-	__u64 netns = bpf_get_netns_cookie(ctx);
 	int err = bpf_get_retval();
 	struct dialled *noted;
 	struct identity identity;
 	struct listener listener;
 	struct dest_key key = {};
 	struct endpoint to, router = {};
+	__u64 source;
 	struct dest dest;
 	bool tagged, refused = false, by_v6;
 
@@ -27,7 +27,8 @@ static __always_inline enum reason capture(struct bpf_sock_addr *ctx, bool v6)
 		return REASON_NOT_TCP;
 	if (ctx->sk->mark == agent_mark)
 		return REASON_AGENT;
-	tagged = SNAPSHOT(&sd_identities, &netns, &identity);
+	source = source_of(ctx);
+	tagged = SNAPSHOT(&sd_identities, &source, &identity);
 	if (tagged && !(identity.flags & IDENTITY_INJECT))
 		return REASON_TAGGED;
 
@@ -52,7 +53,7 @@ static __always_inline enum reason capture(struct bpf_sock_addr *ctx, bool v6)
 	/* 1 is lo's number in every namespace. */
 	if (ctx->sk->bound_dev_if > 1)
 		return REASON_BOUND;
-	if (!SNAPSHOT(&sd_namespaces, &netns, &listener))
+	if (!SNAPSHOT(&sd_namespaces, &source, &listener))
 		return REASON_NO_LISTENER;
 	by_v6 = v6 && !is_v4(to.addr) && v6_only(ctx);
 	if (by_v6) {

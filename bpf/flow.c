@@ -56,7 +56,7 @@ static __always_inline bool decide(struct bpf_sock_addr *ctx, enum program progr
 	} else if (bpf_get_retval() < 0) {
 		a->reason = REASON_DENIED;
 	} else {
-		q.netns = bpf_get_netns_cookie(ctx);
+		q.source = source_of(ctx);
 		lookup_flow(&q, a);
 	}
 	if (a->verdict == VERDICT_BASELINE) {

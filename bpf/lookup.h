@@ -31,14 +31,14 @@ static __always_inline void lookup_once(const struct question *q, struct answer 
 {
 	/* On the stack, from where Linux 6.1 takes keys. */
 	struct dest_key dst = q->dst;
-	__u64 netns = q->netns;
+	__u64 source = q->source;
 	struct identity identity;
 	struct dest dest;
 	struct route route;
 
 	__builtin_memset(a, 0, sizeof(*a));
 	a->reason = REASON_UNTAGGED;
-	if (!SNAPSHOT(&sd_identities, &netns, &identity))
+	if (!SNAPSHOT(&sd_identities, &source, &identity))
 		return;
 	a->sandbox = identity.sandbox;
 	a->reason = REASON_UNKNOWN_DEST;

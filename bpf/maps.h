@@ -9,7 +9,7 @@
 #include "headers/bpf_helpers.h"
 #include "sidetrack.h"
 
-/* Network namespace cookie -> what its flows are tagged with. Written by the
+/* Source (see HOST_POD) -> what its flows are tagged with. Written by the
  * agent, read by connect, sendmsg and capture. Full: the agent refuses the
  * change and names the flag. */
 struct {
@@ -53,7 +53,7 @@ struct {
 	__type(value, struct endpoint);
 } sd_backends SEC(".maps");
 
-/* Network namespace cookie -> the ports at which the router listens in there.
+/* Source (see HOST_POD) -> the ports at which the router listens for it.
  * Written by the agent, read by capture. Full: the agent reports it, and that
  * namespace is a gap in coverage. */
 struct {

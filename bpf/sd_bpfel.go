@@ -90,7 +90,7 @@ type SdLookupTest struct {
 	_        structs.HostLayout
 	Question struct {
 		_        structs.HostLayout
-		Netns    uint64
+		Source   uint64
 		Dst      SdDestKey
 		Pick     uint32
 		MappedOk uint32
@@ -211,6 +211,7 @@ const (
 	SdProgSdSendmsg4   = "sd_sendmsg4"
 	SdProgSdSendmsg6   = "sd_sendmsg6"
 	SdVarAgentMark     = "agent_mark"
+	SdVarHostNetns     = "host_netns"
 )
 
 // LoadSd returns the embedded CollectionSpec for Sd.
@@ -290,6 +291,7 @@ type SdMapSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type SdVariableSpecs struct {
 	AgentMark *ebpf.VariableSpec `ebpf:"agent_mark"`
+	HostNetns *ebpf.VariableSpec `ebpf:"host_netns"`
 }
 
 // SdObjects contains all objects after they have been loaded into the kernel.
@@ -346,6 +348,7 @@ func (m *SdMaps) Close() error {
 // It can be passed to LoadSdObjects or ebpf.CollectionSpec.LoadAndAssign.
 type SdVariables struct {
 	AgentMark *ebpf.Variable `ebpf:"agent_mark"`
+	HostNetns *ebpf.Variable `ebpf:"host_netns"`
 }
 
 // SdPrograms contains all programs after they have been loaded into the kernel.

@@ -11,6 +11,10 @@
 
 #include "headers/vmlinux.h"
 
+/* A source is the cookie of a network namespace or, for a pod on the host's network,
+ * the id of its cgroup with this bit, which no cookie has. */
+#define HOST_POD (1ULL << 63)
+
 enum identity_flag {
 	IDENTITY_INJECT = 1, /* its connections to known Services go through the router */
 };
@@ -151,7 +155,7 @@ enum verdict {
 };
 
 struct question {
-	__u64 netns; /* cookie of the source */
+	__u64 source; /* see HOST_POD */
 	struct dest_key dst;
 	__u32 pick;	  /* any number: which of the endpoints */
 	__u32 mapped_ok;  /* for an IPv6 destination: may it be an IPv4 endpoint? */

@@ -7,6 +7,47 @@
 /* The mark of the agent's own sockets; set when the programs are loaded. */
 const volatile __u32 agent_mark = 0;
 
+/* The cookie of the host's network namespace, in which pods are told apart by their
+ * cgroups; zero: they are not. Set when the programs are loaded. */
+const volatile __u64 host_netns = 0;
+
+/* A pod's cgroup is rarely deeper than the third level; a node that is a container
+ * itself adds its own. */
+#define HOST_POD_LEVELS 16
+
+/*
+ * host_pod returns the pod that the calling process belongs to, if one is known by
+ * its cgroup, and else zero. All these programs run as the process that makes the
+ * call. Its own cgroup is its container's, and the pod's is above that, at a level
+ * that depends on the pod's class and on where the kubelet has put all pods.
+ */
+__noinline __u64 host_pod(void)
+{
+	for (int level = 1; level <= HOST_POD_LEVELS; level++) {
+		__u64 id = bpf_get_current_ancestor_cgroup_id(level);
+		__u64 source = id | HOST_POD;
+
+		if (!id)
+			break;
+		if (bpf_map_lookup_elem(&sd_identities, &source) ||
+		    bpf_map_lookup_elem(&sd_namespaces, &source))
+			return source;
+	}
+	return 0;
+}
+
+/* source_of says who connects or sends. */
+static __always_inline __u64 source_of(struct bpf_sock_addr *ctx)
+{
+	__u64 netns = bpf_get_netns_cookie(ctx);
+	__u64 pod;
+
+	if (netns != host_netns)
+		return netns;
+	pod = host_pod();
+	return pod ? pod : netns;
+}
+
 static __always_inline bool same(const struct endpoint *a, const struct endpoint *b)
 {
 	return a->addr[0] == b->addr[0] && a->addr[1] == b->addr[1] && a->addr[2] == b->addr[2] &&

@@ -190,7 +190,7 @@ func checkMapTypes() (string, error) {
 func checkHelpers() (string, error) {
 	helpers := []asm.BuiltinFunc{
 		asm.FnSetRetval, asm.FnGetRetval, asm.FnGetNetnsCookie, asm.FnGetSocketCookie, asm.FnSkStorageGet,
-		asm.FnSkcToTcp6Sock, asm.FnSkcToUdp6Sock, asm.FnKtimeGetBootNs, asm.FnGetPrandomU32,
+		asm.FnSkcToTcp6Sock, asm.FnSkcToUdp6Sock, asm.FnKtimeGetBootNs, asm.FnGetPrandomU32, asm.FnGetCurrentAncestorCgroupId,
 	}
 	for _, h := range helpers {
 		if err := features.HaveProgramHelper(ebpf.CGroupSockAddr, h); err != nil {
@@ -213,16 +213,25 @@ func (c Config) checkLoad() (string, error) {
 }
 
 func checkNetnsCookie() (string, error) {
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	cookie, err := ownNetns()
 	if err != nil {
 		return "", err
+	}
+	return fmt.Sprintf("this namespace's is %d", cookie), nil
+}
+
+// ownNetns returns the cookie of this process's network namespace.
+func ownNetns() (uint64, error) {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return 0, err
 	}
 	defer unix.Close(fd)
 	cookie, err := unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE)
 	if err != nil {
-		return "", fmt.Errorf("getsockopt: %w", err)
+		return 0, fmt.Errorf("getsockopt: %w", err)
 	}
-	return fmt.Sprintf("this namespace's is %d", cookie), nil
+	return cookie, nil
 }
 
 func (c Config) checkMark() (string, error) {

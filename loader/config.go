@@ -21,6 +21,10 @@ type Config struct {
 	// default has no bit of kube-proxy's, Cilium's or Calico's.
 	Mark uint32
 
+	// HostPods has pods on the host's network told apart by their cgroups: see
+	// routing.HostPod. The host's network is the one that Open is called in.
+	HostPods bool
+
 	// How many entries the maps have. What does not fit is an error that names
 	// the flag in parentheses.
 	MaxFlowRoutes   uint32 // sandboxes × Services they redirect (--max-flow-routes)

@@ -50,7 +50,7 @@ func (a *asker) ask(source routing.Cookie, dst netip.AddrPort, p routing.Protoco
 	a.Helper()
 	var test bpf.SdLookupTest
 	q := &test.Question
-	q.Netns, q.Pick = uint64(source), pick
+	q.Source, q.Pick = uint64(source), pick
 	q.Dst = bpfDestKey(routing.DestKey{Addr: dst.Addr(), Port: dst.Port(), Protocol: p})
 	if mappedOK {
 		q.MappedOk = 1

@@ -82,6 +82,15 @@ func (c Config) spec() (*ebpf.CollectionSpec, error) {
 	if err := spec.Variables[bpf.SdVarAgentMark].Set(c.Mark); err != nil {
 		return nil, fmt.Errorf("set the mark: %w", err)
 	}
+	if c.HostPods {
+		cookie, err := ownNetns()
+		if err != nil {
+			return nil, fmt.Errorf("find the host's network namespace: %w", err)
+		}
+		if err := spec.Variables[bpf.SdVarHostNetns].Set(cookie); err != nil {
+			return nil, fmt.Errorf("set the host's network namespace: %w", err)
+		}
+	}
 	spec.Maps[rodata].Name = rodataName
 	return spec, nil
 }
