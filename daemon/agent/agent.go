@@ -61,7 +61,12 @@ type Config struct {
 	// Applied is told how long it took to bring a change into force, and with
 	// which error; may be nil.
 	Applied func(took time.Duration, err error)
-	Logger  *slog.Logger
+	// Changed is told how long it took from the moment that the source saw a change
+	// until it was in force; may be nil.
+	Changed func(took time.Duration)
+	// Reporter is told what is in force, and closed when the agent ends; may be nil.
+	Reporter Reporter
+	Logger   *slog.Logger
 }
 
 // Validate reports settings that cannot work.
@@ -87,6 +92,7 @@ type Agent struct {
 	listeners listeners
 	sweeper   *sweeper
 	problems  problemLog
+	report    report
 	failing   bool // what was tried last has to be tried again
 
 	state atomic.Pointer[metrics.State]
@@ -103,6 +109,7 @@ func New(cfg Config) (*Agent, error) {
 		listeners: listeners{router: cfg.Router, open: map[routing.Cookie]*listener{}},
 		sweeper:   newSweeper(cfg.Mark, cfg.Cgroup, cfg.Logger),
 		problems:  problemLog{log: cfg.Logger},
+		report:    report{to: cfg.Reporter},
 	}
 	a.state.Store(&metrics.State{NotReady: "no manifests have been read yet"})
 	return a, nil
@@ -137,7 +144,10 @@ func (a *Agent) Run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return a.drain()
-		case a.snapshot = <-a.cfg.Source.Snapshots():
+		case next := <-a.cfg.Source.Snapshots():
+			if a.same(next) {
+				continue
+			}
 			known = true
 			a.cfg.Pods.Set(a.snapshot.Pods)
 			a.reconcile()
@@ -193,6 +203,8 @@ func (a *Agent) reconcile() {
 	if a.cfg.Applied != nil {
 		a.cfg.Applied(time.Since(began), err)
 	}
+
+	a.brought(err, uncovered, problems)
 
 	kinds, say := a.problems.update(a.snapshot.Problems, problems, err)
 	s := &metrics.State{
@@ -255,7 +267,7 @@ func (a *Agent) drain() error {
 	s := *a.state.Load()
 	s.NotReady = "the agent is ending"
 	a.state.Store(&s)
-	err := a.cfg.Kernel.DetachCapture()
+	err := errors.Join(a.silence(), a.cfg.Kernel.DetachCapture())
 	time.Sleep(grace)
 	ctx, cancel := context.WithTimeout(context.Background(), a.cfg.DrainTimeout)
 	defer cancel()

@@ -30,9 +30,12 @@ func (l *problemLog) update(objects []source.Problem, table []routing.Problem, a
 	}
 	for _, p := range objects {
 		text := p.String()
-		if p.Refused {
+		switch {
+		case p.File == "" && p.Kind != "": // the API server's
+			note("object", text, func() { l.log.Warn("object", "problem", text) })
+		case p.Refused:
 			note("manifest", text, func() { l.log.Error("manifest refused, its last good state stays", "problem", text) })
-		} else {
+		default:
 			note("manifest", text, func() { l.log.Warn("manifest", "problem", text) })
 		}
 	}

@@ -65,6 +65,7 @@ type Metrics struct {
 	registry *prometheus.Registry
 	state    func() State
 	applies  *prometheus.HistogramVec
+	changes  prometheus.Histogram
 }
 
 // New returns the registry of an agent of the given version.
@@ -77,6 +78,11 @@ func New(version string, src Sources) *Metrics {
 			Help:    "How long it took to bring a change into force in router and kernel, from objects to maps.",
 			Buckets: []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10},
 		}, []string{"result"}),
+		changes: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name:    "sidetrack_change_seconds",
+			Help:    "How long it took from seeing a change in the API until it was in force in router and kernel.",
+			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10},
+		}),
 	}
 	for _, result := range []string{"ok", "error"} {
 		m.applies.WithLabelValues(result)
@@ -90,7 +96,7 @@ func New(version string, src Sources) *Metrics {
 	})
 	build.Set(1)
 	m.registry.MustRegister(
-		build, m.applies,
+		build, m.applies, m.changes,
 		&kernelCollector{kernel: src.Kernel, state: src.State},
 		&routerCollector{router: src.Router},
 		&stateCollector{state: src.State},
@@ -110,6 +116,9 @@ func revision() string {
 	}
 	return "unknown"
 }
+
+// Changed counts how long a change took from being seen to being in force.
+func (m *Metrics) Changed(took time.Duration) { m.changes.Observe(took.Seconds()) }
 
 // Applied counts one attempt to bring a change into force.
 func (m *Metrics) Applied(took time.Duration, err error) {

@@ -118,6 +118,7 @@ func TestMetricsNameSandboxAndServiceAndNeverAKey(t *testing.T) {
 			}
 		},
 	})
+	m.Changed(40 * time.Millisecond)
 	m.Applied(20*time.Millisecond, nil)
 	m.Applied(30*time.Millisecond, errors.New("full"))
 	code, text := get(t, m, "/metrics")
@@ -132,6 +133,8 @@ func TestMetricsNameSandboxAndServiceAndNeverAKey(t *testing.T) {
 		`sidetrack_apply_duration_seconds_count{result="error"} 1`,
 		`sidetrack_apply_duration_seconds_sum{result="ok"} 0.02`,
 		`sidetrack_apply_duration_seconds_count{result="ok"} 1`,
+		`sidetrack_change_seconds_sum 0.04`,
+		`sidetrack_change_seconds_count 1`,
 		`sidetrack_coverage_gaps{kind="connection"} 5`,
 		`sidetrack_coverage_gaps{kind="pod_without_listener"} 1`,
 		`sidetrack_coverage_gaps{kind="pod_without_namespace"} 3`,
