@@ -37,7 +37,7 @@ func Check(cfg Config) []CheckLine {
 	}{
 		{"kernel version", "run Linux 6.1 or later", checkKernel},
 		{"kernel BTF", "run a kernel built with CONFIG_DEBUG_INFO_BTF=y", checkBTF},
-		{"capabilities", "run as root, or with CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN, CAP_NET_RAW, CAP_SYS_ADMIN", checkCapabilities},
+		{"capabilities", "run as root, or with CAP_NET_ADMIN and CAP_SYS_ADMIN", checkCapabilities},
 		{"cgroup v2", "mount it (mount -t cgroup2 none /sys/fs/cgroup), or name a directory in it with --cgroup", cfg.checkCgroup},
 		{"BPF file system", "run a kernel built with CONFIG_BPF_SYSCALL=y, and name an empty directory or a mounted bpffs with --bpffs", cfg.checkBPFFS},
 		{"program types", "run a kernel built with CONFIG_CGROUP_BPF=y", checkProgramTypes},
@@ -117,10 +117,8 @@ func checkCapabilities() (string, error) {
 		name string
 		bit  int
 	}{
-		{"CAP_BPF", unix.CAP_BPF},
-		{"CAP_PERFMON", unix.CAP_PERFMON},
 		{"CAP_NET_ADMIN", unix.CAP_NET_ADMIN},
-		{"CAP_NET_RAW", unix.CAP_NET_RAW},
+		// It includes CAP_BPF and CAP_PERFMON, and setns asks for it.
 		{"CAP_SYS_ADMIN", unix.CAP_SYS_ADMIN},
 	} {
 		if have&(1<<c.bit) == 0 {
