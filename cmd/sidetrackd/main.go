@@ -5,7 +5,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"os/signal"
@@ -120,5 +119,3 @@ func buildVersion() string {
 }
 
 func oneLine(s string) string { return strings.Join(strings.Fields(s), " ") }
-
-var errNoManifests = errors.New("--manifests is needed: the directory of the Kubernetes objects' YAML files")

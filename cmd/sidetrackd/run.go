@@ -20,9 +20,7 @@ import (
 
 	"github.com/sidetrack-dev/sidetrack/daemon/agent"
 	"github.com/sidetrack-dev/sidetrack/daemon/metrics"
-	"github.com/sidetrack-dev/sidetrack/daemon/pods"
 	"github.com/sidetrack-dev/sidetrack/daemon/router"
-	"github.com/sidetrack-dev/sidetrack/daemon/source"
 	"github.com/sidetrack-dev/sidetrack/loader"
 	"github.com/sidetrack-dev/sidetrack/routing"
 )
@@ -33,7 +31,7 @@ const gcPercent = 50
 
 // runFlags are the flags of "sidetrackd run".
 type runFlags struct {
-	manifests      string
+	origin         originFlags
 	metricsAddress string
 	kernel         loader.Config
 	keys           routing.KeyNames
@@ -52,7 +50,7 @@ func runCommand() *cobra.Command {
 		drainTimeout:   10 * time.Second,
 	}
 	cmd := &cobra.Command{
-		Use:   "run --manifests DIR",
+		Use:   "run (--manifests DIR | --kubernetes --node-name NAME)",
 		Short: "Run the agent until SIGTERM",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -65,7 +63,7 @@ func runCommand() *cobra.Command {
 
 func (f *runFlags) register(flags *pflag.FlagSet) {
 	flags.SortFlags = false
-	flags.StringVar(&f.manifests, "manifests", f.manifests, "`directory` of the objects: every *.yaml in it is read, and read again when it changes")
+	f.origin.register(flags)
 	flags.StringVar(&f.kernel.Cgroup, "cgroup", f.kernel.Cgroup, "`directory` of the cgroup (v2) below which traffic is looked at (default: the root of cgroup2)")
 	flags.StringVar(&f.kernel.BPFFS, "bpffs", f.kernel.BPFFS, "`directory` where the BPF file system is mounted, or is to be")
 	flags.StringVar(&f.metricsAddress, "metrics-address", f.metricsAddress, "`host:port` of /metrics, /healthz and /readyz")
@@ -90,8 +88,8 @@ func (f *runFlags) run(ctx context.Context, stderr io.Writer) (err error) {
 	if err != nil {
 		return err
 	}
-	if f.manifests == "" {
-		return errNoManifests
+	if err := f.origin.validate(f.kernel.Cgroup); err != nil {
+		return err
 	}
 	if err := f.keys.Validate(); err != nil {
 		return err
@@ -105,11 +103,20 @@ func (f *runFlags) run(ctx context.Context, stderr io.Writer) (err error) {
 		}
 	}
 
-	manifests, err := source.OpenManifests(f.manifests, log)
+	from, err := f.origin.open(f.kernel.Mark, log)
 	if err != nil {
 		return err
 	}
-	defer closing("close the manifests", manifests)
+	defer closing("close the source", from)
+
+	resolver, cgroup, err := f.origin.resolver(ctx, log)
+	if err != nil {
+		return err
+	}
+	defer closing("close the namespaces", resolver)
+	if f.origin.kubernetes {
+		f.kernel.Cgroup, f.kernel.HostPods = cgroup.AttachDir(), cgroup.V2
+	}
 
 	f.kernel.Logger = log
 	kernel, err := loader.Open(f.kernel)
@@ -139,12 +146,9 @@ func (f *runFlags) run(ctx context.Context, stderr io.Writer) (err error) {
 	}
 	defer closing("close the router", rt)
 
-	resolver := pods.NewResolver(log)
-	defer closing("close the namespaces", resolver)
-
 	var m *metrics.Metrics
 	a, err := agent.New(agent.Config{
-		Source:       manifests,
+		Source:       from.objects,
 		Pods:         resolver,
 		Kernel:       kernel,
 		Router:       rt,
@@ -153,6 +157,8 @@ func (f *runFlags) run(ctx context.Context, stderr io.Writer) (err error) {
 		Lease:        f.lease,
 		DrainTimeout: f.drainTimeout,
 		Applied:      func(took time.Duration, err error) { m.Applied(took, err) },
+		Changed:      func(took time.Duration) { m.Changed(took) },
+		Reporter:     from.reporter,
 		Logger:       log,
 	})
 	if err != nil {
@@ -170,7 +176,7 @@ func (f *runFlags) run(ctx context.Context, stderr io.Writer) (err error) {
 		}
 	}()
 
-	log.Info("sidetrackd runs", "version", buildVersion(), "manifests", f.manifests, "metrics", listener.Addr().String())
+	log.Info("sidetrackd runs", "version", buildVersion(), "manifests", f.origin.manifests, "node", f.origin.nodeName, "metrics", listener.Addr().String())
 	err = a.Run(ctx)
 	log.Info("sidetrackd ends")
 	return err

@@ -73,6 +73,7 @@ type Reporter struct {
 
 	mu    sync.Mutex
 	state State
+	begun bool
 	wake  chan struct{}
 
 	// Of the writing goroutine alone.
@@ -84,8 +85,8 @@ type Reporter struct {
 	once    sync.Once
 }
 
-// New returns a Reporter that writes from now on: at first, that an agent is there
-// and has nothing in force.
+// New returns a Reporter. It writes from the first Report on: until then the word
+// of the agent before this one holds.
 func New(cfg *rest.Config, node, version string, log *slog.Logger) (*Reporter, error) {
 	boot, err := os.ReadFile(bootIDFile)
 	if err != nil {
@@ -127,16 +128,17 @@ func client(cfg *rest.Config, gv schema.GroupVersion, path string, add func(*run
 	return c, nil
 }
 
-// Report sets what is said from now on. What is urgent is written as soon as
-// writes may follow one another; the rest with the next heartbeat.
+// Report sets what is said from now on. What is urgent, and the first, is written
+// as soon as writes may follow one another; the rest with the next heartbeat.
 func (r *Reporter) Report(s State, urgent bool) {
 	if len(s.Problems) > maxProblems {
 		s.Problems = s.Problems[:maxProblems]
 	}
 	r.mu.Lock()
-	r.state = s
+	first := !r.begun
+	r.state, r.begun = s, true
 	r.mu.Unlock()
-	if urgent {
+	if urgent || first {
 		select {
 		case r.wake <- struct{}{}:
 		default:
@@ -176,6 +178,11 @@ func (r *Reporter) Close() error {
 }
 
 func (r *Reporter) run(ctx context.Context) {
+	select {
+	case <-ctx.Done():
+		return
+	case <-r.wake:
+	}
 	beat := time.NewTicker(heartbeat)
 	defer beat.Stop()
 	for {
