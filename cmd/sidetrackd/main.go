@@ -41,28 +41,8 @@ func command() *cobra.Command {
 		CompletionOptions: cobra.CompletionOptions{DisableDefaultCmd: true},
 		Args:              cobra.NoArgs,
 	}
-	root.AddCommand(runCommand(), uninstallCommand(), checkCommand(), versionCommand())
+	root.AddCommand(runCommand(), uninstallCommand(), checkCommand(), versionCommand(), waitCommand())
 	return root
-}
-
-func uninstallCommand() *cobra.Command {
-	bpffs := loader.DefaultConfig().BPFFS
-	var logs logFlags
-	cmd := &cobra.Command{
-		Use:   "uninstall",
-		Short: "Remove every pin and link of an agent that is gone, and nobody else's",
-		Args:  cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			log, err := logs.logger(cmd.ErrOrStderr())
-			if err != nil {
-				return err
-			}
-			return loader.Uninstall(bpffs, log)
-		},
-	}
-	cmd.Flags().StringVar(&bpffs, "bpffs", bpffs, "`directory` where the BPF file system is mounted")
-	logs.register(cmd.Flags())
-	return cmd
 }
 
 func checkCommand() *cobra.Command {
