@@ -102,22 +102,31 @@ func (m *Image) AddProgram(ctx context.Context, programs ...string) error {
 
 // AddTree adds a folder of this machine with all that is in it, at the same
 // path. Symbolic links stay what they are.
-func (m *Image) AddTree(dir string) error {
+func (m *Image) AddTree(dir string) error { return m.AddOwnedTree(dir, dir, 0) }
+
+// AddOwnedTree adds a folder of this machine at another path, as the property of
+// a user.
+func (m *Image) AddOwnedTree(dir, at string, uid int) error {
 	err := filepath.WalkDir(dir, func(name string, d fs.DirEntry, err error) error {
 		if err != nil {
 			return err
 		}
+		info, err := d.Info()
+		if err != nil {
+			return err
+		}
+		inside := at + strings.TrimPrefix(name, dir)
 		switch {
 		case d.IsDir():
-			m.AddDir(name, 0o755, 0)
+			m.AddDir(inside, info.Mode().Perm(), uid)
 		case d.Type() == fs.ModeSymlink:
 			to, err := os.Readlink(name)
 			if err != nil {
 				return err
 			}
-			m.AddLink(name, to)
+			m.AddLink(inside, to)
 		default:
-			return m.AddFile(name, name)
+			m.add(inside, imageFile{mode: info.Mode().Perm(), from: name, uid: uid})
 		}
 		return nil
 	})

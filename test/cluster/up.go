@@ -165,7 +165,7 @@ func Up(ctx context.Context, o Options) (_ *Cluster, err error) {
 	}
 	plane, err := startPlane(ctx, programs, planeOptions{
 		dir: Dir(), address: nodeAddress(0), port: 6443, cgroup: cgroup,
-		flags: []string{"--enable-admission-plugins=NodeRestriction", "--advertise-address=" + nodeAddress(0)},
+		flags: []string{"--enable-admission-plugins=NodeRestriction", "--kubelet-preferred-address-types=InternalIP", "--advertise-address=" + nodeAddress(0)},
 	})
 	if err != nil {
 		return nil, err
