@@ -210,6 +210,7 @@ func (a *Agent) reconcile() {
 	s := &metrics.State{
 		Table:                a.applied,
 		Problems:             kinds,
+		PodsCovered:          a.report.now.Covered,
 		PodsWithoutNamespace: a.resolved.Uncovered,
 		PodsWithoutListener:  uncovered,
 		Listeners:            len(a.listeners.open),

@@ -159,6 +159,7 @@ type sweeper struct {
 // place is a namespace in which the sweeper is at work.
 type place struct {
 	cookie routing.Cookie
+	cgroup string   // that the sockets' owners are below; empty: the sweeper's
 	fd     int      // its own
 	before coverage // what was covered when the first of the changes came
 	looks  int      // how often to list sockets still
@@ -221,7 +222,7 @@ func (s *sweeper) sweep(now coverage, all []pods.Namespace) {
 				s.log.Error("connections from before a redirect are not looked for", "namespace", ns.Name, "err", err)
 				continue
 			}
-			p = &place{cookie: ns.Cookie, fd: fd, before: before, found: map[uint64]*found{}}
+			p = &place{cookie: ns.Cookie, cgroup: ns.Cgroup, fd: fd, before: before, found: map[uint64]*found{}}
 			s.todo[ns.Cookie] = p
 		}
 		if p.looks == 0 {
@@ -288,7 +289,11 @@ func (s *sweeper) pass(now time.Time) bool {
 		if b, ok := list[p]; ok {
 			before = &b
 		}
-		if err := s.visit(p, cover, before, inside, now, left); err != nil {
+		mine := inside
+		if p.cgroup != "" && before != nil {
+			mine = membersOf(p.cgroup)
+		}
+		if err := s.visit(p, cover, before, mine, now, left); err != nil {
 			if errors.Is(err, errNoDiag) {
 				s.cannot(err)
 			} else {

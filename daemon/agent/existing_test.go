@@ -302,3 +302,14 @@ func TestConnectionsThatWereCoveredBeforeStay(t *testing.T) {
 	s.redirect(routing.All, false)
 	s.lives(c, 500*time.Millisecond)
 }
+
+func TestOfAPodOnTheHostsNetworkOnlyItsOwnConnectionsAreClosed(t *testing.T) {
+	s := newScene(t)
+	s.ns.Cgroup = s.world.Cgroup
+	outside := s.dial("tcp4")
+	s.world.MustMoveSelf()
+	inside := s.dial("tcp4")
+	s.redirect(routing.All, false)
+	s.ended(inside)
+	s.lives(outside, 300*time.Millisecond)
+}

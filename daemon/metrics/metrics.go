@@ -35,6 +35,9 @@ type State struct {
 	// Problems counts what is wrong at present by where it is: "manifest",
 	// "object" or "kernel".
 	Problems map[string]int
+	// PodsCovered is how many pods of this node have a known network namespace, and
+	// a listener in it where one is wanted.
+	PodsCovered int
 	// Gaps in coverage: pods without a known network namespace, pods' namespaces
 	// that should have a listener and have none, and connections from before a
 	// redirect that still go to the baseline.
@@ -139,6 +142,8 @@ var (
 		"1 when the first table has been applied and the agent is not ending.", nil, nil)
 	listenersDesc = prometheus.NewDesc("sidetrack_listeners",
 		"Network namespaces in which the router listens.", nil, nil)
+	podsDesc = prometheus.NewDesc("sidetrack_pods",
+		"Pods of this node, by whether tagged traffic of theirs is routed: covered or uncovered.", []string{"coverage"}, nil)
 	gapsDesc = prometheus.NewDesc("sidetrack_coverage_gaps",
 		"What should be covered and is not: pods without a network namespace, pods without a listener, connections from before a redirect.",
 		[]string{"kind"}, nil)
@@ -153,7 +158,7 @@ var (
 
 // Describe implements prometheus.Collector.
 func (c *stateCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{generationDesc, readyDesc, listenersDesc, gapsDesc, uncoveredDesc, problemsDesc, entriesDesc} {
+	for _, d := range []*prometheus.Desc{generationDesc, readyDesc, listenersDesc, podsDesc, gapsDesc, uncoveredDesc, problemsDesc, entriesDesc} {
 		ch <- d
 	}
 }
@@ -180,6 +185,8 @@ func (c *stateCollector) Collect(ch chan<- prometheus.Metric) {
 	}
 	gauge(generationDesc, float64(generation))
 	gauge(listenersDesc, float64(s.Listeners))
+	gauge(podsDesc, float64(s.PodsCovered), "covered")
+	gauge(podsDesc, float64(s.PodsWithoutNamespace+s.PodsWithoutListener), "uncovered")
 	gauge(gapsDesc, float64(s.PodsWithoutNamespace), "pod_without_namespace")
 	gauge(gapsDesc, float64(s.PodsWithoutListener), "pod_without_listener")
 	connections, rest := 0, 0

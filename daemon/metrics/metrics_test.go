@@ -112,7 +112,7 @@ func TestMetricsNameSandboxAndServiceAndNeverAKey(t *testing.T) {
 		},
 		State: func() State {
 			return State{
-				Table: table, Listeners: 2, PodsWithoutListener: 1, PodsWithoutNamespace: 3,
+				Table: table, Listeners: 2, PodsWithoutListener: 1, PodsCovered: 7, PodsWithoutNamespace: 3,
 				Problems:             map[string]int{"manifest": 1, "object": 0, "kernel": 0},
 				UncoveredConnections: map[routing.Name]int{{Namespace: "shop", Name: "route"}: 5},
 			}
@@ -142,6 +142,8 @@ func TestMetricsNameSandboxAndServiceAndNeverAKey(t *testing.T) {
 		`sidetrack_flows_total{namespace="shop",sandbox="pr-0000",service="route",verdict="reject"} 1`,
 		`sidetrack_generation 1`,
 		`sidetrack_listeners 2`,
+		`sidetrack_pods{coverage="covered"} 7`,
+		`sidetrack_pods{coverage="uncovered"} 4`,
 		`sidetrack_problems{in="kernel"} 0`,
 		`sidetrack_problems{in="manifest"} 1`,
 		`sidetrack_problems{in="object"} 0`,
