@@ -48,6 +48,10 @@ func TestCheckSaysWhatIsWrongAndWhatToDo(t *testing.T) {
 	if _, err := Open(cfg); err == nil || !strings.Contains(err.Error(), "--bpffs") {
 		t.Errorf("Open mounts over somebody's files: %v", err)
 	}
+	cfg.BPFFS, cfg.NoMount = t.TempDir(), true
+	if _, err := Open(cfg); err == nil || !strings.Contains(err.Error(), "mount one on the host") {
+		t.Errorf("Open mounts where what it mounts would not last: %v", err)
+	}
 }
 
 func TestSettingsThatCannotWorkAreNamed(t *testing.T) {

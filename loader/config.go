@@ -15,8 +15,11 @@ type Config struct {
 	// Cgroup is the directory of the cgroup (v2) below which traffic is looked
 	// at. Empty: the root of cgroup2, wherever that is mounted.
 	Cgroup string
-	// BPFFS is where the BPF file system is; it is mounted there when it is not.
-	BPFFS string
+	// BPFFS is where the BPF file system is; it is mounted there when it is not,
+	// unless NoMount is set: what a container mounts goes with the container, and
+	// so would the pins.
+	BPFFS   string
+	NoMount bool
 	// Mark is the SO_MARK of the agent's own sockets, which are left alone. The
 	// default has no bit of kube-proxy's, Cilium's or Calico's.
 	Mark uint32

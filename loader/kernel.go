@@ -86,7 +86,7 @@ func Open(cfg Config) (k *Kernel, err error) {
 	if k.cgroup, err = cgroupID(k.cfg.Cgroup); err != nil {
 		return k, err
 	}
-	if err := mountBPFFS(cfg.BPFFS); err != nil {
+	if err := mountBPFFS(cfg.BPFFS, cfg.NoMount); err != nil {
 		return k, err
 	}
 	if err := os.MkdirAll(k.dir, 0o700); err != nil {

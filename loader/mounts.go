@@ -85,7 +85,13 @@ func onBPFFS(dir string) (bool, error) {
 }
 
 // mountBPFFS makes sure that dir is in a BPF file system.
-func mountBPFFS(dir string) error {
+func mountBPFFS(dir string, never bool) error {
+	if never {
+		if ok, err := onBPFFS(dir); err != nil || !ok {
+			return errors.Join(fmt.Errorf("there is no BPF file system at %s: mount one on the host, as systemd does (mount -t bpf bpf /sys/fs/bpf)", dir), err)
+		}
+		return nil
+	}
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return fmt.Errorf("make the mount point of bpffs: %w", err)
 	}

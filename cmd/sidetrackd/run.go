@@ -116,6 +116,7 @@ func (f *runFlags) run(ctx context.Context, stderr io.Writer) (err error) {
 	defer closing("close the namespaces", resolver)
 	if f.origin.kubernetes {
 		f.kernel.Cgroup, f.kernel.HostPods = cgroup.AttachDir(), cgroup.V2
+		f.kernel.NoMount = f.origin.kubeconfig == "" // a pod
 	}
 
 	f.kernel.Logger = log
