@@ -16,6 +16,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/sidetrack-dev/sidetrack/daemon/pods"
 	"github.com/sidetrack-dev/sidetrack/loader"
 )
 
@@ -47,14 +48,25 @@ func command() *cobra.Command {
 
 func checkCommand() *cobra.Command {
 	cfg := loader.DefaultConfig()
+	var kubernetes bool
+	var podsCgroup string
 	cmd := &cobra.Command{
 		Use:   "check",
 		Short: "Say, line by line, whether this kernel and host can run the agent",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if podsCgroup != "" && !kubernetes {
+				return errors.New("--pods-cgroup goes with --kubernetes: add it or leave it out")
+			}
+			lines := loader.Check(cfg)
+			if kubernetes {
+				for _, l := range pods.Check(podsCgroup) {
+					lines = append(lines, loader.CheckLine(l))
+				}
+			}
 			w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
 			missing := 0
-			for _, l := range loader.Check(cfg) {
+			for _, l := range lines {
 				if l.OK {
 					fmt.Fprintf(w, "ok\t%s\t%s\n", l.Name, l.Detail)
 					continue
@@ -73,6 +85,8 @@ func checkCommand() *cobra.Command {
 	}
 	cmd.Flags().StringVar(&cfg.Cgroup, "cgroup", cfg.Cgroup, "`directory` of the cgroup (v2) below which traffic is looked at (default: the root of cgroup2)")
 	cmd.Flags().StringVar(&cfg.BPFFS, "bpffs", cfg.BPFFS, "`directory` where the BPF file system is mounted, or is to be")
+	cmd.Flags().BoolVar(&kubernetes, "kubernetes", kubernetes, "look as well whether the pods of this node of a cluster can be found")
+	cmd.Flags().StringVar(&podsCgroup, "pods-cgroup", podsCgroup, "`directory` of the cgroup that the node's pods are in, with --kubernetes (default: kubepods or kubepods.slice, wherever that is)")
 	return cmd
 }
 
