@@ -5,6 +5,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/signal"
@@ -42,7 +43,7 @@ func command() *cobra.Command {
 		CompletionOptions: cobra.CompletionOptions{DisableDefaultCmd: true},
 		Args:              cobra.NoArgs,
 	}
-	root.AddCommand(runCommand(), uninstallCommand(), checkCommand(), versionCommand(), waitCommand())
+	root.AddCommand(runCommand(), readyCommand(), uninstallCommand(), checkCommand(), versionCommand(), waitCommand())
 	return root
 }
 
