@@ -4,12 +4,15 @@ package source
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
+	"net/url"
 	"slices"
 	"sync"
 	"time"
 
+	"github.com/go-logr/logr"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -23,6 +26,7 @@ import (
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
+	"k8s.io/klog/v2"
 
 	"github.com/sidetrack-dev/sidetrack/api/v1alpha1"
 	"github.com/sidetrack-dev/sidetrack/daemon/pods"
@@ -205,6 +209,9 @@ func follow[O metav1.Object, V any](ctx context.Context, k *Kubernetes, w *watch
 		which = fields.Everything()
 	}
 	lw := cache.NewListWatchFromClient(c, resource, metav1.NamespaceAll, which)
+	// What goes wrong is said by heard, once, and not at each attempt.
+	silence := klog.Logger(logr.Discard())
+	ctx = klog.NewContext(ctx, silence)
 	told := &cache.ListWatch{
 		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
 			list, err := lw.ListWithContext(ctx, o)
@@ -218,7 +225,8 @@ func follow[O metav1.Object, V any](ctx context.Context, k *Kubernetes, w *watch
 		},
 	}
 	r := cache.NewReflectorWithOptions(told, example, w, cache.ReflectorOptions{
-		Name: "sidetrack " + resource,
+		Name:   "sidetrack " + resource,
+		Logger: &silence,
 		// Not client-go's 30 to 60 seconds: for so long after an outage the node
 		// would act by what was.
 		Backoff: &wait.Backoff{Duration: 200 * time.Millisecond, Factor: 1.6, Jitter: 0.5, Steps: 7, Cap: 4 * time.Second},
@@ -239,6 +247,11 @@ func (k *Kubernetes) heard(ctx context.Context, kind string, err error) {
 	case apierrors.IsForbidden(err):
 		text = "the agent may not list and watch " + kind + ": give its service account the ClusterRole of the installation"
 	default:
+		// Without the address, which is different each time.
+		var u *url.Error
+		if errors.As(err, &u) {
+			err = u.Err
+		}
 		text = err.Error()
 	}
 	k.mu.Lock()
