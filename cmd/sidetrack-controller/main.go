@@ -81,7 +81,7 @@ func (f *runFlags) register(flags *pflag.FlagSet) {
 	flags.StringVar(&f.config.MetricsAddress, "metrics-address", f.config.MetricsAddress, "`host:port` of /metrics; 0 serves none")
 	flags.StringVar(&f.config.HealthAddress, "health-address", f.config.HealthAddress, "`host:port` of /healthz and /readyz; 0 serves none")
 	flags.BoolVar(&f.config.LeaderElection, "leader-elect", f.config.LeaderElection, "let only one of several controllers act")
-	flags.StringVar(&f.config.LeaderElectionNamespace, "leader-election-namespace", f.config.LeaderElectionNamespace, "`namespace` of the Lease (default: the pod's own)")
+	flags.StringVar(&f.config.LeaderElectionNamespace, "namespace", f.config.LeaderElectionNamespace, "`namespace` of the Lease (default: the pod's own)")
 	flags.StringVar(&f.nodeSelector, "node-selector", f.nodeSelector, "label `selector` of the nodes that agents run on, as the DaemonSet has it: all of them have to have a sandbox in force before it is Ready (default: every linux node)")
 	flags.IntVar(&f.config.Workers, "workers", f.config.Workers, "how many objects of a kind are worked on at a time")
 	flags.Float32Var(&f.qps, "kube-api-qps", f.qps, "most requests per second to the API server, over time; twice as many at once")

@@ -73,7 +73,7 @@ func (c *conditions) forks(states []forkState) {
 			if len(failing) == 0 {
 				reason = s.reason
 			}
-			failing = append(failing, strings.TrimPrefix(message, "fork of "+workloadName(s.status.Workload)+": fork of "))
+			failing = append(failing, message)
 		default:
 			waiting = append(waiting, message)
 		}

@@ -62,10 +62,10 @@ func planFork(sb *v1alpha1.Sandbox, key string, spec v1alpha1.Fork, view namespa
 	switch {
 	case !ok:
 		f.orphan = true
-		f.refusal = refuse(reasonWorkloadNotFound, "fork of %s: there is no such workload in namespace %s: create it or correct the name", workloadName(f.ref), sb.Namespace)
+		f.refusal = refuse(reasonWorkloadNotFound, "there is no such workload in namespace %s: create it or correct the name", sb.Namespace)
 		return f
 	case w.fork:
-		f.refusal = refuse(reasonUnsupported, "fork of %s: it is a fork itself: name the workload that it is one of", workloadName(f.ref))
+		f.refusal = refuse(reasonUnsupported, "it is a fork itself: name the workload that it is one of")
 		return f
 	}
 	id := forkID{sandbox: sb.Name, routingKey: key, hash: f.hash}
@@ -86,7 +86,7 @@ func planFork(sb *v1alpha1.Sandbox, key string, spec v1alpha1.Fork, view namespa
 		meta.Name = jobName(sb, spec, f.ref)
 		f.name, job = meta.Name, meta.Name
 	}
-	if r := selectedByOthers(workloadName(f.ref), forkPodLabels(pod.template.Labels, job), view.selecting); r != nil {
+	if r := selectedByOthers(forkPodLabels(pod.template.Labels, job), view.selecting); r != nil {
 		f.refusal = r
 		return f
 	}

@@ -11,6 +11,7 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 
 	"github.com/sidetrack-dev/sidetrack/api/v1alpha1"
 )
@@ -24,6 +25,8 @@ type forkState struct {
 	message string
 	// failing: time alone will not help.
 	failing bool
+	// invalid: the API server does not take what the spec makes of the workload.
+	invalid bool
 	// silent is a pod that is not ready and does not say why: its events may.
 	silent *corev1.Pod
 }
@@ -41,6 +44,7 @@ func observeFork(f *fork, applied error, live any, pods []corev1.Pod) forkState 
 		s.fail(f.refusal.reason, f.refusal.message)
 		return s
 	case applied != nil:
+		s.invalid = apierrors.IsInvalid(applied) || apierrors.IsBadRequest(applied)
 		s.fail(reasonRejected, fmt.Sprintf("the API server refuses it: %s", short(applied.Error(), maxMessage)))
 		return s
 	}
@@ -163,7 +167,7 @@ func podFailure(p *corev1.Pod) (reason, message string) {
 	}
 	for _, c := range p.Status.Conditions {
 		if c.Type == corev1.PodScheduled && c.Status == corev1.ConditionFalse && c.Reason != corev1.PodReasonSchedulingGated {
-			return reasonUnschedulable, fmt.Sprintf("no node takes it: %s: make room, or change requests and placement with patch", short(c.Message, maxMessage))
+			return reasonUnschedulable, fmt.Sprintf("no node takes it: %s: make room, or change requests and placement with patch", strings.TrimSuffix(short(c.Message, maxMessage), "."))
 		}
 	}
 	return containersFailure(p)
@@ -243,6 +247,16 @@ func podWaits(p *corev1.Pod) string {
 		}
 	}
 	return "is being started"
+}
+
+// tells reports whether a warning is about a pod's not being ready; others come
+// and go with pods that run well.
+func tells(reason string) bool {
+	switch reason {
+	case "Unhealthy", "ProbeError", "NetworkNotReady", "BackOff", "HostPortConflict", "InspectFailed", "Evicted", "Preempting", "NodeNotReady":
+		return true
+	}
+	return strings.HasPrefix(reason, "Failed")
 }
 
 // explain adds what an event says of a pod that does not itself.

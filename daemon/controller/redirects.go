@@ -112,7 +112,7 @@ func (r *resolver) add(rd v1alpha1.Redirect, f *fork, what string, from *corev1.
 	}
 	ports := r.from(&s, what, from)
 	if f != nil && f.refusal != nil {
-		s.Refused, s.Message = true, f.refusal.message
+		s.Refused, s.Message = true, what+": "+f.refusal.message
 	} else {
 		var only map[string]bool
 		if f != nil {

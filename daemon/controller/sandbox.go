@@ -381,7 +381,9 @@ func (p *sandboxPass) status(key string, refused bool, forks []fork, states []fo
 	refusals := res.refusals
 	for i := range forks {
 		if r := forks[i].refusal; r != nil {
-			refusals = append(refusals, *r)
+			refusals = append(refusals, refusal{r.reason, fmt.Sprintf("fork of %s: %s", workloadName(forks[i].ref), r.message)})
+		} else if states[i].invalid {
+			refusals = append(refusals, refusal{states[i].reason, fmt.Sprintf("fork of %s: %s", workloadName(forks[i].ref), states[i].message)})
 		}
 		next.Forks = append(next.Forks, states[i].status)
 		next.Forks[i].Message = short(states[i].message, maxMessage)

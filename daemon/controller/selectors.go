@@ -94,7 +94,7 @@ func forkPodLabels(template map[string]string, job string) labels.Set {
 
 // selectedByOthers refuses a fork whose pods one of the namespace's objects would
 // take for its own.
-func selectedByOthers(fork string, pod labels.Set, all []selecting) *refusal {
+func selectedByOthers(pod labels.Set, all []selecting) *refusal {
 	var by []string
 	for _, s := range all {
 		if s.selector.Matches(pod) {
@@ -105,9 +105,9 @@ func selectedByOthers(fork string, pod labels.Set, all []selecting) *refusal {
 		return nil
 	}
 	slices.Sort(by)
-	return refuse(reasonSelected, "fork of %s: its pods would be selected by %s and taken for the baseline's: "+
+	return refuse(reasonSelected, "its pods would be selected by %s and taken for the baseline's: "+
 		"set labels with patch.metadata.labels that this does not match, or have it leave out pods with the label %s",
-		fork, join(by, ", "), forkLabel)
+		join(by, ", "), forkLabel)
 }
 
 func describeSelector(s labels.Selector) string {

@@ -55,7 +55,7 @@ func forkTemplate(w workload, f v1alpha1.Fork, id forkID) (forkPod, *refusal) {
 	var p forkPod
 	p.template = *w.template.DeepCopy()
 	emptied := p.separate(w)
-	if r := override(&p.template, f, w.ref); r != nil {
+	if r := override(&p.template, f); r != nil {
 		return p, r
 	}
 	patched, r := patch(p.template, f.Patch)
@@ -73,12 +73,12 @@ func forkTemplate(w workload, f v1alpha1.Fork, id forkID) (forkPod, *refusal) {
 }
 
 // override applies what the fork says of single containers.
-func override(t *corev1.PodTemplateSpec, f v1alpha1.Fork, ref v1alpha1.WorkloadRef) *refusal {
+func override(t *corev1.PodTemplateSpec, f v1alpha1.Fork) *refusal {
 	for _, o := range f.Containers {
 		c := container(t, o.Name)
 		if c == nil {
-			return refuse(reasonContainerNotFound, "fork of %s: there is no container %q in it, it has %s: correct the name, or add a container with patch",
-				workloadName(ref), o.Name, containerNames(t))
+			return refuse(reasonContainerNotFound, "there is no container %q in it, it has %s: correct the name, or add a container with patch",
+				o.Name, containerNames(t))
 		}
 		if o.Image != "" {
 			c.Image = o.Image

@@ -164,7 +164,7 @@ func warning(ctx context.Context, r client.Reader, pod *corev1.Pod) (*corev1.Eve
 	}
 	var newest *corev1.Event
 	for i := range all.Items {
-		if e := &all.Items[i]; newest == nil || eventTime(newest).Before(eventTime(e)) {
+		if e := &all.Items[i]; tells(e.Reason) && (newest == nil || eventTime(newest).Before(eventTime(e))) {
 			newest = e
 		}
 	}
