@@ -7,9 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"log/slog"
-	"net"
 	"net/http"
 	"os"
 	"runtime/debug"
@@ -38,6 +36,7 @@ type runFlags struct {
 	loops          int
 	lease          time.Duration
 	drainTimeout   time.Duration
+	handover       handoverFlags
 	logs           logFlags
 }
 
@@ -79,6 +78,7 @@ func (f *runFlags) register(flags *pflag.FlagSet) {
 	flags.Uint32Var(&f.kernel.MaxUDPPeers, "max-udp-peers", f.kernel.MaxUDPPeers, "most redirected peers of unconnected UDP sockets; the longest unused give way")
 	flags.DurationVar(&f.lease, "lease", f.lease, "how long flow redirects go on when no agent runs")
 	flags.DurationVar(&f.drainTimeout, "drain-timeout", f.drainTimeout, "how long requests under way may take at the end")
+	f.handover.register(flags)
 	f.logs.register(flags)
 }
 
@@ -120,20 +120,12 @@ func (f *runFlags) run(ctx context.Context, stderr io.Writer) (err error) {
 	}
 
 	f.kernel.Logger = log
-	kernel, err := loader.Open(f.kernel)
-	if errors.Is(err, fs.ErrPermission) {
-		return fmt.Errorf("%w: run the agent as root, or with what `sidetrackd check` names", err)
-	}
+	kernel, predecessor, err := f.handover.openKernel(ctx, f.kernel, log)
 	if err != nil {
 		return err
 	}
+	defer predecessor.Close()
 	defer closing("let go of the kernel", kernel)
-
-	listener, err := net.Listen("tcp", f.metricsAddress)
-	if err != nil {
-		return fmt.Errorf("serve metrics: %w", err)
-	}
-	defer listener.Close()
 
 	rt, err := router.New(router.Config{
 		Loops:      f.loops,
@@ -148,6 +140,8 @@ func (f *runFlags) run(ctx context.Context, stderr io.Writer) (err error) {
 	defer closing("close the router", rt)
 
 	var m *metrics.Metrics
+	scrapes := metrics.NewEndpoint(f.metricsAddress, func() *http.Server { return m.Server() })
+	defer closing("close the metrics server", scrapes)
 	a, err := agent.New(agent.Config{
 		Source:       from.objects,
 		Pods:         resolver,
@@ -160,6 +154,7 @@ func (f *runFlags) run(ctx context.Context, stderr io.Writer) (err error) {
 		Applied:      func(took time.Duration, err error) { m.Applied(took, err) },
 		Changed:      func(took time.Duration) { m.Changed(took) },
 		Reporter:     from.reporter,
+		Handover:     f.handover.turns(predecessor, kernel, rt, scrapes, f.origin.kubernetes),
 		Logger:       log,
 	})
 	if err != nil {
@@ -167,17 +162,16 @@ func (f *runFlags) run(ctx context.Context, stderr io.Writer) (err error) {
 	}
 	m = metrics.New(buildVersion(), metrics.Sources{Kernel: kernel, Router: rt, State: a.State})
 
-	server := m.Server()
-	served := make(chan error, 1)
-	go func() { served <- server.Serve(listener) }()
-	defer func() {
-		closing("close the metrics server", server)
-		if e := <-served; !errors.Is(e, http.ErrServerClosed) {
-			err = errors.Join(err, fmt.Errorf("serve metrics: %w", e))
-		}
-	}()
+	if err := endpoint(scrapes, predecessor); err != nil {
+		return err
+	}
+	probes, err := f.handover.serveReady(m, f.origin.kubernetes, log)
+	if err != nil {
+		return err
+	}
+	defer closing("close the socket for probes", probes)
 
-	log.Info("sidetrackd runs", "version", buildVersion(), "manifests", f.origin.manifests, "node", f.origin.nodeName, "metrics", listener.Addr().String())
+	log.Info("sidetrackd runs", "version", buildVersion(), "manifests", f.origin.manifests, "node", f.origin.nodeName, "metrics", scrapes.Bound())
 	err = a.Run(ctx)
 	log.Info("sidetrackd ends")
 	return err

@@ -66,6 +66,8 @@ type Config struct {
 	Changed func(took time.Duration)
 	// Reporter is told what is in force, and closed when the agent ends; may be nil.
 	Reporter Reporter
+	// Handover lets agents take turns; nil: this one does not.
+	Handover *HandoverConfig
 	Logger   *slog.Logger
 }
 
@@ -93,6 +95,7 @@ type Agent struct {
 	sweeper   *sweeper
 	problems  problemLog
 	report    report
+	turns     *turns
 	failing   bool // what was tried last has to be tried again
 
 	state atomic.Pointer[metrics.State]
@@ -111,6 +114,8 @@ func New(cfg Config) (*Agent, error) {
 		problems:  problemLog{log: cfg.Logger},
 		report:    report{to: cfg.Reporter},
 	}
+	a.turns = newTurns(cfg.Handover, a)
+	a.compiled = a.turns.first()
 	a.state.Store(&metrics.State{NotReady: "no manifests have been read yet"})
 	return a, nil
 }
@@ -119,12 +124,16 @@ func New(cfg Config) (*Agent, error) {
 func (a *Agent) State() metrics.State {
 	s := *a.state.Load()
 	s.UncoveredConnections = a.sweeper.uncovered()
+	if s.NotReady == "" {
+		s.NotReady = a.turns.notReady()
+	}
 	return s
 }
 
 // Run does the agent's work until ctx is over, and then drains: new connections
 // go to the baseline, requests under way are finished. Flow redirects stay.
-func (a *Agent) Run(ctx context.Context) error {
+func (a *Agent) Run(ctx context.Context) (err error) {
+	defer func() { err = errors.Join(err, a.turns.close()) }()
 	if err := a.cfg.Kernel.RenewLease(a.cfg.Lease); err != nil {
 		return err
 	}
@@ -143,6 +152,10 @@ func (a *Agent) Run(ctx context.Context) error {
 	for {
 		select {
 		case <-ctx.Done():
+			return a.drain()
+		case f := <-a.turns.calls():
+			f()
+		case <-a.turns.over():
 			return a.drain()
 		case next := <-a.cfg.Source.Snapshots():
 			if a.same(next) {
@@ -190,6 +203,13 @@ func (a *Agent) reconcile() {
 	problems = append(problems, a.resolved.Problems...)
 
 	uncovered := a.listeners.want(table, a.resolved.Namespaces)
+	if n := a.turns.early(newCaptures(table), a.listeners.open); n > 0 {
+		// The predecessor covers more than this agent would. The rest is about to be
+		// found; until then nothing of this agent is in force.
+		a.failing = true
+		a.state.Store(&metrics.State{NotReady: fmt.Sprintf("%d pods that the earlier agent covers have not been found yet", n)})
+		return
+	}
 	for _, ns := range a.resolved.Namespaces {
 		if err := a.listeners.failed[ns.Cookie]; err != nil {
 			problems = append(problems, routing.Problem{
@@ -219,6 +239,9 @@ func (a *Agent) reconcile() {
 		s.NotReady = fmt.Sprintf("the first table is not in the kernel: %v", err)
 	}
 	a.state.Store(s)
+	if err == nil {
+		a.turns.inForce()
+	}
 	// Whoever reads the log finds the metrics say the same.
 	say()
 	if err == nil {
@@ -268,10 +291,18 @@ func (a *Agent) drain() error {
 	s := *a.state.Load()
 	s.NotReady = "the agent is ending"
 	a.state.Store(&s)
-	err := errors.Join(a.silence(), a.cfg.Kernel.DetachCapture())
-	time.Sleep(grace)
+	err := a.silence()
 	ctx, cancel := context.WithTimeout(context.Background(), a.cfg.DrainTimeout)
 	defer cancel()
+	if a.turns.left(ctx) {
+		// Another agent acts, and has what could move.
+		var last context.CancelFunc
+		ctx, last = context.WithTimeout(context.Background(), lastChance)
+		defer last()
+	} else {
+		err = errors.Join(err, a.turns.endTurn(a.cfg.Kernel.DetachCapture))
+		time.Sleep(grace)
+	}
 	if e := a.cfg.Router.Drain(ctx); e != nil && !errors.Is(e, context.DeadlineExceeded) {
 		err = errors.Join(err, e)
 	} else if e != nil {

@@ -4,7 +4,11 @@ package router
 
 import (
 	"context"
+	"maps"
+	"slices"
 	"time"
+
+	"github.com/sidetrack-dev/sidetrack/routing"
 )
 
 // Connections go to another process while it and this one serve. Whoever has a
@@ -163,4 +167,34 @@ func (c *conn) canPart(midway, looking bool) bool {
 		c.stalledTurns, c.stalledSince = c.turns, now
 	}
 	return now-c.stalledSince >= int64(stalledFor)
+}
+
+// Destinations returns what the table knows of the destinations of open
+// connections, for another process that is about to get them.
+func (r *Router) Destinations() []routing.Remembered {
+	t := r.table.Load()
+	known := map[routing.DestID]bool{}
+	var out []routing.Remembered
+	for _, l := range r.loops {
+		l.call(func() {
+			for c := l.conns.first; c != nil; c = c.next {
+				c.table() // brings c.dest up to date
+				if known[c.dest] {
+					continue
+				}
+				known[c.dest] = true
+				if d, ok := t.Remember(c.dest); ok {
+					out = append(out, d)
+				}
+			}
+		})
+	}
+	return out
+}
+
+// Listening returns the namespaces with listeners.
+func (r *Router) Listening() []routing.Cookie {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Collect(maps.Keys(r.namespaces))
 }

@@ -35,6 +35,7 @@ var mayImport = map[string][]string{
 	"daemon/source":    {"routing", "api", "daemon/pods", "daemon/source"},
 	"daemon/nodestate": {"routing", "api"},
 	"daemon/metrics":   {"routing", "loader", "daemon/router", "daemon/metrics"},
+	"daemon/handover":  {"routing", "daemon/router"},
 	"daemon/agent":     {"routing", "loader", "daemon", "api"},
 	"cmd":              {"api", "daemon", "loader", "routing"},
 	"deploy":           {"deploy"},
