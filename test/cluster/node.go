@@ -26,6 +26,8 @@ type Node struct {
 	PodSubnet string
 	// Netns is the network namespace's file; the first node's is the host's.
 	Netns string
+	// PodsCgroup is the folder of cgroup2 that the node's pods are in.
+	PodsCgroup string
 	// Holder keeps the mount namespace.
 	Holder     *Process
 	Containerd *Process
@@ -90,6 +92,7 @@ func (c *Cluster) startNode(ctx context.Context, i int, cgroup, proxyMode string
 			return nil, fmt.Errorf("make the folders of %s: %w", n.Name, err)
 		}
 	}
+	n.PodsCgroup = filepath.Join(filepath.Dir(cgroup), cgroupRoots[i], "kubepods")
 	if cgroupRoots[i] != "" {
 		if err := makeCgroupRoot(cgroupRoots[i]); err != nil {
 			return nil, err

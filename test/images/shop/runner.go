@@ -15,7 +15,7 @@ import (
 )
 
 // runner does what the test asks of it: POST /ask is one request, POST /load
-// begins load and GET /load tells what has become of it.
+// begins load in the place of what there was, and GET /load tells what has become of it.
 func runner(ctx context.Context, args []string) error {
 	f := flag.NewFlagSet("runner", flag.ContinueOnError)
 	listen := f.String("listen", ":9000", "the `address` to take orders on")
@@ -24,6 +24,12 @@ func runner(ctx context.Context, args []string) error {
 	}
 	var mu sync.Mutex
 	var current *load
+	var stop context.CancelFunc
+	defer func() {
+		if stop != nil {
+			stop()
+		}
+	}()
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /ask", func(rw http.ResponseWriter, r *http.Request) {
 		var what visit.Request
@@ -38,8 +44,13 @@ func runner(ctx context.Context, args []string) error {
 		}
 		mu.Lock()
 		defer mu.Unlock()
+		if stop != nil {
+			stop()
+		}
 		current = newLoad(what)
-		go current.run(ctx)
+		var loading context.Context
+		loading, stop = context.WithCancel(ctx)
+		go current.run(loading)
 		encode(rw, current.result())
 	})
 	mux.HandleFunc("GET /load", func(rw http.ResponseWriter, _ *http.Request) {

@@ -1,0 +1,229 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"context"
+	"crypto/rand"
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
+	"k8s.io/apimachinery/pkg/watch"
+	ctrlclient "sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/sidetrack-dev/sidetrack/api/v1alpha1"
+)
+
+// What requests tell of their ways through the shop. In tagged ones the fork of
+// route has been there instead of route.
+const (
+	untouched  = "front v1, cart v1, route v1 (everybody), stock v1"
+	forkOnWay  = "front v1, cart v1, route pr-42 (everybody), stock v1"
+	ownOnWay   = "front v1, cart v1, route pr-42 (pr-42), stock v1"
+	grantOnWay = "front v1, cart v1, route pr-42 (another), stock v1"
+)
+
+func newKey(name string) string { return name + "-" + strings.ToLower(rand.Text()) }
+
+// sandboxKey is the key of the sandbox that several chapters use.
+var sandboxKey = newKey("pr-42")
+
+// pr42 is that sandbox; more is what follows in its spec.
+func pr42(more string) string {
+	return `
+apiVersion: sidetrack.dev/v1alpha1
+kind: Sandbox
+metadata: {name: pr-42, namespace: shop}
+spec:
+  routingKey: ` + sandboxKey + `
+  forks:
+  - workload: {kind: Deployment, name: route}
+    containers: [{name: route, image: "sidetrack.test/shop:pr-42"}]
+` + more
+}
+
+func getSandbox(ctx context.Context, name string) (*v1alpha1.Sandbox, error) {
+	var s v1alpha1.Sandbox
+	err := client.Get(ctx, ctrlclient.ObjectKey{Namespace: shop, Name: name}, &s)
+	return &s, err
+}
+
+// isReady is a check for eventually.
+func isReady(name string) func(context.Context) error {
+	return func(ctx context.Context) error {
+		s, err := getSandbox(ctx, name)
+		if err != nil {
+			return err
+		}
+		c := meta.FindStatusCondition(s.Status.Conditions, v1alpha1.ConditionReady)
+		if c == nil || string(c.Status) != "True" || c.ObservedGeneration != s.Generation {
+			return fmt.Errorf("sandbox %s is not ready: %s", name, conditions(s))
+		}
+		return nil
+	}
+}
+
+func conditions(s *v1alpha1.Sandbox) string {
+	var all []string
+	for _, c := range s.Status.Conditions {
+		all = append(all, fmt.Sprintf("%s %s %s: %s", c.Type, c.Status, c.Reason, c.Message))
+	}
+	return strings.Join(all, "; ")
+}
+
+// podTimes are when a pod was first seen, and when it was first seen ready.
+type podTimes struct {
+	mu             sync.Mutex
+	created, ready time.Time
+}
+
+func (p *podTimes) watch(t *testing.T, label string) {
+	t.Helper()
+	w, err := client.Watch(t.Context(), &corev1.PodList{}, ctrlclient.InNamespace(shop), ctrlclient.MatchingLabels{v1alpha1.SandboxLabel: label})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(w.Stop)
+	go func() {
+		for e := range w.ResultChan() {
+			pod, ok := e.Object.(*corev1.Pod)
+			if !ok || e.Type == watch.Deleted {
+				continue
+			}
+			p.mu.Lock()
+			if p.created.IsZero() {
+				p.created = time.Now()
+			}
+			for _, c := range pod.Status.Conditions {
+				if c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue && p.ready.IsZero() {
+					p.ready = time.Now()
+				}
+			}
+			p.mu.Unlock()
+		}
+	}()
+}
+
+// budget is what may pass from kubectl apply to a correct first tagged answer,
+// beyond what the fork's pod takes to start.
+const budget = 500 * time.Millisecond
+
+func forkTwoHopsDeep(t *testing.T) {
+	var pod podTimes
+	pod.watch(t, "pr-42")
+	w := runners(t)
+	applied := make(chan time.Duration, 1)
+	began := time.Now()
+	go func() {
+		if err := kube.ApplyYAML(t.Context(), pr42("")); err != nil {
+			t.Error(err)
+		}
+		applied <- time.Since(began)
+	}()
+	eventually(t, 3*time.Minute, w[0].gets(front, tag(sandboxKey), forkOnWay))
+	answered := time.Now()
+	byKubectl := <-applied
+	eventually(t, time.Minute, isReady("pr-42"))
+	ready := time.Now()
+	pod.mu.Lock()
+	own, made, toAnswer := pod.ready.Sub(pod.created), pod.created.Sub(began), answered.Sub(pod.ready)
+	pod.mu.Unlock()
+	beyond := answered.Sub(began) - own
+	figure("kubectl apply of a Sandbox until a correct first tagged answer", "%d ms", answered.Sub(began).Milliseconds())
+	figure("  of which the fork's pod from made to ready", "%d ms", own.Milliseconds())
+	figure("  until its pod was made / from its being ready to the answer", "%d ms / %d ms", made.Milliseconds(), toAnswer.Milliseconds())
+	figure("  beyond the pod's own start (budget 500 ms), kubectl itself ran", "%d ms, %d ms", beyond.Milliseconds(), byKubectl.Milliseconds())
+	figure("  until Ready", "%d ms", ready.Sub(began).Milliseconds())
+	if beyond > budget {
+		t.Errorf("a correct first tagged answer took %s more than the pod's own start, of which kubectl %s; the budget is %s", beyond, byKubectl, budget)
+	}
+
+	for _, w := range w {
+		w.mustGet(t, front, tag(sandboxKey), forkOnWay)
+		w.mustGet(t, front, nil, untouched)
+		w.mustGet(t, front, tag(newKey("other")), untouched)
+		// From the outside, through a proxy that keeps its connections.
+		w.mustGet(t, ingress, tag(sandboxKey), forkOnWay)
+		w.mustGet(t, ingress, nil, untouched)
+	}
+	r, err := w[0].ask(t.Context(), front, tag(sandboxKey))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, visits := told(r)
+	if len(visits) != 4 || visits[2].Sandbox != "pr-42" {
+		t.Errorf("the fork does not know its sandbox: %+v", visits)
+		return
+	}
+	// Servers see who really asks: the pod in front of them, not an agent.
+	ips := map[string]string{}
+	for _, p := range podsOf(t, nil) {
+		ips[p.Name] = p.Status.PodIP
+	}
+	for i := 1; i < len(visits); i++ {
+		if client, _, _ := strings.Cut(visits[i].Client, ":"); client != ips[visits[i-1].Pod] {
+			t.Errorf("%s was asked by %s, want %s of %s", visits[i].Pod, client, ips[visits[i-1].Pod], visits[i-1].Pod)
+		}
+	}
+	// The fork is a pod of its own that no baseline Service selects.
+	for _, p := range podsOf(t, ctrlclient.MatchingLabels{v1alpha1.SandboxLabel: "pr-42"}) {
+		if p.Labels["app"] != "" {
+			t.Errorf("the fork's pod has the baseline's label: %v", p.Labels)
+		}
+	}
+}
+
+func forkHasItsOwnDatabase(t *testing.T) {
+	apply(t, pr42(`
+  redirects:
+  - from: {service: postgres, port: 5432}
+    to: {service: postgres-pr-42}
+`))
+	w := runners(t)
+	eventually(t, time.Minute, w[0].gets(front, tag(sandboxKey), ownOnWay))
+	eventually(t, time.Minute, isReady("pr-42"))
+	for _, w := range w {
+		w.mustGet(t, front, tag(sandboxKey), ownOnWay)
+		w.mustGet(t, front, nil, untouched)
+		// A pod that is not in the sandbox, header or not, has the usual one.
+		if got := w.database(t); got != "everybody" {
+			t.Errorf("%s is answered by database %q", w.name, got)
+		}
+	}
+}
+
+// testRunner: whoever carries the sandbox's label is in it: its flows are tagged,
+// and with inject its requests as well.
+func testRunner(t *testing.T) {
+	apply(t, `
+apiVersion: v1
+kind: Pod
+metadata: {name: test-runner, namespace: shop, labels: {sidetrack.dev/sandbox: pr-42, sidetrack.dev/inject: "true"}}
+spec:
+  terminationGracePeriodSeconds: 1
+  containers: [{name: runner, image: "sidetrack.test/shop:v1", imagePullPolicy: Never, args: [runner]}]
+`)
+	t.Cleanup(func() { kubectl(t, "delete", "pod", "-n", shop, "test-runner", "--wait") })
+	kubectl(t, "wait", "-n", shop, "--for=condition=Ready", "pod/test-runner", "--timeout=120s")
+	w := runnerPod(t, "test-runner")
+	eventually(t, time.Minute, w.gets(front, nil, ownOnWay))
+	w.mustGet(t, front, nil, ownOnWay)
+	if got := w.database(t); got != "pr-42" {
+		t.Errorf("the test runner is answered by database %q", got)
+	}
+}
+
+// database asks the shop's PostgreSQL from inside the pod.
+func (w worker) database(t *testing.T) string {
+	t.Helper()
+	r, err := w.askDatabase(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r.Body + r.Failure
+}
