@@ -100,7 +100,7 @@ aggregateRoles: false`,
 				return
 			}
 			for _, want := range []string{"localhost:5000/x/sidetrackd@sha256:", "kind: PodMonitor", "kind: ServiceMonitor", "kind: PrometheusRule", "--metrics-address=[$(HOST_IP)]:1234",
-				"maxSurge: 25%", "--baggage-member=a,b", "--pods-cgroup=/sys/fs/cgroup/kubepods", "- \"--max-flow-routes=2000000\"", "release: prom"} {
+				"maxSurge: 25%", "--baggage-member=a,b", "--pods-cgroup=/sys/fs/cgroup/kubepods", "- \"--max-flow-routes=2000000\"", "release: prom", "--node-selector=kubernetes.io/os=linux,pool=apps"} {
 				if !strings.Contains(out, want) {
 					t.Errorf("it lacks %q", want)
 				}
