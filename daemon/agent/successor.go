@@ -150,7 +150,7 @@ func (t *turns) session(c *handover.Conn, hello *handover.Hello, will *handover.
 		t.log.Warn("something of this agent may still be in force", "err", err)
 	}
 	if err := c.Send(handover.KindYielded, nil); err == nil && will.ConnFormat != 0 {
-		if err := t.giveAway(c, in, &sure); err != nil {
+		if err := t.giveAway(c, in, &sure); err != nil && !t.ending.Load() {
 			t.log.Warn("connections that have not moved end with this agent", "connections", t.Router.Open(), "err", err)
 		}
 	}

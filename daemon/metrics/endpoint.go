@@ -114,7 +114,8 @@ func (e *Endpoint) Start() error {
 	server, listener := e.server(), e.listener
 	e.serving = server
 	e.done.Go(func() {
-		if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+		// Stop closes the listener before the server, or after.
+		if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) && !errors.Is(err, net.ErrClosed) {
 			e.mu.Lock()
 			defer e.mu.Unlock()
 			e.failed = fmt.Errorf("serve metrics: %w", err)

@@ -155,6 +155,8 @@ func TestMetricsNameSandboxAndServiceAndNeverAKey(t *testing.T) {
 		`sidetrack_router_bytes_total{direction="from_clients"} 100`,
 		`sidetrack_router_bytes_total{direction="to_clients"} 200`,
 		`sidetrack_router_connections 2`,
+		`sidetrack_router_connections_moved_total{direction="in"} 0`,
+		`sidetrack_router_connections_moved_total{direction="out"} 0`,
 		`sidetrack_router_connections_total 9`,
 		`sidetrack_router_errors_total{reason="client_reset"} 6`,
 		`sidetrack_router_retries_total 4`,

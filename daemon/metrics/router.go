@@ -27,6 +27,8 @@ var (
 		"Clients' connections that the router holds.", nil, nil)
 	acceptedDesc = prometheus.NewDesc("sidetrack_router_connections_total",
 		"Clients' connections that the router has accepted.", nil, nil)
+	movedDesc = prometheus.NewDesc("sidetrack_router_connections_moved_total",
+		"Clients' connections taken over from another agent (in) and given to one (out).", []string{"direction"}, nil)
 	bytesDesc = prometheus.NewDesc("sidetrack_router_bytes_total",
 		"Bytes that the router has read from clients and written to them.", []string{"direction"}, nil)
 	tunnelsDesc = prometheus.NewDesc("sidetrack_router_tunnels_total",
@@ -39,7 +41,7 @@ var (
 
 // Describe implements prometheus.Collector.
 func (c *routerCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{requestsDesc, opaqueDesc, connectionsDesc, acceptedDesc, bytesDesc, tunnelsDesc, retriesDesc, errorsDesc} {
+	for _, d := range []*prometheus.Desc{requestsDesc, opaqueDesc, connectionsDesc, acceptedDesc, movedDesc, bytesDesc, tunnelsDesc, retriesDesc, errorsDesc} {
 		ch <- d
 	}
 }
@@ -52,6 +54,8 @@ func (c *routerCollector) Collect(ch chan<- prometheus.Metric) {
 	s := c.router.Stats()
 	ch <- prometheus.MustNewConstMetric(connectionsDesc, prometheus.GaugeValue, float64(s.Open))
 	counter(acceptedDesc, s.Accepted)
+	counter(movedDesc, s.Received, "in")
+	counter(movedDesc, s.Given, "out")
 	counter(bytesDesc, s.FromClients, "from_clients")
 	counter(bytesDesc, s.ToClients, "to_clients")
 	counter(tunnelsDesc, s.Tunnels)

@@ -31,8 +31,10 @@ type agent struct {
 	cmd     *exec.Cmd
 	log     *logBuffer
 	metrics string // host:port
-	done    chan struct{}
-	err     error // of Wait; valid after done
+	// readySocket is where `sidetrackd ready` finds it; empty: nowhere.
+	readySocket string
+	done        chan struct{}
+	err         error // of Wait; valid after done
 }
 
 // logBuffer keeps what a program has written. It may be read meanwhile.

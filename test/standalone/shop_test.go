@@ -53,6 +53,11 @@ type shop struct {
 	base, forkA, forkB              *lab.Pod
 
 	wide atomic.Int32
+
+	// Of agents that take turns.
+	run     string // the folder of their sockets
+	metrics string
+	turns   int
 }
 
 // newShop builds the world and its manifests. No server runs, and no agent.
