@@ -11,7 +11,6 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
-	"golang.org/x/sys/unix"
 )
 
 // newSuffix ends the name of a pin until it is renamed over its predecessor. (bpffs
@@ -86,7 +85,7 @@ func (k *Kernel) publishFlow(p program) error {
 		k.log.Warn("pinned link belongs to a cgroup that is gone or not the configured one; replacing it", "link", p.name)
 	}
 
-	l, err := k.attach(p)
+	l, err := k.attach(p, attachFirst)
 	if err != nil {
 		return err
 	}
@@ -115,26 +114,13 @@ func (k *Kernel) publishCapture(p program) error {
 			return err
 		}
 	}
-	l, err := k.attach(p)
+	l, err := k.attach(p, attachLast)
 	if err != nil {
 		return err
 	}
 	k.capture[p.name] = l
 	// Only now can two agents that started at the same time see each other.
 	return k.refuseForeign()
-}
-
-func (k *Kernel) attach(p program) (link.Link, error) {
-	l, err := link.AttachCgroup(link.CgroupOptions{
-		Path: k.cfg.Cgroup, Attach: p.attach, Program: k.objs.programs[p.name],
-	})
-	if errors.Is(err, unix.EPERM) {
-		return nil, fmt.Errorf("attach %s to cgroup %s: %w (perhaps a program at it or above it was attached without BPF_F_ALLOW_MULTI; \"bpftool cgroup tree\" lists them)", p.name, k.cfg.Cgroup, err)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("attach %s to cgroup %s: %w", p.name, k.cfg.Cgroup, err)
-	}
-	return l, nil
 }
 
 // attachedHere reports whether a link is attached to the configured cgroup. One
