@@ -17,6 +17,7 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/validation/field"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 	kjson "sigs.k8s.io/json"
 	"sigs.k8s.io/yaml"
 
@@ -32,11 +33,12 @@ type objectKey struct {
 }
 
 // object is what is kept of one object: *routing.Service,
-// *routing.EndpointSlice, *routing.Sandbox, *pods.Pod, or a silent for one that
-// says nothing about routing. There may be very many.
+// *routing.EndpointSlice, *routing.Sandbox, *pods.Pod, *group, *grant, or a silent
+// for one that says nothing about routing. There may be very many.
 type object struct {
-	value any
-	item  int // of a List, from 1
+	value  any
+	labels map[string]string // a Sandbox's
+	item   int               // of a List, from 1
 }
 
 // silent is an object that only takes up its name.
@@ -52,6 +54,10 @@ func (o *object) key() objectKey {
 		return objectKey{v1alpha1.SandboxKind, v.Name}
 	case *pods.Pod:
 		return objectKey{"Pod", v.Name}
+	case *group:
+		return objectKey{v1alpha1.RouteGroupKind, v.Name}
+	case *grant:
+		return objectKey{"ReferenceGrant", v.name}
 	case *silent:
 		return v.objectKey
 	}
@@ -245,20 +251,35 @@ func (d *document) decode(data []byte, item int) {
 			obj.Namespace = name.Namespace
 			if errs = obj.Validate(); len(errs) == 0 {
 				s := convertSandbox(&obj)
-				o.value = &s
+				o.value, o.labels = &s, obj.Labels
 				advice = standaloneAdvice(&obj)
 			}
 		}
+	case v1alpha1.APIVersion + " " + v1alpha1.RouteGroupKind:
+		var obj v1alpha1.RouteGroup
+		if ok = d.into(data, &obj, item, about, true); ok {
+			obj.Namespace = name.Namespace
+			if errs = obj.Validate(); len(errs) == 0 {
+				o.value = convertGroup(&obj)
+				advice = groupAdvice(&obj)
+			}
+		}
+	case "gateway.networking.k8s.io/v1 ReferenceGrant", "gateway.networking.k8s.io/v1beta1 ReferenceGrant":
+		var obj gatewayv1.ReferenceGrant
+		if ok = d.into(data, &obj, item, about, false); ok {
+			obj.Namespace = name.Namespace
+			o.value = convertGrant(&obj)
+		}
 	default:
-		about.Message = fmt.Sprintf("is ignored: %s %s is none of v1 Service, v1 Pod, discovery.k8s.io/v1 EndpointSlice and %s %s",
-			h.APIVersion, h.Kind, v1alpha1.APIVersion, v1alpha1.SandboxKind)
+		about.Message = fmt.Sprintf("is ignored: %s %s is none of v1 Service, v1 Pod, discovery.k8s.io/v1 EndpointSlice, gateway.networking.k8s.io/v1 ReferenceGrant, and %s %s and %s",
+			h.APIVersion, h.Kind, v1alpha1.APIVersion, v1alpha1.SandboxKind, v1alpha1.RouteGroupKind)
 		d.warn(item, about)
 		return
 	}
 	if !ok {
 		return
 	}
-	if h.Metadata.Name == "" && h.Kind != v1alpha1.SandboxKind {
+	if h.Metadata.Name == "" && h.APIVersion != v1alpha1.APIVersion {
 		errs = append(errs, field.Required(field.NewPath("metadata", "name"), "every object needs a name"))
 	}
 	for _, err := range errs {

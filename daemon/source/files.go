@@ -10,6 +10,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/sidetrack-dev/sidetrack/api/v1alpha1"
 	"github.com/sidetrack-dev/sidetrack/daemon/pods"
 	"github.com/sidetrack-dev/sidetrack/routing"
 )
@@ -155,9 +156,11 @@ func snapshot(files map[string]*file) Snapshot {
 	var s Snapshot
 	names := slices.Sorted(maps.Keys(files))
 	var services, endpoints, sandboxes, podCount int
+	var grants []*grant
+	var groups []*group
 	for _, name := range names {
 		files[name].good.each(files[name], func(o *object, _ place) {
-			switch o.value.(type) {
+			switch v := o.value.(type) {
 			case *routing.Service:
 				services++
 			case *routing.EndpointSlice:
@@ -166,31 +169,62 @@ func snapshot(files map[string]*file) Snapshot {
 				sandboxes++
 			case *pods.Pod:
 				podCount++
+			case *grant:
+				grants = append(grants, v)
+			case *group:
+				groups = append(groups, v)
 			}
 		})
 	}
 	// Exactly as long as they get, since elements are pointed at.
 	s.Input.Services = slices.Grow(s.Input.Services, services)
 	s.Input.Slices = slices.Grow(s.Input.Slices, endpoints)
-	s.Input.Sandboxes = slices.Grow(s.Input.Sandboxes, sandboxes)
+	s.Input.Sandboxes = slices.Grow(s.Input.Sandboxes, sandboxes+len(groups))
 	s.Pods = slices.Grow(s.Pods, podCount)
+	var members []member
 	for _, name := range names {
 		f := files[name]
-		f.good.each(f, func(o *object, _ place) {
+		s.Problems = append(s.Problems, f.problems()...)
+		f.good.each(f, func(o *object, at place) {
 			switch v := o.value.(type) {
 			case *routing.Service:
 				o.value = move(&s.Input.Services, v)
 			case *routing.EndpointSlice:
 				o.value = move(&s.Input.Slices, v)
 			case *routing.Sandbox:
-				o.value = move(&s.Input.Sandboxes, v)
+				kept := move(&s.Input.Sandboxes, v)
+				o.value = kept
+				members = append(members, member{kept, o.labels})
+				for _, p := range permit(kept, grants) {
+					s.Problems = append(s.Problems, at.problem(p))
+				}
 			case *pods.Pod:
 				o.value = move(&s.Pods, v)
 			}
 		})
-		s.Problems = append(s.Problems, f.problems()...)
+	}
+	for _, name := range names {
+		files[name].good.each(files[name], func(o *object, at place) {
+			g, ok := o.value.(*group)
+			if !ok {
+				return
+			}
+			joined, missing := g.join(members)
+			s.Input.Sandboxes = append(s.Input.Sandboxes, joined)
+			for _, m := range missing {
+				s.Problems = append(s.Problems, at.problem(routing.Problem{
+					Kind: v1alpha1.RouteGroupKind, Object: g.Name, Field: "spec.sandboxes",
+					Message: fmt.Sprintf("there is no Sandbox %s: create it or correct the name; the group does without it", routing.Name{Namespace: g.Name.Namespace, Name: m}),
+				}))
+			}
+		})
 	}
 	return s
+}
+
+// problem is one that is found at a place.
+func (p place) problem(what routing.Problem) Problem {
+	return Problem{File: p.file.name, Document: p.doc, Item: p.item, Problem: what}
 }
 
 // move appends *v to a slice that has room and returns the new element.

@@ -242,7 +242,7 @@ func TestProblemsNameFileDocumentObjectFieldAndRemedy(t *testing.T) {
 		{"broken YAML, with the file's line", serviceYAML("a", "10.0.0.1") + "---\na: b\nc: [d\n",
 			"shop.yaml: document 2: yaml: line 9: did not find expected ',' or ']'", true},
 		{"an unknown kind", "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: x}\n",
-			"shop.yaml: document 1: Deployment default/x: is ignored: apps/v1 Deployment is none of v1 Service, v1 Pod, discovery.k8s.io/v1 EndpointSlice and sidetrack.dev/v1alpha1 Sandbox", false},
+			"shop.yaml: document 1: Deployment default/x: is ignored: apps/v1 Deployment is none of v1 Service, v1 Pod, discovery.k8s.io/v1 EndpointSlice, gateway.networking.k8s.io/v1 ReferenceGrant, and sidetrack.dev/v1alpha1 Sandbox and RouteGroup", false},
 		{"a document that is no object", "- a\n- b\n",
 			"shop.yaml: document 1: is not an object: it has no fields", true},
 		{"an object without a kind", "apiVersion: v1\nmetadata: {name: x}\n",
