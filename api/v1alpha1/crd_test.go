@@ -14,11 +14,11 @@ import (
 
 // crdSchema is what is looked at of a CRD's OpenAPI schema.
 type crdSchema struct {
-	Type        string             `json:"type"`
-	Description string             `json:"description"`
+	Type        string                `json:"type"`
+	Description string                `json:"description"`
 	Properties  map[string]*crdSchema `json:"properties"`
 	Items       *crdSchema            `json:"items"`
-	MaxItems    *int64             `json:"maxItems"`
+	MaxItems    *int64                `json:"maxItems"`
 }
 
 func crdSchemas(t *testing.T) map[string]*crdSchema {
