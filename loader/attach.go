@@ -11,20 +11,24 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Where a program comes among others of the same cgroup and hook. Flow programs
-// come first where the kernel lets them choose (Linux 6.17): then they see what the
-// application has dialled, and it is shown that again, although a socket load
-// balancer is there and was before us. Capture comes after flow in any case.
-const (
-	attachFirst = unix.BPF_F_BEFORE
-	attachLast  = 0
-)
-
-// attach attaches a program to the configured cgroup.
-func (k *Kernel) attach(p program, where uint32) (link.Link, error) {
-	l, err := k.attachAt(p, where)
-	if where != attachLast && errors.Is(err, unix.EINVAL) {
-		l, err = k.attachAt(p, attachLast) // an older kernel
+// attach attaches a program to the configured cgroup, by default after those that
+// are there already.
+//
+// A socket load balancer that was there before us has rewritten a connection's
+// destination when we see it. So on the way back we have to come before it: we
+// show it the address that it has chosen, and it shows the application the one
+// that this has dialled. Linux 6.17 lets programs choose that; on older kernels the
+// application is shown what the balancer has chosen. (Those that decide must not come
+// first: another program's refusal could not be told from ours any more, which
+// capture undoes.)
+func (k *Kernel) attach(p program) (link.Link, error) {
+	var flags uint32
+	if p.first {
+		flags = unix.BPF_F_BEFORE
+	}
+	l, err := k.attachWith(p, flags)
+	if p.first && errors.Is(err, unix.EINVAL) {
+		l, err = k.attachWith(p, 0)
 	}
 	if errors.Is(err, unix.EPERM) {
 		return nil, fmt.Errorf("attach %s to cgroup %s: %w (perhaps a program at it or above it was attached without BPF_F_ALLOW_MULTI; \"bpftool cgroup tree\" lists them)", p.name, k.cfg.Cgroup, err)
@@ -35,14 +39,14 @@ func (k *Kernel) attach(p program, where uint32) (link.Link, error) {
 	return l, nil
 }
 
-func (k *Kernel) attachAt(p program, where uint32) (link.Link, error) {
+func (k *Kernel) attachWith(p program, flags uint32) (link.Link, error) {
 	dir, err := os.Open(k.cfg.Cgroup)
 	if err != nil {
 		return nil, err
 	}
 	defer dir.Close()
 	l, err := link.AttachRawLink(link.RawLinkOptions{
-		Target: int(dir.Fd()), Program: k.objs.programs[p.name], Attach: p.attach, Flags: where,
+		Target: int(dir.Fd()), Program: k.objs.programs[p.name], Attach: p.attach, Flags: flags,
 	})
 	if err != nil {
 		return nil, err

@@ -16,24 +16,25 @@ import (
 type program struct {
 	name   string // in the kernel; for flow programs also their link's pin
 	attach ebpf.AttachType
+	first  bool // of all programs of its cgroup and hook, where the kernel can
 }
 
 // flowPrograms in the order in which they are attached: what shows applications
 // the addresses that they dialled is there before anything is redirected.
 var flowPrograms = []program{
-	{bpf.SdProgSdGetpeer4, ebpf.AttachCgroupInet4GetPeername},
-	{bpf.SdProgSdGetpeer6, ebpf.AttachCgroupInet6GetPeername},
-	{bpf.SdProgSdRecvmsg4, ebpf.AttachCGroupUDP4Recvmsg},
-	{bpf.SdProgSdRecvmsg6, ebpf.AttachCGroupUDP6Recvmsg},
-	{bpf.SdProgSdSendmsg4, ebpf.AttachCGroupUDP4Sendmsg},
-	{bpf.SdProgSdSendmsg6, ebpf.AttachCGroupUDP6Sendmsg},
-	{bpf.SdProgSdConnect4, ebpf.AttachCGroupInet4Connect},
-	{bpf.SdProgSdConnect6, ebpf.AttachCGroupInet6Connect},
+	{bpf.SdProgSdGetpeer4, ebpf.AttachCgroupInet4GetPeername, true},
+	{bpf.SdProgSdGetpeer6, ebpf.AttachCgroupInet6GetPeername, true},
+	{bpf.SdProgSdRecvmsg4, ebpf.AttachCGroupUDP4Recvmsg, true},
+	{bpf.SdProgSdRecvmsg6, ebpf.AttachCGroupUDP6Recvmsg, true},
+	{bpf.SdProgSdSendmsg4, ebpf.AttachCGroupUDP4Sendmsg, false},
+	{bpf.SdProgSdSendmsg6, ebpf.AttachCGroupUDP6Sendmsg, false},
+	{bpf.SdProgSdConnect4, ebpf.AttachCGroupInet4Connect, false},
+	{bpf.SdProgSdConnect6, ebpf.AttachCGroupInet6Connect, false},
 }
 
 var capturePrograms = []program{
-	{bpf.SdProgSdCapture4, ebpf.AttachCGroupInet4Connect},
-	{bpf.SdProgSdCapture6, ebpf.AttachCGroupInet6Connect},
+	{bpf.SdProgSdCapture4, ebpf.AttachCGroupInet4Connect, false},
+	{bpf.SdProgSdCapture6, ebpf.AttachCGroupInet6Connect, false},
 }
 
 // mapNames are all maps, each pinned by its name.

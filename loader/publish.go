@@ -85,7 +85,7 @@ func (k *Kernel) publishFlow(p program) error {
 		k.log.Warn("pinned link belongs to a cgroup that is gone or not the configured one; replacing it", "link", p.name)
 	}
 
-	l, err := k.attach(p, attachFirst)
+	l, err := k.attach(p)
 	if err != nil {
 		return err
 	}
@@ -114,7 +114,7 @@ func (k *Kernel) publishCapture(p program) error {
 			return err
 		}
 	}
-	l, err := k.attach(p, attachLast)
+	l, err := k.attach(p)
 	if err != nil {
 		return err
 	}
