@@ -26,21 +26,22 @@ const module = "github.com/sidetrack-dev/sidetrack"
 // mayImport lists, for each tree of packages, which of ours it may import.
 // Arrows run one way: cmd -> daemon -> loader, routing; loader -> bpf, routing.
 var mayImport = map[string][]string{
-	"routing":          {},
-	"bpf":              {},
-	"api":              {},
-	"loader":           {"bpf", "routing"},
-	"daemon/router":    {"routing", "daemon/router"},
-	"daemon/pods":      {"routing"},
-	"daemon/source":    {"routing", "api", "daemon/pods", "daemon/source"},
-	"daemon/nodestate": {"routing", "api"},
-	"daemon/metrics":   {"routing", "loader", "daemon/router", "daemon/metrics"},
-	"daemon/handover":  {"routing", "daemon/router"},
-	"daemon/agent":     {"routing", "loader", "daemon", "api"},
-	"cmd":              {"api", "daemon", "loader", "routing"},
-	"deploy":           {"deploy"},
-	"bench":            {"api", "daemon", "loader", "routing", "test/lab", "bench"},
-	"test":             {"api", "daemon", "loader", "routing", "bpf", "test", "deploy"},
+	"routing":           {},
+	"bpf":               {},
+	"api":               {},
+	"loader":            {"bpf", "routing"},
+	"daemon/router":     {"routing", "daemon/router"},
+	"daemon/pods":       {"routing"},
+	"daemon/source":     {"routing", "api", "daemon/pods", "daemon/source"},
+	"daemon/nodestate":  {"routing", "api"},
+	"daemon/metrics":    {"routing", "loader", "daemon/router", "daemon/metrics"},
+	"daemon/handover":   {"routing", "daemon/router"},
+	"daemon/controller": {"api"},
+	"daemon/agent":      {"routing", "loader", "daemon", "api"},
+	"cmd":               {"api", "daemon", "loader", "routing"},
+	"deploy":            {"deploy"},
+	"bench":             {"api", "daemon", "loader", "routing", "test/lab", "bench"},
+	"test":              {"api", "daemon", "loader", "routing", "bpf", "test", "deploy"},
 }
 
 type goPackage struct {

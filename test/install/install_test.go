@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package deploy_test
+// Package install tries what deploy/ installs on a real API server without
+// nodes: who may do what then, and what admission refuses. It starts one control
+// plane for itself.
+package install
 
 import (
 	"context"
@@ -10,7 +13,6 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-	appsv1 "k8s.io/api/apps/v1"
 	authenticationv1 "k8s.io/api/authentication/v1"
 	authorizationv1 "k8s.io/api/authorization/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -25,7 +27,10 @@ import (
 	"github.com/sidetrack-dev/sidetrack/test/cluster"
 )
 
-const ours = "sidetrack-system"
+const (
+	ours     = "sidetrack-system"
+	manifest = "../../deploy/install.yaml"
+)
 
 var nodeStates = schema.GroupVersionResource{Group: "sidetrack.dev", Version: "v1alpha1", Resource: "nodestates"}
 
@@ -59,7 +64,7 @@ func TestInstalledOnARealAPIServer(t *testing.T) {
 	var err error
 	s.admin, err = kubernetes.NewForConfig(plane.Admin())
 	s.must(err)
-	s.must(plane.Apply(s.ctx, "install.yaml"))
+	s.must(plane.Apply(s.ctx, manifest))
 
 	for name, test := range map[string]func(*installed){
 		"applied again it changes nothing":                           (*installed).again,
@@ -81,12 +86,12 @@ func TestInstalledOnARealAPIServer(t *testing.T) {
 
 func (s *installed) again() {
 	versions := func() string {
-		out, err := s.plane.Kubectl(s.ctx, "get", "-f", "install.yaml", "-o", `jsonpath={range .items[*]}{.kind}/{.metadata.name} {.metadata.generation}{"\n"}{end}`)
+		out, err := s.plane.Kubectl(s.ctx, "get", "-f", manifest, "-o", `jsonpath={range .items[*]}{.kind}/{.metadata.name} {.metadata.generation}{"\n"}{end}`)
 		s.must(err)
 		return out
 	}
 	before := versions()
-	s.must(s.plane.Apply(s.ctx, "install.yaml"))
+	s.must(s.plane.Apply(s.ctx, manifest))
 	if diff := cmp.Diff(before, versions()); diff != "" {
 		s.Errorf("generations (-before +after):\n%s", diff)
 	}
@@ -391,11 +396,13 @@ func (s *installed) podSecurity() {
 		_, err = s.admin.CoreV1().Pods(ns.Name).Create(s.ctx, pod, metav1.CreateOptions{DryRun: []string{"All"}})
 		return err
 	}
-	objects := decode(s.T, read(s.T, "install.yaml"))
-	agent, controller := one[appsv1.DaemonSet](s.T, objects), one[appsv1.Deployment](s.T, objects)
+	agent, err := s.admin.AppsV1().DaemonSets(ours).Get(s.ctx, "sidetrack-agent", metav1.GetOptions{})
+	s.must(err)
+	controller, err := s.admin.AppsV1().Deployments(ours).Get(s.ctx, "sidetrack-controller", metav1.GetOptions{})
+	s.must(err)
 	s.must(try("restricted", controller.Spec.Template))
 	s.must(try("privileged", agent.Spec.Template))
-	err := try("baseline", agent.Spec.Template)
+	err = try("baseline", agent.Spec.Template)
 	if err == nil {
 		s.Fatal("the agent's pod is taken as baseline")
 	}
@@ -413,7 +420,7 @@ func (s *installed) podSecurity() {
 }
 
 func (s *installed) uninstall() {
-	out, err := s.plane.Kubectl(s.ctx, "apply", "--server-side", "--dry-run=server", "-f", "uninstall.yaml", "-o",
+	out, err := s.plane.Kubectl(s.ctx, "apply", "--server-side", "--dry-run=server", "-f", "../../deploy/uninstall.yaml", "-o",
 		"jsonpath={.spec.updateStrategy.rollingUpdate.maxSurge} {.spec.updateStrategy.rollingUpdate.maxUnavailable} {.spec.template.spec.containers[*].name} {.spec.template.spec.hostPID}")
 	s.must(err)
 	// Server-side apply of the same manager takes away what is no longer said.
