@@ -4,8 +4,8 @@ package loader
 
 import (
 	"encoding/binary"
-	"fmt"
 	"net/netip"
+	"os"
 	"testing"
 
 	"github.com/cilium/ebpf"
@@ -144,17 +144,25 @@ func newBalancedScene(t *testing.T, where string) *scene {
 	return s
 }
 
-// canBeFirst reports whether the kernel lets a program choose its place.
-func canBeFirst(t *testing.T) bool {
-	var u unix.Utsname
-	if err := unix.Uname(&u); err != nil {
-		t.Fatal(err)
+// canBeFirst reports whether the kernel lets a program come before others.
+func (s *scene) canBeFirst() bool {
+	s.Helper()
+	p, err := ebpf.NewProgram(&ebpf.ProgramSpec{
+		Type: ebpf.CGroupSockAddr, AttachType: ebpf.AttachCGroupInet4Connect, License: "GPL",
+		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 1), asm.Return()},
+	})
+	s.must(err)
+	defer p.Close()
+	dir, err := os.Open(s.w.Cgroup)
+	s.must(err)
+	defer dir.Close()
+	l, err := link.AttachRawLink(link.RawLinkOptions{
+		Target: int(dir.Fd()), Program: p, Attach: ebpf.AttachCGroupInet4Connect, Flags: unix.BPF_F_BEFORE,
+	})
+	if err == nil {
+		s.must(l.Close())
 	}
-	var major, minor int
-	if _, err := fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &major, &minor); err != nil {
-		t.Fatal(err)
-	}
-	return major > 6 || major == 6 && minor >= 17
+	return err == nil
 }
 
 func TestBesideASocketLoadBalancer(t *testing.T) {
@@ -165,7 +173,7 @@ func TestBesideASocketLoadBalancer(t *testing.T) {
 			// An application is shown what it dialled. But where the kernel does not let
 			// us be the first, what somebody before us has rewritten is all that we know,
 			// and he knows nothing of the fork.
-			blind := where == "before" && !canBeFirst(t)
+			blind := where == "before" && !s.canBeFirst()
 			shown := func(dialled, endpoint string) string {
 				if blind {
 					return endpoint
