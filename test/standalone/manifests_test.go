@@ -140,7 +140,7 @@ func TestWhatIsSoundButCannotBeHonouredIsSaid(t *testing.T) {
 	a.wantLog("forks", "controller", "with-forks")
 	a.wantLog("no-such-service", "astray")
 	a.wantLog("no-such-fork", "astray")
-	a.wantLog("thief", "routing key")
+	a.wantLog("thief", "in use already")
 	a.wantLog("orphan", "nobodys")
 	for key, want := range map[string]string{
 		"forks-key-0123456": "fork-b", "many1-key-0123456": "fork-a", "many2-key-0123456": "fork-b", keyA: "fork-a", keyB: "fork-b",
