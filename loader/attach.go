@@ -17,7 +17,7 @@ import (
 // A socket load balancer that was there before us has rewritten a connection's
 // destination when we see it. So on the way back we have to come before it: we
 // show it the address that it has chosen, and it shows the application the one
-// that this has dialled. Linux 6.17 lets programs choose that; on older kernels the
+// that this has dialled. Newer kernels (mainline's 6.17) let programs choose that; on others the
 // application is shown what the balancer has chosen. (Those that decide must not come
 // first: another program's refusal could not be told from ours any more, which
 // capture undoes.)

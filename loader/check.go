@@ -135,7 +135,15 @@ func (c Config) checkCgroup() (string, error) {
 	dir := c.Cgroup
 	if dir == "" {
 		var err error
-		if dir, err = cgroup2Root(); err != nil {
+		dir, err = cgroup2Root()
+		if errors.Is(err, errNoCgroup2) {
+			root, err := openCgroup2()
+			if err != nil {
+				return "", err
+			}
+			return "mounted nowhere; the agent has it to itself", root.Close()
+		}
+		if err != nil {
 			return "", err
 		}
 	}

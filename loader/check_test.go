@@ -76,12 +76,17 @@ func TestCgroup2IsFoundInTheMountTable(t *testing.T) {
 		v1     = "30 24 0:26 / /sys/fs/cgroup/cpu rw,relatime shared:9 - cgroup cgroup rw,cpu\n"
 		hybrid = "31 24 0:27 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw\n"
 		part   = "32 24 0:27 /kubepods/pod1 /run/pod\\040cgroup rw - cgroup2 none rw\n"
+		// In a container with a cgroup namespace of its own.
+		own  = "33 24 0:27 / /sys/fs/cgroup ro - cgroup2 none rw\n"
+		host = "34 24 0:27 /../../.. /host/cgroup ro - cgroup2 none rw\n"
 	)
 	for table, want := range map[string]string{
 		v1:                 "",
 		v1 + hybrid:        "/sys/fs/cgroup/unified",
 		part + v1 + hybrid: "/sys/fs/cgroup/unified",
 		part:               "/run/pod cgroup",
+		own + part + host:  "/host/cgroup",
+		host + own:         "/host/cgroup",
 		"nonsense\n":       "",
 	} {
 		got, err := parseCgroup2Root(strings.NewReader(table))

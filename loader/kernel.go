@@ -28,6 +28,8 @@ type Kernel struct {
 	log  *slog.Logger
 	dir  string   // of our pins
 	lock *os.File // on dir
+	// cgroup2 is the root of cgroup2 where it is mounted nowhere, or nil.
+	cgroup2 *os.File
 
 	// life is held for reading by every method, and for writing by Close.
 	life   sync.RWMutex
@@ -79,7 +81,13 @@ func Open(cfg Config) (k *Kernel, err error) {
 	}()
 
 	if k.cfg.Cgroup == "" {
-		if k.cfg.Cgroup, err = cgroup2Root(); err != nil {
+		k.cfg.Cgroup, err = cgroup2Root()
+		if errors.Is(err, errNoCgroup2) {
+			if k.cgroup2, err = openCgroup2(); err == nil {
+				k.cfg.Cgroup = pathOf(k.cgroup2)
+			}
+		}
+		if err != nil {
 			return k, err
 		}
 	}
@@ -216,6 +224,9 @@ func (k *Kernel) Close() error {
 	}
 	if k.first != nil {
 		errs = append(errs, k.first.Close())
+	}
+	if k.cgroup2 != nil {
+		errs = append(errs, k.cgroup2.Close())
 	}
 	// Last: only now may the next agent come.
 	if k.lock != nil {

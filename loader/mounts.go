@@ -13,6 +13,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// errNoCgroup2 says that cgroup2 is mounted nowhere.
+var errNoCgroup2 = errors.New("find cgroup2: it is not mounted")
+
 // cgroup2Root returns where the root of cgroup2 is mounted: /sys/fs/cgroup on
 // most hosts, /sys/fs/cgroup/unified on hybrid ones.
 func cgroup2Root() (string, error) {
@@ -26,15 +29,17 @@ func cgroup2Root() (string, error) {
 		return "", fmt.Errorf("find cgroup2: %w", err)
 	}
 	if dir == "" {
-		return "", errors.New("find cgroup2: it is not mounted; mount it (mount -t cgroup2 none /sys/fs/cgroup) or say where with --cgroup")
+		return "", errNoCgroup2
 	}
 	return dir, nil
 }
 
 // parseCgroup2Root reads a mountinfo, see proc_pid_mountinfo(5). A mount of the
-// hierarchy's root goes before mounts of parts of it.
+// hierarchy's root goes before mounts of parts of it; in a container with a cgroup
+// namespace of its own, what is above that goes before it.
 func parseCgroup2Root(r io.Reader) (string, error) {
-	var part string
+	var best string
+	height := 0
 	lines := bufio.NewScanner(r)
 	for lines.Scan() {
 		before, after, ok := strings.Cut(lines.Text(), " - ")
@@ -42,16 +47,50 @@ func parseCgroup2Root(r io.Reader) (string, error) {
 		if !ok || len(fields) < 5 || !strings.HasPrefix(after, "cgroup2 ") {
 			continue
 		}
-		root, dir := fields[3], unescape(fields[4])
-		if root == "/" {
-			return dir, nil
+		h := -1 // a part
+		if root := fields[3]; root == "/" || strings.HasPrefix(root, "/..") {
+			h = strings.Count(root, "..")
 		}
-		if part == "" {
-			part = dir
+		if best == "" || h > height {
+			best, height = unescape(fields[4]), h
 		}
 	}
-	return part, lines.Err()
+	return best, lines.Err()
 }
+
+// rootCgroupID is the id of the root of cgroup2, on every kernel.
+const rootCgroupID = 1
+
+// openCgroup2 opens the root of cgroup2 where it is mounted nowhere, as on a host
+// that has only hierarchies of version 1: the kernel has it all the same, with every
+// process in it. The mount is nobody else's and goes with the file.
+func openCgroup2() (*os.File, error) {
+	fs, err := unix.Fsopen("cgroup2", unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("mount cgroup2: %w", err)
+	}
+	defer unix.Close(fs)
+	if err := unix.FsconfigCreate(fs); err != nil {
+		return nil, fmt.Errorf("mount cgroup2: %w", err)
+	}
+	fd, err := unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV|unix.MOUNT_ATTR_NOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("mount cgroup2: %w", err)
+	}
+	root := os.NewFile(uintptr(fd), "cgroup2")
+	id, err := cgroupID(pathOf(root))
+	if err == nil && id != rootCgroupID {
+		err = errors.New("mount cgroup2: this process is in a cgroup namespace of its own, which has a part of it alone; say with --cgroup where the host's is")
+	}
+	if err != nil {
+		root.Close()
+		return nil, err
+	}
+	return root, nil
+}
+
+// pathOf is a path to an open file.
+func pathOf(f *os.File) string { return fmt.Sprintf("/proc/self/fd/%d", f.Fd()) }
 
 // unescape undoes mountinfo's octal escapes.
 func unescape(s string) string {
