@@ -117,6 +117,7 @@ type rehearsal struct {
 	client *lab.Pod
 	runner *lab.Pod
 	log    *logLines
+	told   *told
 	stop   func() error
 }
 
@@ -143,7 +144,7 @@ func rehearse(t *testing.T) *rehearsal {
 	w := lab.New(t)
 	r := &rehearsal{
 		t: t, world: w, client: w.MustPod("client"), runner: w.MustPod("runner"),
-		stage: &stage{names: map[routing.Cookie]string{}}, script: make(script), log: &logLines{},
+		stage: &stage{names: map[routing.Cookie]string{}}, script: make(script), log: &logLines{}, told: &told{},
 	}
 	for _, p := range []*lab.Pod{r.client, r.runner} {
 		c, err := p.Cookie()
@@ -157,6 +158,7 @@ func rehearse(t *testing.T) *rehearsal {
 	a, err := New(Config{
 		Source: r.script, Pods: resolver, Kernel: r.stage, Router: r.stage,
 		Mark: 0x3053, Lease: time.Minute, DrainTimeout: time.Second, Logger: log,
+		Reporter: r.told, Changed: r.told.changed,
 	})
 	if err != nil {
 		t.Fatal(err)
