@@ -4,6 +4,7 @@ package deploy_test
 
 import (
 	"bytes"
+	"encoding/json"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -178,8 +179,9 @@ func TestEveryValueIsUsed(t *testing.T) {
 	}
 }
 
-// TestAlertsAreAboutMetricsThatThereAre keeps the alerts in step with the code.
-func TestAlertsAreAboutMetricsThatThereAre(t *testing.T) {
+// TestAlertsAndDashboardsAreAboutMetricsThatThereAre keeps them in step with the
+// code.
+func TestAlertsAndDashboardsAreAboutMetricsThatThereAre(t *testing.T) {
 	var code strings.Builder
 	files, err := filepath.Glob("../daemon/*/*.go")
 	if err != nil {
@@ -190,14 +192,18 @@ func TestAlertsAreAboutMetricsThatThereAre(t *testing.T) {
 			code.Write(read(t, f))
 		}
 	}
-	named := 0
-	for _, name := range regexp.MustCompile(`sidetrack_[a-z_]+`).FindAllString(string(read(t, "charts/sidetrack/alerts.yaml")), -1) {
-		named++
-		if !strings.Contains(code.String(), `"`+strings.TrimSuffix(name, "_bucket")+`"`) && !strings.Contains(code.String(), `"`+strings.TrimPrefix(strings.TrimSuffix(name, "_bucket"), "sidetrack_")+`"`) {
-			t.Errorf("nothing exports %s", name)
+	for _, file := range []string{"charts/sidetrack/alerts.yaml", "dashboards/sidetrack.json"} {
+		names := regexp.MustCompile(`sidetrack_[a-z_]+`).FindAllString(string(read(t, file)), -1)
+		if len(names) == 0 {
+			t.Errorf("%s names no metric", file)
+		}
+		for _, name := range names {
+			if !strings.Contains(code.String(), `"`+strings.TrimSuffix(name, "_bucket")+`"`) {
+				t.Errorf("%s: nothing exports %s", file, name)
+			}
 		}
 	}
-	if named == 0 {
-		t.Error("no alert names a metric")
+	if !json.Valid(read(t, "dashboards/sidetrack.json")) {
+		t.Error("the dashboard is no JSON")
 	}
 }
