@@ -18,7 +18,7 @@ tally = bin/tally $(if $(TALLY),-append $(TALLY))
 build = CGO_ENABLED=0 go build -trimpath -ldflags "-s -w"
 scripts = $(shell git ls-files '*.sh' .ci/run)
 
-.PHONY: help build generate test demo kernels bench-quick lint verify fuzz-short clean
+.PHONY: help build generate test demo kernels bench-quick image lint verify fuzz-short clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,6 +39,10 @@ test: ## install what the tests need (as root, with apt), and run them all
 	{ go test -json -race $$pure || true; \
 	go test -json -race -p 1 -timeout 30m $$kernel || true; } | \
 	$(tally) -again 'go test -race -count=1 -timeout 10m -run "$$TESTS" "$$PKG"'
+
+image: ## pack container images into bin/sidetrack.tar, without Docker
+	@mkdir -p bin
+	go run ./deploy/image -o bin/sidetrack.tar
 
 demo: build ## show both ways of routing with real requests between namespaces (as root)
 	@$(tools)
