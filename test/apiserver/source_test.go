@@ -25,6 +25,7 @@ import (
 	"github.com/sidetrack-dev/sidetrack/daemon/pods"
 	"github.com/sidetrack-dev/sidetrack/daemon/source"
 	"github.com/sidetrack-dev/sidetrack/routing"
+	"github.com/sidetrack-dev/sidetrack/test/cluster"
 )
 
 var compareAddrs = cmpopts.EquateComparable(netip.Addr{})
@@ -328,4 +329,27 @@ func TestMissingPermissionsAreSaidAndWaitedFor(t *testing.T) {
 	if n := strings.Count(text.String(), "level="); n > 10 {
 		t.Errorf("the same is said again and again:\n%s", text.String())
 	}
+}
+
+func TestCRDsThatAreInstalledLaterAreFound(t *testing.T) {
+	bare := cluster.StartControlPlane(t)
+	var text lockedBuffer
+	s := follow(t, bare.Admin(), "node-a", slog.New(slog.NewTextHandler(&text, nil)))
+	for _, want := range []string{
+		"the API server does not know Sandboxes: install the CRDs, Helm chart sidetrack-crds",
+		"the API server does not know RouteGroups: install the CRDs, Helm chart sidetrack-crds",
+	} {
+		for limit := time.Now().Add(30 * time.Second); !strings.Contains(text.String(), want); time.Sleep(20 * time.Millisecond) {
+			if time.Now().After(limit) {
+				t.Fatalf("the log lacks %q:\n%s", want, text.String())
+			}
+		}
+	}
+	if n := s.count(); n != 0 {
+		t.Errorf("%d snapshots without knowing the sandboxes", n)
+	}
+	if err := bare.Apply(t.Context(), crds); err != nil {
+		t.Fatal(err)
+	}
+	s.await(t, "everything", func(s *source.Snapshot) bool { return s.Versions.Sandboxes != "" })
 }
