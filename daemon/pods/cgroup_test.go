@@ -3,14 +3,21 @@
 package pods
 
 import (
+	"context"
 	"errors"
+	"log/slog"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/sidetrack-dev/sidetrack/test/lab"
 )
 
 func TestCgroupMountsAreFoundInTheMountTable(t *testing.T) {
@@ -165,6 +172,78 @@ func TestThePodsCgroupIsFound(t *testing.T) {
 				t.Errorf("got %+v, want %+v", c, want)
 			}
 		})
+	}
+}
+
+func TestTheFirstPodIsWaitedFor(t *testing.T) {
+	mounts, err := cgroupMounts()
+	if err != nil || len(mounts) == 0 {
+		t.Skipf("no cgroup file system: %v", err)
+	}
+	w := lab.New(t)
+	dir := filepath.Join(w.Cgroup, "kubelet", "kubepods")
+	log := slog.New(slog.DiscardHandler)
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	if c, err := AwaitCgroup(ctx, dir, log); !errors.Is(err, context.DeadlineExceeded) {
+		t.Fatalf("nobody has come: %+v, %v", c, err)
+	}
+	go func() {
+		time.Sleep(100 * time.Millisecond)
+		_ = os.MkdirAll(dir, 0o755)
+	}()
+	ctx, cancel = context.WithTimeout(t.Context(), lab.Patience(10*time.Second))
+	defer cancel()
+	if c, err := AwaitCgroup(ctx, dir, log); err != nil || c.Dir != dir || !c.V2 || c.AttachDir() != dir {
+		t.Errorf("%+v, %v", c, err)
+	}
+}
+
+func TestWithoutNotificationsPodsAreFoundAllTheSame(t *testing.T) {
+	w := lab.New(t)
+	const uid = "0b1f7d0c-3c5e-4f53-9c57-6a4d0a8f1e11"
+	root := filepath.Join(w.Cgroup, "kubepods")
+	changed := make(chan struct{}, 100)
+	tree, err := newTree(root, nil, func() { changed <- struct{}{} }, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tree.close()
+	tree.want([]Pod{{UID: uid}})
+	a := w.MustPod("a")
+	for range 2 {
+		dir := filepath.Join(root, "besteffort", "pod"+uid, "sandbox")
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		cmd := exec.Command("sleep", "1000")
+		cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+		if err := a.Do(cmd.Start); err != nil {
+			t.Fatal(err)
+		}
+		began := time.Now()
+		if err := os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(strconv.Itoa(cmd.Process.Pid)), 0); err != nil {
+			t.Fatal(err)
+		}
+		await := func(what string, known bool) {
+			t.Helper()
+			for end := time.Now().Add(lab.Patience(10 * time.Second)); time.Now().Before(end); {
+				s, ok := tree.see(uid)
+				if known == (ok && s.ns != fileID{}) {
+					return
+				}
+				select {
+				case <-changed:
+				case <-time.After(10 * time.Millisecond):
+				}
+			}
+			t.Fatalf("%s is not seen", what)
+		}
+		await("the pod", true)
+		t.Logf("known after %s", time.Since(began))
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+		await("its end", false)
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"time"
 
+	"github.com/fsnotify/fsnotify"
 	"golang.org/x/sys/unix"
 
 	"github.com/sidetrack-dev/sidetrack/routing"
@@ -26,7 +27,12 @@ const hostNetns = "/proc/self/ns/net"
 // are found by their cgroups.
 func NewClusterResolver(c Cgroup, log *slog.Logger) (*Resolver, error) {
 	r := NewResolver(log)
-	t, err := newTree(c.Dir, r.change, log)
+	w, err := fsnotify.NewWatcher()
+	if err != nil {
+		w = nil
+		log.Warn("pods' cgroups cannot be watched, looking at them instead; raise fs.inotify.max_user_instances", "err", err)
+	}
+	t, err := newTree(c.Dir, w, r.change, log)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("follow the pods' cgroups: %w", err), r.Close())
 	}

@@ -73,21 +73,19 @@ type podCgroup struct {
 	next  time.Time // to be looked at
 }
 
-// newTree follows the pods' cgroups below dir.
-func newTree(dir string, changed func(), log *slog.Logger) (*tree, error) {
-	home, err := identify("/proc/self/ns/net")
+// newTree follows the pods' cgroups below dir. The watcher becomes its own; without
+// one it looks again and again.
+func newTree(dir string, watcher *fsnotify.Watcher, changed func(), log *slog.Logger) (*tree, error) {
+	home, err := identify(hostNetns)
 	if err != nil {
 		return nil, err
 	}
 	t := &tree{
-		log: log, dir: dir, home: home, changed: changed,
+		log: log, dir: dir, home: home, changed: changed, watcher: watcher, blind: watcher == nil,
 		stop:   make(chan struct{}),
 		uids:   map[string]*podCgroup{},
 		wanted: map[string]*Pod{},
 		pods:   map[string]*podCgroup{}, parents: map[string]bool{}, looking: map[*podCgroup]bool{},
-	}
-	if t.watcher, err = fsnotify.NewWatcher(); err != nil {
-		t.setBlind(err)
 	}
 	// What is there already is known before the first question.
 	t.scan()
@@ -167,7 +165,7 @@ func (t *tree) run() {
 	if t.watcher != nil {
 		events, errs = t.watcher.Events, t.watcher.Errors
 	}
-	scan := time.NewTimer(scanInterval)
+	scan := time.NewTimer(t.untilScan())
 	defer scan.Stop()
 	look := time.NewTimer(t.untilLook())
 	defer look.Stop()
@@ -184,16 +182,20 @@ func (t *tree) run() {
 		case <-scan.C:
 			t.scan()
 			t.verify()
-			if t.blind || t.absent {
-				scan.Reset(blindInterval)
-			} else {
-				scan.Reset(scanInterval)
-			}
+			scan.Reset(t.untilScan())
 		case <-look.C:
 		}
 		t.lookAt(time.Now())
 		look.Reset(t.untilLook())
 	}
+}
+
+// untilScan returns when to scan next.
+func (t *tree) untilScan() time.Duration {
+	if t.blind || t.absent {
+		return blindInterval
+	}
+	return scanInterval
 }
 
 // handle takes one notification. What it says may be over by now, so it is only
@@ -288,14 +290,12 @@ func (t *tree) watch(dir string) {
 	if t.watcher == nil {
 		return
 	}
-	if err := t.watcher.Add(dir); err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ENODEV) {
-		t.setBlind(err)
+	err := t.watcher.Add(dir)
+	if err == nil || errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENODEV) {
+		return // what is not there (any more) needs no watch
 	}
-}
-
-func (t *tree) setBlind(err error) {
 	if !t.blind {
-		t.log.Warn("not every pod's cgroup can be watched, looking at them instead; raise fs.inotify.max_user_watches and max_user_instances", "err", err)
+		t.log.Warn("not every pod's cgroup can be watched, looking at them instead; raise fs.inotify.max_user_watches", "err", err)
 	}
 	t.blind = true
 }
