@@ -238,10 +238,10 @@ func (a *Agent) reconcile() {
 	if a.applied == nil {
 		s.NotReady = fmt.Sprintf("the first table is not in the kernel: %v", err)
 	}
-	a.state.Store(s)
 	if err == nil {
-		a.turns.inForce()
+		a.turns.inForce() // whoever is ready can be taken over from
 	}
+	a.state.Store(s)
 	// Whoever reads the log finds the metrics say the same.
 	say()
 	if err == nil {

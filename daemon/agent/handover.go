@@ -198,7 +198,7 @@ func (t *turns) succeed() {
 	if err := p.activate(); err != nil {
 		t.log.Warn("the earlier agent does not say that it has yielded; it is left behind", "err", err)
 	}
-	if !t.call(func() { t.taking.Store(false); t.act() }) {
+	if !t.call(func() { t.act(); t.taking.Store(false) }) {
 		return
 	}
 	if err := p.receive(t.Router); err != nil && !t.ending.Load() {

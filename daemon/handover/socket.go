@@ -58,6 +58,9 @@ func Listen(network, path string) (*Listener, error) {
 // its own there.
 func (l *Listener) Close() error {
 	err := l.UnixListener.Close()
+	if errors.Is(err, net.ErrClosed) {
+		err = nil
+	}
 	if id, e := identify(l.path); e == nil && id == l.id {
 		err = errors.Join(err, os.Remove(l.path))
 	}
