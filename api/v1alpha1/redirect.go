@@ -53,11 +53,11 @@ type RedirectTo struct {
 	// +kubebuilder:validation:MaxLength=63
 	// +kubebuilder:validation:XValidation:rule="self.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')",message="is not a namespace's name: use at most 63 of a-z 0-9 and -, beginning and ending with a letter or digit"
 	Namespace string `json:"namespace,omitempty"`
-	// Address is an IPv4 or IPv6 address.
+	// Address is an IPv4 or IPv6 address, neither of loopback nor link-local.
 	// +optional
 	// +kubebuilder:validation:MaxLength=45
 	// +kubebuilder:validation:XValidation:rule="isIP(self)",message="is not an IP address: write one such as 10.0.0.9 or 2001:db8::9, and the port in to.port"
-	// +kubebuilder:validation:XValidation:rule="!isIP(self) || ip(self).isGlobalUnicast() || ip(self).isLinkLocalUnicast()",message="means something else in every pod: use an address that pods can reach"
+	// +kubebuilder:validation:XValidation:rule="!isIP(self) || ip(self).isGlobalUnicast()",message="means something else on every node or in every pod: use an address that is the same for all"
 	Address string `json:"address,omitempty"`
 	// Port is the name or number of a port of Service, or a number where Address
 	// is set. When it is left out: of a Service the port with the same name as in

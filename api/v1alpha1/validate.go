@@ -228,9 +228,9 @@ func (t *RedirectTo) validate(at *field.Path) field.ErrorList {
 			"%q is not an IP address: write one such as 10.0.0.9 or 2001:db8::9, and the port in to.port", t.Address))
 	case addr.Is4In6():
 		errs = append(errs, invalid(at.Child("address"), "%q is an IPv4 address: write it as %s", t.Address, addr.Unmap()))
-	case !addr.IsGlobalUnicast() && !addr.IsLinkLocalUnicast():
+	case !addr.IsGlobalUnicast():
 		errs = append(errs, invalid(at.Child("address"),
-			"%s means something else in every pod: use an address that pods can reach", t.Address))
+			"%s means something else on every node or in every pod: use an address that is the same for all", t.Address))
 	}
 	if t.Port != nil && t.Port.Type == intstr.String && !isPortNumber(t.Port.StrVal) {
 		errs = append(errs, invalid(at.Child("port"),

@@ -55,7 +55,7 @@ func TestValidateNamesFieldAndRemedy(t *testing.T) {
 		{"an address with a port in it is not an address", func(s *Sandbox) { s.Spec.Redirects[1].To.Address = "10.0.0.9:80" },
 			[]string{`spec.redirects[1].to.address: "10.0.0.9:80" is not an IP address: write one such as 10.0.0.9 or 2001:db8::9, and the port in to.port`}},
 		{"loopback is another place in every pod", func(s *Sandbox) { s.Spec.Redirects[1].To.Address = "127.0.0.1" },
-			[]string{"spec.redirects[1].to.address: 127.0.0.1 means something else in every pod: use an address that pods can reach"}},
+			[]string{"spec.redirects[1].to.address: 127.0.0.1 means something else on every node or in every pod: use an address that is the same for all"}},
 		{"an address has no named ports", func(s *Sandbox) { s.Spec.Redirects[1].To.Port = ptr(intstr.FromString("http")) },
 			[]string{`spec.redirects[1].to.port: "http" is a name, and an address has no named ports: use a number, 1 to 65535`}},
 		{"port numbers have bounds", func(s *Sandbox) { s.Spec.Redirects[0].From.Port = ptr(intstr.FromInt32(0)) },

@@ -6,6 +6,7 @@ import (
 	"cmp"
 	"fmt"
 	"net/netip"
+	"regexp"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
@@ -27,13 +28,20 @@ func convertClusterPod(o *corev1.Pod) (pods.Pod, bool) {
 	p, alive := convertPod(o)
 	p.Netns = ""
 	p.UID = string(o.UID)
-	// The kubelet knows a static pod by another UID than its mirror in the API has.
-	if uid := o.Annotations[corev1.MirrorPodAnnotationKey]; uid != "" {
-		p.UID = uid
-	}
 	p.Running = o.Status.Phase == corev1.PodRunning
+	// The kubelet knows a static pod by another UID than its mirror in the API has.
+	// But whoever may create pods may write that annotation. So it is believed only
+	// where it cannot be the UID of a pod that the API server has named, and it gives
+	// no identity: nobody's label may become that of somebody else's pod.
+	if uid := o.Annotations[corev1.MirrorPodAnnotationKey]; staticUID.MatchString(uid) {
+		p.UID, p.Sandbox, p.Inject = uid, "", false
+	}
 	return p, alive
 }
+
+// staticUID is the form of the UIDs that the kubelet makes for static pods: a hash
+// of the manifest, and never a UUID.
+var staticUID = regexp.MustCompile(`^[0-9a-f]{32}$`)
 
 // convertClusterSandbox takes from a Sandbox what its status says.
 func convertClusterSandbox(o *v1alpha1.Sandbox) routing.Sandbox {

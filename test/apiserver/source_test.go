@@ -113,16 +113,23 @@ func TestTheSourceKnowsThePodsOfItsNodeByUID(t *testing.T) {
 	host := pod("host", "node-"+ns, func(p *corev1.Pod) { p.Spec.HostNetwork = true; p.Labels = nil })
 	pod("static", "node-"+ns, func(p *corev1.Pod) {
 		p.Labels = nil
-		p.Annotations = map[string]string{corev1.MirrorPodAnnotationKey: "what-the-kubelet-calls-it"}
+		p.Annotations = map[string]string{corev1.MirrorPodAnnotationKey: "5d41402abc4b2a76b9719d911017c592"}
+	})
+	// Whoever may create pods may claim to be the mirror of any.
+	thief := pod("a-thief", "node-"+ns, func(p *corev1.Pod) { p.Annotations = map[string]string{corev1.MirrorPodAnnotationKey: plain} })
+	pod("b-thief", "node-"+ns, func(p *corev1.Pod) {
+		p.Annotations = map[string]string{corev1.MirrorPodAnnotationKey: "5d41402abc4b2a76b9719d911017c592"}
 	})
 	pod("ended", "node-"+ns, func(*corev1.Pod) {})
 	phase("plain", corev1.PodRunning)
 	phase("ended", corev1.PodSucceeded)
 	name := func(n string) routing.Name { return routing.Name{Namespace: ns, Name: n} }
 	want := []pods.Pod{
+		{Name: name("a-thief"), UID: thief, Sandbox: "pr-42", Inject: true},
+		{Name: name("b-thief"), UID: "5d41402abc4b2a76b9719d911017c592"},
 		{Name: name("host"), UID: host, HostNetwork: true},
 		{Name: name("plain"), UID: plain, Running: true, Sandbox: "pr-42", Inject: true},
-		{Name: name("static"), UID: "what-the-kubelet-calls-it"},
+		{Name: name("static"), UID: "5d41402abc4b2a76b9719d911017c592"},
 	}
 	var diff string
 	defer func() {
