@@ -81,7 +81,8 @@ monitoring: {labels: {release: prom}, podMonitor: true, serviceMonitor: true, pr
 		"as little as there can be": `
 agent: {appArmorProfile: null, seLinuxOptions: null, tolerations: [], resources: {}}
 controller: {replicas: 1, resources: {}}
-aggregateRoles: false`,
+aggregateRoles: false
+guardAddresses: false`,
 		"uninstall": "agent: {uninstall: true}",
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -32,7 +32,10 @@ const (
 	manifest = "../../deploy/install.yaml"
 )
 
-var nodeStates = schema.GroupVersionResource{Group: "sidetrack.dev", Version: "v1alpha1", Resource: "nodestates"}
+var (
+	nodeStates = schema.GroupVersionResource{Group: "sidetrack.dev", Version: "v1alpha1", Resource: "nodestates"}
+	sandboxes  = schema.GroupVersionResource{Group: "sidetrack.dev", Version: "v1alpha1", Resource: "sandboxes"}
+)
 
 // installed is a real API server with install.yaml in it.
 type installed struct {
@@ -73,6 +76,7 @@ func TestInstalledOnARealAPIServer(t *testing.T) {
 		"the controller may do what it has to and nothing more":      (*installed).controllersRights,
 		"the controller touches only what belongs to a sandbox":      (*installed).ownObjects,
 		"users write sandboxes and not their status":                 (*installed).users,
+		"addresses are for those who may":                            (*installed).addresses,
 		"the pods are as privileged as is said and no more":          (*installed).podSecurity,
 		"what replaces the agents before an uninstallation is taken": (*installed).uninstall,
 	} {
@@ -350,7 +354,6 @@ roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: sidetrac
 subjects: [{apiGroup: rbac.authorization.k8s.io, kind: User, name: jane}, {apiGroup: rbac.authorization.k8s.io, kind: User, name: joe}]
 `), "apply", "-f", "-")
 	s.must(err)
-	sandboxes := schema.GroupVersionResource{Group: "sidetrack.dev", Version: "v1alpha1", Resource: "sandboxes"}
 	as := func(user string) dynamic.ResourceInterface {
 		client, err := dynamic.NewForConfig(s.plane.User(user))
 		s.must(err)
@@ -380,6 +383,47 @@ subjects: [{apiGroup: rbac.authorization.k8s.io, kind: User, name: jane}, {apiGr
 		s.Errorf("a user has set status.routingKey to %s", key)
 	}
 	s.must(as("jane").Delete(s.ctx, "pr-1", metav1.DeleteOptions{}))
+}
+
+func (s *installed) addresses() {
+	s.must(s.plane.ApplyYAML(s.ctx, `
+apiVersion: v1
+kind: Namespace
+metadata: {name: wide}
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: RoleBinding
+metadata: {name: edit, namespace: wide}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: sidetrack-edit}
+subjects: [{apiGroup: rbac.authorization.k8s.io, kind: User, name: ann}, {apiGroup: rbac.authorization.k8s.io, kind: User, name: bob}]
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: RoleBinding
+metadata: {name: addresses, namespace: wide}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: sidetrack-addresses}
+subjects: [{apiGroup: rbac.authorization.k8s.io, kind: User, name: bob}]
+`))
+	apply := func(user, to, extra string) error {
+		client, err := dynamic.NewForConfig(s.plane.User(user))
+		s.must(err)
+		text := fmt.Sprintf(`{apiVersion: sidetrack.dev/v1alpha1, kind: Sandbox, metadata: {name: pr-1 %s}, spec: {redirects: [{from: {service: a}, to: %s}]}}`, extra, to)
+		force := true
+		_, err = client.Resource(sandboxes).Namespace("wide").Patch(s.ctx, "pr-1", "application/apply-patch+yaml", []byte(text),
+			metav1.PatchOptions{FieldManager: "test", Force: &force})
+		return err
+	}
+	s.eventually(func() error {
+		if err := apply("ann", "{address: 10.0.0.9, port: 80}", ""); !apierrors.IsForbidden(err) {
+			return fmt.Errorf("an address without the right: %w", err)
+		}
+		return apply("bob", "{address: 10.0.0.9, port: 80}", "")
+	})
+	s.refused(apply("ann", "{address: 10.0.0.10, port: 80}", ""), "ann needs the verb redirect-to-address on sandboxes in namespace wide")
+	s.refused(apply("ann", "{address: 10.0.0.9, port: 22}", ""), "redirect-to-address")
+	// What is there already she may keep, and give up.
+	s.must(apply("ann", "{address: 10.0.0.9, port: 80}", ", labels: {a: b}"))
+	s.must(apply("ann", "{service: b}", ""))
+	s.refused(apply("ann", "{address: 10.0.0.9, port: 80}", ""), "redirect-to-address")
 }
 
 // podSecurity asks PodSecurity admission what it thinks of the pods.
