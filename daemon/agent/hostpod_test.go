@@ -11,10 +11,14 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/sidetrack-dev/sidetrack/daemon/agent"
 	"github.com/sidetrack-dev/sidetrack/daemon/pods"
@@ -25,8 +29,8 @@ import (
 	"github.com/sidetrack-dev/sidetrack/test/lab"
 )
 
-// These make the test's program a node's agent (manifests, cgroup, bpffs) and a
-// client (address, baggage): each has to be in a cgroup and a namespace of its own.
+// These make the test's program a node's agent (manifests, the pods' cgroup, bpffs,
+// and "v1" where no cgroup2 is to be mounted) and a client (address, baggage): each has to be in a cgroup and a namespace of its own.
 const (
 	hostAgentEnv  = "SIDETRACK_TEST_HOST_AGENT"
 	hostClientEnv = "SIDETRACK_TEST_HOST_CLIENT"
@@ -35,7 +39,7 @@ const (
 func init() {
 	if args := os.Getenv(hostAgentEnv); args != "" {
 		a := strings.Split(args, "|")
-		fmt.Fprintln(os.Stderr, "child:", runHostAgent(a[0], a[1], a[2]))
+		fmt.Fprintln(os.Stderr, "child:", runHostAgent(a[0], a[1], a[2], a[3] == "v1"))
 		os.Exit(1)
 	}
 	if args := os.Getenv(hostClientEnv); args != "" {
@@ -84,7 +88,17 @@ func (c clustered) follow(m *source.Manifests) {
 	}
 }
 
-func runHostAgent(manifests, cgroup, bpffs string) error {
+func runHostAgent(manifests, podsCgroup, bpffs string, v1 bool) error {
+	for v1 {
+		// In a mount namespace of its own.
+		root, err := lab.Cgroup2()
+		if err != nil {
+			break
+		}
+		if err := unix.Unmount(root, unix.MNT_DETACH); err != nil {
+			return err
+		}
+	}
 	logger := slog.New(slog.NewTextHandler(os.Stderr, nil))
 	m, err := source.OpenManifests(manifests, logger)
 	if err != nil {
@@ -92,7 +106,7 @@ func runHostAgent(manifests, cgroup, bpffs string) error {
 	}
 	c := clustered{make(chan source.Snapshot)}
 	go c.follow(m)
-	where, err := pods.AwaitCgroup(context.Background(), filepath.Join(cgroup, "kubepods"), logger)
+	where, err := pods.AwaitCgroup(context.Background(), podsCgroup, logger)
 	if err != nil {
 		return err
 	}
@@ -143,6 +157,29 @@ func (s *shop) inCgroup(p *lab.Pod, cgroup, env string) *exec.Cmd {
 	return cmd
 }
 
+// startChild starts an agent and waits until it is ready.
+func (s *shop) startChild(child *exec.Cmd) {
+	s.t.Helper()
+	out, err := child.StdoutPipe()
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	if err := child.Start(); err != nil {
+		s.t.Fatal(err)
+	}
+	s.t.Cleanup(func() {
+		_ = child.Process.Kill()
+		_ = child.Wait()
+		if err := loader.Uninstall(s.BPFFS, slog.New(slog.DiscardHandler)); err != nil {
+			s.t.Error(err)
+		}
+	})
+	ready := make([]byte, len("ready"))
+	if _, err := io.ReadFull(out, ready); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
 func TestPodsOnTheHostsNetworkHaveTheirOwnIdentity(t *testing.T) {
 	s := newShop(t)
 	host := s.MustPod("host")
@@ -170,25 +207,8 @@ spec: {hostNetwork: true}
 		}
 	}
 	// The agent is a pod on the host's network itself.
-	child := s.inCgroup(host, podCgroup("agent"), fmt.Sprintf("%s=%s|%s|%s", hostAgentEnv, s.dir, s.Cgroup, s.BPFFS))
-	out, err := child.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := child.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		_ = child.Process.Kill()
-		_ = child.Wait()
-		if err := loader.Uninstall(s.BPFFS, slog.New(slog.DiscardHandler)); err != nil {
-			t.Error(err)
-		}
-	})
-	ready := make([]byte, len("ready"))
-	if _, err := io.ReadFull(out, ready); err != nil {
-		t.Fatal(err)
-	}
+	child := s.inCgroup(host, podCgroup("agent"), fmt.Sprintf("%s=%s|%s|%s|v2", hostAgentEnv, s.dir, filepath.Join(s.Cgroup, "kubepods"), s.BPFFS))
+	s.startChild(child)
 
 	ask := func(cgroup, baggage string) string {
 		t.Helper()
@@ -213,4 +233,60 @@ spec: {hostNetwork: true}
 			t.Errorf("%s: %q, want %q", c.what, got, c.want)
 		}
 	}
+}
+
+func TestAHostWithCgroupVersion1AloneIsCovered(t *testing.T) {
+	s := newShop(t)
+	v1 := filepath.Join(s.Dir(), "v1")
+	if err := os.Mkdir(v1, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("none", v1, "cgroup", 0, "none,name="+s.Name); err != nil {
+		t.Skipf("this kernel has no cgroup version 1: %v", err)
+	}
+	// Directories first, and then the mount, or the hierarchy stays.
+	var dirs []string
+	t.Cleanup(func() {
+		for _, dir := range slices.Backward(dirs) {
+			if err := unix.Rmdir(dir); err != nil {
+				t.Error(err)
+			}
+		}
+		if err := unix.Unmount(v1, 0); err != nil {
+			t.Error(err)
+		}
+	})
+	for _, p := range []*lab.Pod{s.client, s.runner} {
+		dir := v1
+		for _, name := range []string{"kubepods", "burstable", "pod" + podUID(p.Name), "c"} {
+			dir = filepath.Join(dir, name)
+			if err := os.Mkdir(dir, 0o755); err == nil {
+				dirs = append(dirs, dir)
+			}
+		}
+		cmd := p.Command("sleep", "1000")
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			_ = cmd.Process.Kill()
+			_ = cmd.Wait()
+		})
+		if err := os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(strconv.Itoa(cmd.Process.Pid)), 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.sandboxOn()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	child := exec.Command(self)
+	child.Env = append(os.Environ(), fmt.Sprintf("%s=%s|%s|%s|v1", hostAgentEnv, s.dir, filepath.Join(v1, "kubepods"), s.BPFFS))
+	child.Stderr = os.Stderr
+	child.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
+	s.startChild(child)
+	s.reach(s.runner, "fork")
+	s.reach(s.client, "baseline")
+	s.tagged("fork")
 }
