@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"testing"
+	"time"
 
 	"github.com/sidetrack-dev/sidetrack/routing"
 	"github.com/sidetrack-dev/sidetrack/test/lab"
@@ -49,7 +50,10 @@ func runAgent(orders string) error {
 		return err
 	}
 	fmt.Println("ready")
-	select {}
+	// Without anything else to do, Go would take select{} for a deadlock.
+	for {
+		time.Sleep(time.Hour)
+	}
 }
 
 // agent is another process with a Kernel.

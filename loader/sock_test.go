@@ -13,7 +13,7 @@ import (
 )
 
 // sock is a plain blocking socket, because these tests are about single system
-// calls.
+// calls. Go's own signals interrupt those that have a timeout.
 type sock struct {
 	*scene
 	fd, family int
@@ -76,7 +76,7 @@ func (c *sock) connect(a string) error {
 	if err != unix.EINTR {
 		return err
 	}
-	// One of Go's own signals; the connection goes on.
+	// The connection goes on.
 	for err == unix.EINTR {
 		_, err = unix.Poll([]unix.PollFd{{Fd: int32(c.fd), Events: unix.POLLOUT}}, int(soon.Milliseconds()))
 	}
@@ -124,7 +124,10 @@ func (c *sock) mustBeAddr(what string, got netip.AddrPort, want string) {
 func (c *sock) mustHear(want string) *sock {
 	c.Helper()
 	buf := make([]byte, 64)
-	n, err := unix.Read(c.fd, buf)
+	n, err := 0, error(unix.EINTR)
+	for err == unix.EINTR {
+		n, err = unix.Read(c.fd, buf)
+	}
 	c.must(err)
 	if got, _, _ := strings.Cut(string(buf[:n]), "\n"); got != want {
 		c.Fatalf("reached %q, want %q", got, want)
@@ -166,7 +169,12 @@ func (c *sock) exchange(a string) (string, unix.Sockaddr) {
 		c.Fatalf("send to %s: %v", a, err)
 	}
 	buf := make([]byte, 64)
-	n, sa, err := unix.Recvfrom(c.fd, buf, 0)
+	var n int
+	var sa unix.Sockaddr
+	err := error(unix.EINTR)
+	for err == unix.EINTR {
+		n, sa, err = unix.Recvfrom(c.fd, buf, 0)
+	}
 	if err != nil {
 		c.Fatalf("receive from %s: %v", a, err)
 	}
