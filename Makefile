@@ -13,15 +13,18 @@ TALLY ?=
 BENCHFLAGS ?= -report bench/REPORT.md
 
 # Programs that must get a signal themselves are not run by "go run".
-tools = go build -o bin/ ./test/kernels ./test/tally ./test/demo
+tools = go build -o bin/ ./test/kernels ./test/tally ./test/demo ./test/cluster/cmd/cluster
 tally = bin/tally $(if $(TALLY),-append $(TALLY))
 build = CGO_ENABLED=0 go build -trimpath -ldflags "-s -w"
+# Packages whose tests want a real API server or a whole cluster.
+clustered = go list -f '{{$$p := .ImportPath}}{{range .TestImports}}{{if eq . "github.com/sidetrack-dev/sidetrack/test/cluster"}}{{$$p}}{{"\n"}}{{end}}{{end}}' ./... | grep .; \
+	echo github.com/sidetrack-dev/sidetrack/test/cluster
 scripts = $(shell git ls-files '*.sh' .ci/run)
 
-.PHONY: help build generate test demo kernels bench-quick image lint verify fuzz-short clean
+.PHONY: help build generate test e2e demo kernels bench-quick image lint verify fuzz-short clean
 
 help: ## print this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: ## build static binaries into bin/
 	@mkdir -p bin
@@ -35,10 +38,18 @@ test: ## install what the tests need (as root, with apt), and run them all
 	@test/setup.sh test
 	@$(tools)
 	@kernel=$$(bin/kernels -list); \
-	pure=$$(go list ./... | grep -vxF "$$kernel"); \
+	pure=$$(go list ./... | grep -vxF "$$kernel" | grep -vxF "$$($(clustered))"); \
 	{ go test -json -race $$pure || true; \
 	go test -json -race -p 1 -timeout 30m $$kernel || true; } | \
 	$(tally) -again 'go test -race -count=1 -timeout 10m -run "$$TESTS" "$$PKG"'
+
+e2e: ## run Sidetrack in a real Kubernetes with two nodes; the first time builds that from Go modules (as root)
+	@test/setup.sh e2e
+	@$(tools)
+	@echo "the cluster's programs: $$(bin/cluster programs)"
+	@export SIDETRACK_E2E=1; \
+	{ go test -json -count=1 -p 1 -timeout 40m $$($(clustered)) || true; } | \
+	$(tally) -again 'go test -count=1 -timeout 20m "$$PKG"'
 
 image: ## pack container images into bin/sidetrack.tar, without Docker
 	@mkdir -p bin

@@ -30,6 +30,14 @@ for target in "$@"; do
 		need '/usr/bin/python3 -c "import httpx, requests"' python3-httpx python3-requests
 		need 'command -v wrk' wrk
 		;;
+	e2e)
+		need 'command -v runc' runc
+		need 'command -v nft' nftables
+		need 'command -v ip' iproute2
+		need 'command -v nsenter' util-linux
+		need 'command -v nginx' nginx
+		need 'ls /usr/lib/postgresql/*/bin/initdb' postgresql
+		;;
 	verify)
 		need 'command -v clang-14' clang-14
 		need 'command -v git' git
