@@ -148,7 +148,8 @@ type sweeper struct {
 	mu   sync.Mutex
 	now  coverage
 	todo map[routing.Cookie]*place
-	left map[routing.Name]int // connections that are still uncovered, by Service
+	seen map[routing.Cookie]bool // all namespaces of the last sweep; nil before the first
+	left map[routing.Name]int    // connections that are still uncovered, by Service
 
 	wake    chan struct{}
 	stop    chan struct{}
@@ -162,6 +163,7 @@ type place struct {
 	cgroup string   // that the sockets' owners are below; empty: the sweeper's
 	fd     int      // its own
 	before coverage // what was covered when the first of the changes came
+	late   bool     // it was there before we knew of it
 	looks  int      // how often to list sockets still
 	diag   *diag
 	found  map[uint64]*found // by socket cookie
@@ -171,6 +173,7 @@ type place struct {
 type found struct {
 	socket tcpSocket
 	next   time.Time // when to look again
+	late   bool      // made by a pod that we did not know yet
 }
 
 func newSweeper(mark uint32, cgroup string, log *slog.Logger) *sweeper {
@@ -223,13 +226,17 @@ func (s *sweeper) sweep(now coverage, all []pods.Namespace) {
 				continue
 			}
 			p = &place{cookie: ns.Cookie, cgroup: ns.Cgroup, fd: fd, before: before, found: map[uint64]*found{}}
+			p.late = s.seen != nil && !s.seen[ns.Cookie]
 			s.todo[ns.Cookie] = p
+		} else if p.looks == 0 {
+			p.late = false
 		}
 		if p.looks == 0 {
 			p.before = before
 		}
 		p.looks = looks
 	}
+	s.seen = there
 	select {
 	case s.wake <- struct{}{}:
 	default:
@@ -328,7 +335,7 @@ func (s *sweeper) visit(p *place, cover coverage, before *coverage, inside func(
 				return
 			}
 			if _, _, covered := before.of(p.cookie, t.peer); !covered {
-				p.found[t.cookie] = &found{socket: *t}
+				p.found[t.cookie] = &found{socket: *t, late: p.late}
 			}
 		})
 		if err != nil {
@@ -340,6 +347,12 @@ func (s *sweeper) visit(p *place, cover coverage, before *coverage, inside func(
 		if !covered {
 			delete(p.found, c) // the redirect is gone again
 			continue
+		}
+		// The policy is about connections from before a redirect. What a sandbox's
+		// own pod dialled before it was known as such is not: it is tagged, however
+		// busy it is.
+		if f.late && cover.table.LookupFlow(p.cookie, f.socket.peer, routing.TCP).Verdict != routing.ToBaseline {
+			policy = routing.All
 		}
 		gone := false
 		if !now.Before(f.next) {

@@ -313,3 +313,19 @@ func TestOfAPodOnTheHostsNetworkOnlyItsOwnConnectionsAreClosed(t *testing.T) {
 	s.ended(inside)
 	s.lives(outside, 300*time.Millisecond)
 }
+
+func TestWhatAPodOfASandboxDialledBeforeItWasKnownIsClosedWhateverThePolicy(t *testing.T) {
+	for _, tagged := range []bool{true, false} {
+		s := newScene(t)
+		// The agent has been at work before there was the pod.
+		s.sweeper.sweep(coverage{table: &routing.Table{}}, nil)
+		c := s.dial("tcp4")
+		io.WriteString(c, "slow\n") // and does not wait for the answer
+		s.redirect(routing.Leave, tagged)
+		if tagged {
+			s.ended(c)
+		} else {
+			s.lives(c, 300*time.Millisecond)
+		}
+	}
+}
