@@ -47,8 +47,9 @@ e2e: ## run Sidetrack in a real Kubernetes with two nodes; the first time builds
 	@test/setup.sh e2e
 	@$(tools)
 	@echo "the cluster's programs: $$(bin/cluster programs)"
-	@export SIDETRACK_E2E=1; \
-	{ go test -json -count=1 -p 1 -timeout 40m $$($(clustered)) || true; } | \
+	@export SIDETRACK_E2E=1 SIDETRACK_E2E_FIGURES=$(CURDIR)/bin/e2e-figures; rm -f "$$SIDETRACK_E2E_FIGURES"; \
+	{ go test -json -count=1 -p 1 -timeout 40m $$($(clustered)) || true; \
+	[ ! -e "$$SIDETRACK_E2E_FIGURES" ] || cat "$$SIDETRACK_E2E_FIGURES" >&2; } | \
 	$(tally) -again 'go test -count=1 -timeout 20m "$$PKG"'
 
 image: ## pack container images into bin/sidetrack.tar, without Docker
