@@ -79,8 +79,8 @@ monitoring: {labels: {release: prom}, podMonitor: true, serviceMonitor: true, pr
 	for name, values := range map[string]string{
 		"everything set": everything,
 		"as little as there can be": `
-agent: {appArmorProfile: null, seLinuxOptions: null, tolerations: [], resources: {}}
-controller: {replicas: 1, resources: {}}
+agent: {priorityClassName: "", appArmorProfile: null, seLinuxOptions: null, tolerations: [], resources: {}}
+controller: {priorityClassName: "", replicas: 1, resources: {}}
 aggregateRoles: false
 guardAddresses: false`,
 		"uninstall": "agent: {uninstall: true}",
@@ -137,6 +137,7 @@ func TestWrongValuesAreRefused(t *testing.T) {
 		"agent: {extraArgs: --x}":                         "/agent/extraArgs",
 		"agent: {extraArgs: [x]}":                         "/agent/extraArgs/0",
 		"agent: {resources: {limits: {memory: lots}}}":    "/agent/resources/limits/memory",
+		"agent: {priorityClassName: High!}":               "/agent/priorityClassName",
 		"agent: {podLabels: {app.kubernetes.io/name: x}}": "app.kubernetes.io/name",
 		"agent: {tolerations: [{effect: Never}]}":         "/agent/tolerations/0/effect",
 		"controller: {replicas: two}":                     "/controller/replicas",
