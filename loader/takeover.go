@@ -154,20 +154,46 @@ func (k *Kernel) Resume() error {
 			}
 			k.lock = f
 		}
-		k.yielded = false
-		// Whatever is pinned may be the other one's.
-		err := k.closeFlow()
-		k.objs.pinned = false
-		if k.applied == nil {
-			return err // the first Apply publishes
+		err := k.republish()
+		if err != nil && k.yielded {
+			// Another agent may be luckier.
+			err = errors.Join(err, k.detachCapture(), k.closeFlow(), k.lock.Close())
+			k.lock = nil
 		}
-		k.published = false
-		if err := errors.Join(err, removeLeftovers(k.dir), k.publish()); err != nil {
-			return err
-		}
-		k.published = true
-		return nil
+		return err
 	})
+}
+
+// republish puts the present programs where traffic meets them, whosever are
+// there now.
+func (k *Kernel) republish() error {
+	if k.applied == nil {
+		k.yielded = false
+		return nil // the first Apply publishes
+	}
+	if err := errors.Join(k.closeFlow(), removeLeftovers(k.dir)); err != nil {
+		return err
+	}
+	k.objs.pinned = false
+	for name, l := range k.capture {
+		if !k.attachedHere(l) {
+			// The other agent has taken it off.
+			delete(k.capture, name)
+			if err := l.Close(); err != nil {
+				return err
+			}
+		}
+	}
+	// A process that was killed a moment ago still has its links.
+	if err := wait(k.refuseForeign); err != nil {
+		return err
+	}
+	k.published = false
+	if err := k.publish(); err != nil {
+		return err
+	}
+	k.yielded, k.published = false, true
+	return nil
 }
 
 func (k *Kernel) closeFlow() error {

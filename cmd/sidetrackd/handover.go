@@ -24,14 +24,20 @@ import (
 // hand over.
 const openFor = 5 * time.Second
 
+// settle is how long a new agent has to be in force before the old one, which
+// stays, gives it connections.
+const settle = 3 * time.Second
+
 // handoverFlags say how agents take turns.
 type handoverFlags struct {
 	socket string
 	ready  string
+	stay   bool
 }
 
 func (h *handoverFlags) register(flags *pflag.FlagSet) {
 	flags.StringVar(&h.socket, "handover-socket", h.socket, "`path` of the socket by which one agent takes over from another without a failed request (default: none, and a second agent is refused)")
+	flags.BoolVar(&h.stay, "handover-stay", h.stay, "wait for SIGTERM after having handed over, and act again should the other agent end: for where whatever ends is started again (always with --kubernetes)")
 	flags.StringVar(&h.ready, "ready-socket", h.ready, "`path` of the socket that `sidetrackd ready` asks (default: with --kubernetes one that only this container finds, else none)")
 }
 
@@ -56,6 +62,11 @@ func (h *handoverFlags) openKernel(ctx context.Context, cfg loader.Config, log *
 		}
 		k, err := open(cfg)
 		if err == nil {
+			if p != nil {
+				// The kernel has its own by now. With this one open as well, this agent
+				// would meet its own lock when it is to act again after a successor.
+				p.Legacy.Lock.Close()
+			}
 			return k, p, nil
 		}
 		p.Close()
@@ -81,6 +92,8 @@ func open(cfg loader.Config) (*loader.Kernel, error) {
 // endpoint prepares to serve metrics: at once, or, where the predecessor serves
 // at this address, in its turn.
 func endpoint(e *metrics.Endpoint, p *agent.Predecessor) error {
+	// What it had to give is taken by the end of this.
+	defer p.Taken()
 	if p != nil && p.Metrics != nil && p.MetricsAddress == e.Address() {
 		return e.Inherit(p.Metrics)
 	}
@@ -91,11 +104,15 @@ func endpoint(e *metrics.Endpoint, p *agent.Predecessor) error {
 }
 
 // turns is the agent's part; nil without a socket.
-func (h *handoverFlags) turns(p *agent.Predecessor, k *loader.Kernel, r *router.Router, e *metrics.Endpoint, stay bool) *agent.HandoverConfig {
+func (h *handoverFlags) turns(p *agent.Predecessor, k *loader.Kernel, r *router.Router, e *metrics.Endpoint, kubernetes bool) *agent.HandoverConfig {
 	if h.socket == "" {
 		return nil
 	}
-	return &agent.HandoverConfig{
-		Socket: h.socket, Predecessor: p, Kernel: k, Router: r, Metrics: e, Version: buildVersion(), Stay: stay,
+	cfg := &agent.HandoverConfig{
+		Socket: h.socket, Predecessor: p, Kernel: k, Router: r, Metrics: e, Version: buildVersion(), Stay: h.stay || kubernetes,
 	}
+	if cfg.Stay {
+		cfg.Settle = settle
+	}
+	return cfg
 }

@@ -19,7 +19,7 @@ import (
 
 // Agents take turns without anybody's noticing: the new one brings its own
 // programs, maps and listeners into force beside the old one's, then the old one
-// yields and gives its connections away (docs/decisions/0008-handover.md). One
+// yields and gives its connections away (docs/decisions/0009-handover.md). One
 // agent acts at any time. It is the one that was last in force and lives: should
 // the new one end, the old one acts again if it is still there.
 
@@ -67,6 +67,10 @@ type HandoverConfig struct {
 	// Stay has the agent wait for its end from outside after it has handed over,
 	// instead of ending: for where whatever ends is started again.
 	Stay bool
+	// Settle is how long the next agent has to be in force before it gets
+	// connections, unless this one is to end: one that fails soon after its start
+	// takes none with it.
+	Settle time.Duration
 }
 
 // turns is an Agent's part in taking turns; nil: it takes none.
@@ -82,6 +86,7 @@ type turns struct {
 
 	busy    sync.Mutex // held by the one conversation with a successor
 	taking  atomic.Bool
+	leaving atomic.Bool // it has handed over, and is to end
 	ending  atomic.Bool
 	working sync.WaitGroup
 	talk    talks
@@ -156,6 +161,9 @@ func (t *turns) early(wanted captures, open map[routing.Cookie]*listener) (missi
 		if open[c] == nil && wanted.in(c) {
 			missing++
 		}
+	}
+	if missing > 0 && t.Predecessor.dead(0) {
+		return 0 // nobody covers them
 	}
 	if missing > 0 && time.Since(t.since) > foundWithin {
 		t.log.Warn("pods that the earlier agent covers are not found; going on without them", "pods", missing)

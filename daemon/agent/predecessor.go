@@ -90,7 +90,7 @@ func askPredecessor(socket string, hello *handover.Hello, log *slog.Logger) (_ *
 			p.Close()
 		}
 	}()
-	if err := errors.Join(conn.SendWithin(answerWithin), conn.ReceiveWithin(answerWithin)); err != nil {
+	if err := conn.ReceiveWithin(answerWithin); err != nil {
 		return nil, err
 	}
 	if err := conn.Send(handover.KindHello, hello); err != nil {
@@ -155,10 +155,20 @@ func (p *Predecessor) Close() {
 		return
 	}
 	p.conn.Close()
-	for _, f := range []*os.File{p.alive, p.Metrics} {
-		if f != nil {
-			f.Close()
-		}
+	p.Taken()
+	if p.alive != nil {
+		p.alive.Close()
+	}
+}
+
+// Taken closes what others have made duplicates of: the lock, which would else
+// stay this process's beyond its turn, and the metrics listener.
+func (p *Predecessor) Taken() {
+	if p == nil {
+		return
+	}
+	if p.Metrics != nil {
+		p.Metrics.Close()
 	}
 	if p.Legacy != nil {
 		p.Legacy.Lock.Close()
@@ -176,7 +186,7 @@ func (p *Predecessor) hangUp() {
 // An error says that nobody knows whether it has; it acts no more all the same,
 // since its programs are off.
 func (p *Predecessor) activate() error {
-	if err := errors.Join(p.conn.SendWithin(answerWithin), p.conn.ReceiveWithin(answerWithin)); err != nil {
+	if err := p.conn.ReceiveWithin(answerWithin); err != nil {
 		return err
 	}
 	if err := p.conn.Send(handover.KindActive, nil); err != nil {
@@ -184,7 +194,7 @@ func (p *Predecessor) activate() error {
 	}
 	m, err := p.conn.Receive()
 	if err != nil {
-		return err
+		return errors.Join(err, p.conn.ReceiveWithin(0))
 	}
 	m.CloseFDs()
 	if m.Kind != handover.KindYielded {
@@ -202,7 +212,7 @@ func (p *Predecessor) receive(to HandoverRouter) error {
 		if len(held) > 0 {
 			// It is dead, or has given up a conversation that it could not end: then the
 			// connections are still its.
-			if p.dead() {
+			if p.dead(deathWithin) {
 				to.Begin(held)
 			} else {
 				to.Discard(held)
@@ -266,13 +276,16 @@ func (p *Predecessor) take(m *handover.Message, to HandoverRouter) (held []*rout
 	return held, answer
 }
 
-// dead reports whether its process is gone, or goes now.
-func (p *Predecessor) dead() bool {
+// dead reports whether its process is gone, or goes within a while.
+func (p *Predecessor) dead(within time.Duration) bool {
 	fds := []unix.PollFd{{Fd: int32(p.alive.Fd()), Events: unix.POLLIN}}
-	for end := time.Now().Add(deathWithin); time.Now().Before(end); {
-		if n, err := unix.Poll(fds, int(time.Until(end).Milliseconds())); n > 0 && err == nil {
+	for end := time.Now().Add(within); ; {
+		n, err := unix.Poll(fds, max(0, int(time.Until(end).Milliseconds())))
+		if n > 0 && err == nil {
 			return fds[0].Revents&unix.POLLHUP != 0
 		}
+		if !time.Now().Before(end) {
+			return false
+		}
 	}
-	return false
 }

@@ -53,7 +53,7 @@ func (t *turns) listen(l *handover.Listener) {
 
 // bequeath hands over to a successor.
 func (t *turns) bequeath(c *handover.Conn) error {
-	if err := errors.Join(c.SendWithin(answerWithin), c.ReceiveWithin(answerWithin)); err != nil {
+	if err := c.ReceiveWithin(answerWithin); err != nil {
 		return err
 	}
 	m, err := c.Receive()
@@ -109,7 +109,6 @@ func (t *turns) session(c *handover.Conn, hello *handover.Hello, will *handover.
 	t.log.Info("handing over to another agent", "its version", hello.Version)
 
 	in := make(chan handover.Message)
-	hungUp := make(chan error, 1)
 	stop := make(chan struct{})
 	defer close(stop)
 	if err := c.ReceiveWithin(0); err != nil {
@@ -119,7 +118,6 @@ func (t *turns) session(c *handover.Conn, hello *handover.Hello, will *handover.
 		for {
 			m, err := c.Receive()
 			if err != nil {
-				hungUp <- err
 				close(in)
 				return
 			}
@@ -140,8 +138,9 @@ func (t *turns) session(c *handover.Conn, hello *handover.Hello, will *handover.
 	}
 	if first.Kind != handover.KindActive {
 		// It was not in force, or its programs are in some links and not in others.
-		t.call(func() { err = t.resume() })
-		return errors.Join(fmt.Errorf("the other agent has ended before it was in force; this one goes on: %w", <-hungUp), err)
+		t.log.Warn("the other agent has ended before it was in force; this one goes on")
+		t.regain()
+		return nil
 	}
 	if !t.call(func() { err = t.yield() }) {
 		return nil // it is ending
@@ -149,7 +148,7 @@ func (t *turns) session(c *handover.Conn, hello *handover.Hello, will *handover.
 	if err != nil {
 		t.log.Warn("something of this agent may still be in force", "err", err)
 	}
-	if err := c.Send(handover.KindYielded, nil); err == nil && will.ConnFormat != 0 {
+	if err := c.Send(handover.KindYielded, nil); err == nil && will.ConnFormat != 0 && t.settled(in) {
 		if err := t.giveAway(c, in, &sure); err != nil && !t.ending.Load() {
 			t.log.Warn("connections that have not moved end with this agent", "connections", t.Router.Open(), "err", err)
 		}
@@ -231,6 +230,49 @@ func (t *turns) resume() error {
 	return nil
 }
 
+// tryResume has this agent act again if it can, and reports whether nothing is
+// left to try.
+func (t *turns) tryResume(said *string) (done bool) {
+	var err error
+	if !t.call(func() { err = t.resume() }) || err == nil {
+		return true
+	}
+	if text := err.Error(); text != *said {
+		// There may be a third agent, which has taken over from the second.
+		t.log.Warn("this agent does not act again yet; trying", "err", err)
+		*said = text
+	}
+	return false
+}
+
+// regain is tryResume until it is done.
+func (t *turns) regain() {
+	tick := time.NewTicker(resumeInterval)
+	defer tick.Stop()
+	for said := ""; !t.tryResume(&said); {
+		select {
+		case <-tick.C:
+		case <-t.ended:
+			return
+		}
+	}
+}
+
+// settled waits until the other agent has been in force for a while. It returns
+// false when the other one is gone.
+func (t *turns) settled(in <-chan handover.Message) bool {
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for began := time.Now(); time.Since(began) < t.Settle && !t.leaving.Load() && !t.ending.Load(); {
+		select {
+		case _, ok := <-in:
+			return ok
+		case <-tick.C:
+		}
+	}
+	return true
+}
+
 // accepted reports whether all connections are accepted that were steered here.
 func (t *turns) accepted() (yes bool) {
 	if !t.call(func() { yes = !t.yielded.IsZero() && time.Since(t.yielded) > grace }) {
@@ -292,10 +334,7 @@ const retryOffer = 50 * time.Millisecond
 
 // giveBatch moves some connections, or keeps them.
 func (t *turns) giveBatch(c *handover.Conn, in <-chan handover.Message, b *handover.Batch, sure *bool) (moved int, why string, err error) {
-	if err = c.SendWithin(answerWithin); err == nil {
-		err = c.SendBatch(b)
-	}
-	if err != nil {
+	if err := c.SendBatch(b); err != nil {
 		// It may have been sent all the same.
 		*sure = false
 		t.Router.Keep(b.Moving)
@@ -341,7 +380,7 @@ func (t *turns) giveBatch(c *handover.Conn, in <-chan handover.Message, b *hando
 func (t *turns) linger(c *handover.Conn, in <-chan handover.Message) error {
 	tick := time.NewTicker(resumeInterval)
 	defer tick.Stop()
-	lost := false
+	lost, said := false, ""
 	for began := time.Now(); ; {
 		select {
 		case <-t.ended:
@@ -353,13 +392,8 @@ func (t *turns) linger(c *handover.Conn, in <-chan handover.Message) error {
 			in, lost = nil, true
 		case <-tick.C:
 		}
-		if lost {
-			var err error
-			if !t.call(func() { err = t.resume() }) || err == nil {
-				return nil
-			}
-			// Most likely there is a third agent, which has taken over from the second.
-			t.log.Debug("this agent cannot act again", "err", err)
+		if lost && t.tryResume(&said) {
+			return nil
 		}
 		if !t.Stay && t.accepted() && (t.Router.Open() == 0 || time.Since(began) > t.agent.cfg.DrainTimeout) && (!lost || time.Since(began) > answerWithin) {
 			t.finish()
@@ -378,6 +412,8 @@ func (t *turns) left(ctx context.Context) bool {
 	if t == nil || t.yielded.IsZero() {
 		return false
 	}
+	t.leaving.Store(true)
+	defer t.leaving.Store(false)
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
 	for t.Router.Open() > 0 || time.Since(t.yielded) < grace {

@@ -19,6 +19,8 @@ const (
 	maxMessage = 64 << 10
 	// maxFDs is the kernel's bound of descriptors in one packet (SCM_MAX_FD).
 	maxFDs = 253
+	// readWithin is how long the peer may take to make room for a message.
+	readWithin = 10 * time.Second
 )
 
 // Conn is a conversation.
@@ -37,9 +39,6 @@ func (c *Conn) Close() error { return c.c.Close() }
 
 // ReceiveWithin bounds how long Receive waits from now on; zero: for good.
 func (c *Conn) ReceiveWithin(d time.Duration) error { return c.c.SetReadDeadline(after(d)) }
-
-// SendWithin bounds how long Send waits for the peer to read.
-func (c *Conn) SendWithin(d time.Duration) error { return c.c.SetWriteDeadline(after(d)) }
 
 func after(d time.Duration) time.Time {
 	if d == 0 {
@@ -64,6 +63,9 @@ func (c *Conn) Send(kind Kind, body any, fds ...int) error {
 	var oob []byte
 	if len(fds) > 0 {
 		oob = unix.UnixRights(fds...)
+	}
+	if err := c.c.SetWriteDeadline(after(readWithin)); err != nil {
+		return fmt.Errorf("send message %c: %w", kind, err)
 	}
 	if _, _, err := c.c.WriteMsgUnix(packet, oob, nil); err != nil {
 		return fmt.Errorf("send message %c: %w", kind, err)

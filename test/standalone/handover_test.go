@@ -570,6 +570,40 @@ func TestKilledInTheMiddleOfATurn(t *testing.T) {
 	}
 }
 
+// TestAnAgentThatHasTakenOverActsAgain: not the first agent but the second, which
+// stays, sees its successors die, and a fresh one takes over in the end. Until a
+// successor has been in force for a while, connections stay where they are.
+func TestAnAgentThatHasTakenOverActsAgain(t *testing.T) {
+	heavy(t)
+	s := newShop(t)
+	s.serveAll()
+	s.turn()
+	first := s.agent
+	second := s.turn("--handover-stay")
+	first.ended(30 * time.Second)
+	c := s.meet()
+	for round := range 3 {
+		third := s.turn("--handover-stay")
+		time.Sleep(time.Duration(round) * 200 * time.Millisecond)
+		third.kill()
+		s.agent = second
+		second.wantLog("this one acts again")
+		eventually(t, 10*time.Second, func() error {
+			return errors.Join(s.answers(s.client, tags[1].header, "fork-a"), s.answers(s.client, "", "baseline"), s.answers(s.tester, "", "fork-a"))
+		})
+		c.still()
+	}
+	fourth := s.turn("--handover-stay")
+	// It is ended from outside: what is still with it moves then.
+	if err := second.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	second.ended(20 * time.Second)
+	second.wantLog("all connections have moved")
+	c.part()
+	fourth.kill()
+}
+
 // answers sends a request over a new connection and wants it answered by a
 // server.
 func (s *shop) answers(from *lab.Pod, header, server string) error {
