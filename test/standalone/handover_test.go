@@ -100,6 +100,7 @@ type strict struct {
 	wg       sync.WaitGroup
 	requests atomic.Int64
 	failures atomic.Int64
+	slowest  atomic.Int64 // answer, in nanoseconds
 	once     sync.Once
 	// changing is set while sandbox b comes and goes: its requests may be answered
 	// by either side then.
@@ -139,7 +140,12 @@ func (s *shop) startStrict() *strict {
 	open.Wait()
 	l.repeat(5*time.Millisecond, "new connection", func(n int) error {
 		tag := tags[n%len(tags)]
-		conn, err := s.client.Dial("tcp", webIP+":80")
+		network, address := "tcp", webIP+":80"
+		if n%3 == 0 {
+			// Of a socket with IPV6_V6ONLY, which comes to the router in another way.
+			network, address = "tcp6", "["+webIP6+"]:80"
+		}
+		conn, err := s.client.Dial(network, address)
 		if err != nil {
 			return err
 		}
@@ -168,6 +174,12 @@ func (s *shop) startStrict() *strict {
 func (l *strict) ask(conn net.Conn, r *bufio.Reader, n int) func(header, want string) error {
 	return func(header, want string) error {
 		before := l.changing.Load()
+		began := time.Now()
+		defer func() {
+			took := int64(time.Since(began))
+			for slowest := l.slowest.Load(); took > slowest && !l.slowest.CompareAndSwap(slowest, took); slowest = l.slowest.Load() {
+			}
+		}()
 		got, err := askOver(conn, r, header+"X-Number: "+strconv.Itoa(n)+"\r\n")
 		l.requests.Add(1)
 		switch {
@@ -226,12 +238,17 @@ func (l *strict) repeat(pace time.Duration, name string, f func(n int) error) {
 	})
 }
 
+// lap says how slow the slowest answer since the last lap was.
+func (l *strict) lap(what string) {
+	l.s.t.Logf("%s: %d requests so far, the slowest answer took %s", what, l.requests.Load(), time.Duration(l.slowest.Swap(0)).Round(time.Millisecond))
+}
+
 // stop ends the traffic, and the test if any of it failed.
 func (l *strict) stop() {
 	l.once.Do(func() {
 		close(l.stopping)
 		l.wg.Wait()
-		l.s.t.Logf("%d requests, %d failures", l.requests.Load(), l.failures.Load())
+		l.s.t.Logf("%d requests, %d failures; the slowest took %s", l.requests.Load(), l.failures.Load(), time.Duration(l.slowest.Load()).Round(time.Millisecond))
 	})
 }
 
@@ -454,8 +471,10 @@ func TestAgentsTakeTurnsUnderLoad(t *testing.T) {
 	time.Sleep(500 * time.Millisecond)
 	for range 2 {
 		c.tick(300)
+		l.lap("before")
 		next := s.turn()
 		c.still()
+		l.lap("the handover")
 		a.ended(30 * time.Second)
 		a.wantLog("all connections have moved")
 		c.still()
