@@ -62,10 +62,8 @@ type actor struct {
 	plot   *plot
 	agent  *Agent
 	router *router.Router
-	lock   string
 	locked bool // by somebody else: Resume fails
 	log    *logLines
-	ports  chan router.Ports
 	end    func() error
 	done   chan struct{}
 }

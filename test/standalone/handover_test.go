@@ -254,11 +254,10 @@ func (l *strict) stop() {
 
 // companions are connections of other kinds that live through everything.
 type companions struct {
-	s        *shop
-	streams  map[string]*stream
-	pool     []*stream // idle
-	ticks    []*ticker
-	serveOld func()
+	s       *shop
+	streams map[string]*stream
+	pool    []*stream // idle
+	ticks   []*ticker
 }
 
 type stream struct {
@@ -284,7 +283,6 @@ func (c *stream) exchange(send, want string) error {
 type ticker struct {
 	stream
 	server string
-	next   int
 	done   chan error
 }
 
