@@ -62,11 +62,6 @@ func (h *handoverFlags) openKernel(ctx context.Context, cfg loader.Config, log *
 		}
 		k, err := open(cfg)
 		if err == nil {
-			if p != nil {
-				// The kernel has its own by now. With this one open as well, this agent
-				// would meet its own lock when it is to act again after a successor.
-				p.Legacy.Lock.Close()
-			}
 			return k, p, nil
 		}
 		p.Close()
