@@ -27,8 +27,7 @@ const usage = `usage:
   cluster kubeconfig               print the path of the kubeconfig
   cluster kubectl ARGS…            run kubectl as administrator
   cluster load ARCHIVE…            give images (docker-archive files) to both nodes
-  cluster node node-1|node-2 CMD…  run a command with a node's files and network
-`
+  cluster node node-1|node-2 CMD…  run a command with a node's files and network`
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -46,7 +45,7 @@ func main() {
 
 func run(ctx context.Context, args []string) error {
 	if len(args) == 0 {
-		return errors.New("what?\n" + usage)
+		return fmt.Errorf("no command; %s", usage)
 	}
 	verb, args := args[0], args[1:]
 	switch verb {
@@ -89,7 +88,7 @@ func run(ctx context.Context, args []string) error {
 		return c.LoadImages(ctx, args...)
 	case "node":
 		if len(args) < 2 {
-			return errors.New("which node, and what?\n" + usage)
+			return fmt.Errorf("node needs a node and a command; %s", usage)
 		}
 		i := slices.IndexFunc(c.Nodes, func(n *cluster.Node) bool { return n.Name == args[0] })
 		if i < 0 {
@@ -99,7 +98,7 @@ func run(ctx context.Context, args []string) error {
 		fmt.Print(out)
 		return err
 	}
-	return fmt.Errorf("what is %q?\n%s", verb, usage)
+	return fmt.Errorf("no such command: %q; %s", verb, usage)
 }
 
 func up(ctx context.Context, args []string) error {
