@@ -53,7 +53,7 @@ spec:
 ` + container
 	}
 	apply(t, broken(`    patch: {spec: {containers: [{name: stock, args: [crash], terminationMessagePolicy: FallbackToLogsOnError}]}}`))
-	t.Cleanup(func() { kubectl(t, "delete", "-n", shop, "sandbox/broken", "--wait") })
+	deleteAfterwards(t, "-n", shop, "sandbox/broken")
 	began := time.Now()
 	eventually(t, time.Minute, says("broken", v1alpha1.ConditionForksReady, metav1.ConditionFalse, "stock", "the shelves have fallen over"))
 	figure("a crashing fork's own message in the sandbox's conditions after", "%.1f s", time.Since(began).Seconds())
@@ -104,7 +104,7 @@ spec:
     args: [-c, cluster_name=another]
     readinessProbe: {tcpSocket: {port: 5432}, periodSeconds: 1}
 `)
-	t.Cleanup(func() { kubectl(t, "delete", "namespace", "warehouse", "--wait") })
+	deleteAfterwards(t, "namespace", "warehouse")
 	kubectl(t, "wait", "-n", "warehouse", "--for=condition=Ready", "pod/postgres", "--timeout=120s")
 
 	key := newKey("granted")
@@ -113,7 +113,7 @@ spec:
   - from: {service: postgres, port: 5432}
     to: {service: postgres, namespace: warehouse}
 `), "name: pr-42,", "name: granted,", 1), sandboxKey, key, 1))
-	t.Cleanup(func() { kubectl(t, "delete", "-n", shop, "sandbox/granted", "--wait") })
+	deleteAfterwards(t, "-n", shop, "sandbox/granted")
 	w := runners(t)
 
 	// The kind is not even known. The fork gets no database rather than

@@ -34,7 +34,7 @@ spec:
   routingKey: `+groupKey+`
   sandboxes: [{name: pr-42}, {name: pr-43}]
 `)
-	t.Cleanup(func() { kubectl(t, "delete", "-n", shop, "routegroup/both", "sandbox/pr-43", "--wait") })
+	deleteAfterwards(t, "-n", shop, "routegroup/both", "sandbox/pr-43")
 	eventually(t, 2*time.Minute, isReady("pr-43"))
 	eventually(t, time.Minute, func(ctx context.Context) error {
 		var g v1alpha1.RouteGroup

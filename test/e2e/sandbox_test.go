@@ -208,7 +208,7 @@ spec:
   terminationGracePeriodSeconds: 1
   containers: [{name: runner, image: "sidetrack.test/shop:v1", imagePullPolicy: Never, args: [runner]}]
 `)
-	t.Cleanup(func() { kubectl(t, "delete", "pod", "-n", shop, "test-runner", "--wait") })
+	deleteAfterwards(t, "pod", "-n", shop, "test-runner")
 	kubectl(t, "wait", "-n", shop, "--for=condition=Ready", "pod/test-runner", "--timeout=120s")
 	w := runnerPod(t, "test-runner")
 	eventually(t, time.Minute, w.gets(front, nil, ownOnWay))

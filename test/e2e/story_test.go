@@ -37,7 +37,8 @@ func TestSidetrackOnACluster(t *testing.T) {
 		{"uninstalling leaves nothing in the kernels", uninstall, false},
 	} {
 		ok := t.Run(chapter.name, func(t *testing.T) {
-			t.Cleanup(func() { explain(t) })
+			// Before the chapter's own cleaning up.
+			defer explain(t)
 			chapter.run(t)
 		})
 		if !ok && chapter.vital {
@@ -63,6 +64,17 @@ func apply(t *testing.T, yaml string) {
 	}
 }
 
+// deleteAfterwards deletes objects when the chapter ends.
+func deleteAfterwards(t *testing.T, args ...string) {
+	t.Cleanup(func() {
+		// The test's own context is at its end.
+		out, err := kube.Kubectl(context.WithoutCancel(t.Context()), append([]string{"delete", "--ignore-not-found", "--wait", "--timeout=120s"}, args...)...)
+		if err != nil {
+			t.Errorf("delete %q: %v\n%s", args, err, out)
+		}
+	})
+}
+
 // eventually calls f until it returns nil, and ends the test with its last error
 // when it does not in time. Machines that run this are slow at times: the limit
 // is for what never happens.
@@ -70,15 +82,20 @@ func eventually(t *testing.T, limit time.Duration, f func(context.Context) error
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), limit)
 	defer cancel()
+	var last error
 	for {
 		err := f(ctx)
 		if err == nil {
 			return
 		}
+		// What the end of the time itself does to f tells nothing.
+		if last == nil || ctx.Err() == nil {
+			last = err
+		}
 		select {
 		case <-time.After(20 * time.Millisecond):
 		case <-ctx.Done():
-			t.Fatalf("not within %s: %v", limit, err)
+			t.Fatalf("not within %s: %v", limit, last)
 		}
 	}
 }

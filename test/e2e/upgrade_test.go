@@ -29,7 +29,7 @@ spec:
   - workload: {name: stock}
     containers: [{name: stock, image: "sidetrack.test/shop:pr-42"}]
 `)
-	t.Cleanup(func() { kubectl(t, "delete", "-n", shop, "sandbox/"+name, "--wait") })
+	deleteAfterwards(t, "-n", shop, "sandbox/"+name)
 	eventually(t, 2*time.Minute, isReady(name))
 }
 
