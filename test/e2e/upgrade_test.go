@@ -73,7 +73,7 @@ func load(t *testing.T, key string, f func()) visit.Result {
 			return err
 		}
 		if r.Open < connections || r.Requests < 2*rate {
-			return fmt.Errorf("only %d connections and %d requests", r.Open, r.Requests)
+			return fmt.Errorf("only %d connections and %d requests; %q", r.Open, r.Requests, r.Complaints)
 		}
 		return nil
 	})

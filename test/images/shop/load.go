@@ -85,6 +85,10 @@ func (l *load) connection(ctx context.Context, i int, target *url.URL) {
 		request += "Baggage: sidetrack=" + l.what.Key + "\r\n"
 	}
 	request += "\r\n"
+	address := target.Host
+	if target.Port() == "" {
+		address = net.JoinHostPort(target.Hostname(), "80")
+	}
 	every := time.Duration(float64(l.what.Connections) / l.what.Rate * float64(time.Second))
 	// Spread over the first period.
 	at := time.Now().Add(rand.N(every))
@@ -110,7 +114,7 @@ func (l *load) connection(ctx context.Context, i int, target *url.URL) {
 			l.count(func(r *visit.Result) { r.Redialled++ })
 		}
 		if conn == nil {
-			c, err := net.DialTimeout("tcp", target.Host, 10*time.Second)
+			c, err := net.DialTimeout("tcp", address, 10*time.Second)
 			if err != nil {
 				l.fail(fmt.Errorf("dial: %w", err))
 				continue
