@@ -71,6 +71,7 @@ type compiler struct {
 	services  map[Name]*Service
 	slices    map[Name][]*EndpointSlice // by Service
 	sandboxes []*Sandbox                // sorted by name, without duplicates
+	deleted   map[Name]bool             // of these
 	inject    bool                      // some pod here wants every Service
 
 	members map[servicePort]*member // Service ports that matter
@@ -138,6 +139,7 @@ func (c *compiler) numberSandboxes(all []Sandbox) {
 		c.sandboxes = append(c.sandboxes, &all[i])
 	}
 	slices.SortStableFunc(c.sandboxes, func(a, b *Sandbox) int { return a.key().compare(b.key()) })
+	c.deleted = map[Name]bool{}
 	c.sandboxes = slices.CompactFunc(c.sandboxes, func(a, b *Sandbox) bool { return a.key() == b.key() })
 
 	claimed := make(map[string]sandboxName, len(c.sandboxes))
@@ -170,6 +172,9 @@ func (c *compiler) numberSandboxes(all []Sandbox) {
 			claimed[s.Key] = s.key()
 			c.t.byKey[s.Key] = info
 		}
+		if s.Deleted {
+			c.deleted[s.Name] = true
+		}
 		c.t.sandboxes[info.ID] = info
 		c.t.byName[s.key()] = info
 	}
@@ -201,9 +206,9 @@ func (s *Sandbox) kind() string {
 }
 
 // redirectProblem reports what is wrong with a redirect, once: a group's redirects
-// are its members' and reported there.
+// are its members' and reported there. Nobody can mend a deleted sandbox's.
 func (c *compiler) redirectProblem(s *Sandbox, field, format string, args ...any) {
-	if !s.Group {
+	if !s.Group && !s.Deleted {
 		c.problem(s.kind(), s.Name, field, format, args...)
 	}
 }
@@ -524,7 +529,11 @@ func (c *compiler) identify(pods []Pod) {
 			continue
 		}
 		inject := p.Inject && info.Key != ""
-		if p.Inject && !inject {
+		switch {
+		case c.deleted[name]:
+			c.problem("Pod", p.Name, "metadata.labels[sidetrack.dev/sandbox]",
+				"Sandbox %s has been deleted: delete the pod or correct the label; until then what the sandbox redirected is refused to it", name)
+		case p.Inject && !inject:
 			c.problem("Pod", p.Name, "metadata.labels[sidetrack.dev/inject]",
 				"Sandbox %s has no routing key to inject: set spec.routingKey; until then the pod's flows are redirected in the kernel alone", name)
 		}

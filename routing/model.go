@@ -128,6 +128,9 @@ type Sandbox struct {
 	// redirects are its members'. One of the same name is somebody else. What is
 	// wrong with its redirects is not reported again: it is where they come from.
 	Group bool
+	// Deleted says that there is no such sandbox any more, but pods of it. It has no
+	// key, its redirects are Refused, and nothing is wrong with them.
+	Deleted bool
 	// Key is the routing key; empty when the sandbox has none (yet): then only
 	// flows of its own pods are tagged.
 	Key       string

@@ -8,7 +8,8 @@ import (
 )
 
 // SandboxID is a sandbox's number in the kernel's maps. Zero is never used.
-// It is given out anew when a sandbox is deleted and created again.
+// It is given out anew when a sandbox is deleted and created again, unless pods of
+// it have lived on meanwhile.
 type SandboxID uint32
 
 // DestID is the number of one destination (address, port) in the kernel's

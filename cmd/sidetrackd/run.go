@@ -151,6 +151,7 @@ func (f *runFlags) run(ctx context.Context, stderr io.Writer) (err error) {
 		Cgroup:       f.kernel.Cgroup,
 		Lease:        f.lease,
 		DrainTimeout: f.drainTimeout,
+		PodsOutlive:  f.origin.kubernetes,
 		Applied:      func(took time.Duration, err error) { m.Applied(took, err) },
 		Changed:      func(took time.Duration) { m.Changed(took) },
 		Reporter:     from.reporter,

@@ -58,6 +58,10 @@ type Config struct {
 	Lease time.Duration
 	// DrainTimeout is how long requests under way may take when the agent ends.
 	DrainTimeout time.Duration
+	// PodsOutlive says that pods of a sandbox may outlive its object without anybody's
+	// wanting it, as they do on a cluster: what it redirected is then refused to them.
+	// Without it they are nobody's at once, since the same hand writes both.
+	PodsOutlive bool
 	// Applied is told how long it took to bring a change into force, and with
 	// which error; may be nil.
 	Applied func(took time.Duration, err error)
@@ -92,6 +96,7 @@ type Agent struct {
 	compiled  *routing.Table // the newest; the router has it
 	applied   *routing.Table // what the kernel has; nil at first
 	listeners listeners
+	gone      gone
 	sweeper   *sweeper
 	problems  problemLog
 	report    report
@@ -195,6 +200,9 @@ func (a *Agent) reconcile() {
 	a.resolved = a.cfg.Pods.Resolve()
 	in := a.snapshot.Input
 	in.Pods = a.resolved.Pods
+	if a.cfg.PodsOutlive {
+		in.Sandboxes = a.gone.with(in.Sandboxes, a.snapshot.Pods, began)
+	}
 	table, problems := routing.Compile(in, a.compiled)
 
 	// The router answers for ids of the old table as well, so it goes first.

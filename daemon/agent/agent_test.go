@@ -141,6 +141,12 @@ func (l *logLines) count(s string) int {
 
 func rehearse(t *testing.T) *rehearsal {
 	t.Helper()
+	return rehearseWith(t, func(*Config) {})
+}
+
+// rehearseWith is rehearse with other settings.
+func rehearseWith(t *testing.T, change func(*Config)) *rehearsal {
+	t.Helper()
 	w := lab.New(t)
 	r := &rehearsal{
 		t: t, world: w, client: w.MustPod("client"), runner: w.MustPod("runner"),
@@ -155,11 +161,13 @@ func rehearse(t *testing.T) *rehearsal {
 	}
 	log := slog.New(slog.NewTextHandler(r.log, nil))
 	resolver := pods.NewResolver(log)
-	a, err := New(Config{
+	cfg := Config{
 		Source: r.script, Pods: resolver, Kernel: r.stage, Router: r.stage,
 		Mark: 0x3053, Lease: time.Minute, DrainTimeout: time.Second, Logger: log,
 		Reporter: r.told, Changed: r.told.changed,
-	})
+	}
+	change(&cfg)
+	a, err := New(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
