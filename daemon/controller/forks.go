@@ -204,23 +204,17 @@ func (f *fork) ownsPods(sandbox string) labels.Set {
 // objectKey names an object of a plan.
 type objectKey struct{ kind, name string }
 
-// planObjects is everything that the forks consist of, what makes pods first.
-func planObjects(forks []fork) (out []client.Object, keys map[objectKey]bool) {
-	keys = map[objectKey]bool{}
+// planned is everything that the forks are to consist of.
+func planned(forks []fork) map[objectKey]bool {
+	keys := map[objectKey]bool{}
 	for i := range forks {
-		if o := forks[i].object; o != nil {
-			out = append(out, o)
-			keys[objectKey{o.GetObjectKind().GroupVersionKind().Kind, o.GetName()}] = true
-		}
-	}
-	for i := range forks {
-		if forks[i].refusal != nil {
+		f := &forks[i]
+		if f.refusal != nil {
 			continue
 		}
-		for _, s := range forks[i].services {
-			out = append(out, s.object)
-			keys[objectKey{"Service", s.object.Name}] = true
+		for _, o := range f.parts() {
+			keys[objectKey{kindOf(o), o.GetName()}] = true
 		}
 	}
-	return out, keys
+	return keys
 }

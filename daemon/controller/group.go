@@ -183,7 +183,7 @@ func membersOf(g *v1alpha1.RouteGroup, all []v1alpha1.Sandbox) (members []*v1alp
 		}
 	}
 	if unaccepted != nil {
-		refusals = append(refusals, *refuse(reasonMemberNotAccepted, "Sandbox %s has nothing in force: see the conditions there", join(unaccepted, ", ")))
+		refusals = append(refusals, *refuse(reasonMemberNotAccepted, "Sandbox %s is not accepted: see the conditions there", join(unaccepted, ", ")))
 	}
 	return members, refusals
 }

@@ -65,6 +65,11 @@ func observeFork(f *fork, applied error, live any, pods []corev1.Pod) forkState 
 	return s
 }
 
+// unmade is the state of a fork that nothing is made of.
+func unmade(f *fork, message string) forkState {
+	return forkState{status: v1alpha1.ForkStatus{Workload: f.ref}, message: message, reason: reasonForksRefused}
+}
+
 func (s *forkState) fail(reason, message string) {
 	s.reason, s.message, s.failing = reason, message, true
 }

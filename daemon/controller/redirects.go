@@ -55,9 +55,6 @@ func resolve(sb *v1alpha1.Sandbox, forks []fork, view targetView) resolution {
 	}
 	for i := range forks {
 		f := &forks[i]
-		if f.orphan {
-			r.keep(workloadName(f.ref))
-		}
 		for _, s := range f.services {
 			from := view.service(types.NamespacedName{Namespace: sb.Namespace, Name: s.from})
 			if from == nil || len(from.Spec.Ports) == 0 {
@@ -69,6 +66,7 @@ func resolve(sb *v1alpha1.Sandbox, forks []fork, view targetView) resolution {
 				Unavailable: v1alpha1.UnavailableReject,
 			}, f, "the fork of "+workloadName(f.ref), from)
 		}
+		r.keep(f)
 	}
 	return r.out
 }
@@ -85,16 +83,27 @@ func (r *resolver) refuse(s *v1alpha1.RedirectStatus, what, reason, format strin
 	r.out.refusals = append(r.out.refusals, refusal{reason, what + ": " + s.Message})
 }
 
-// keep leaves the redirects of a fork as they are.
-func (r *resolver) keep(workload string) {
+// keep leaves redirects of a fork as they are while what they have come from is
+// gone: the baseline, or its Service, which may be made anew at any time, as
+// "kubectl replace --force" does.
+func (r *resolver) keep(f *fork) {
+	workload := workloadName(f.ref)
 	for _, s := range r.sandbox.Status.Redirects {
 		if s.Fork != workload {
 			continue
 		}
 		rd := v1alpha1.Redirect{From: s.From, To: s.To, Unavailable: s.Unavailable}
 		from := r.view.service(types.NamespacedName{Namespace: r.sandbox.Namespace, Name: s.From.Service})
-		if from != nil {
-			r.add(rd, &fork{ref: parseWorkload(workload)}, "the fork of "+workload, from)
+		switch {
+		case from == nil:
+			s.Message = fmt.Sprintf("there is no Service %s any more: its redirect stays for one that is made anew", s.From.Service)
+			target := types.NamespacedName{Namespace: r.sandbox.Namespace, Name: s.To.Service}
+			if svc := r.view.service(target); svc != nil {
+				s.Endpoints = readyEndpoints(r.view.slices(target), svc.Spec.Ports, f.addresses)
+			}
+			r.out.redirects = append(r.out.redirects, s)
+		case f.orphan:
+			r.add(rd, &fork{ref: f.ref, addresses: f.addresses}, "the fork of "+workload, from)
 		}
 	}
 }

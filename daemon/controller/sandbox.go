@@ -99,52 +99,40 @@ func (p *sandboxPass) run(ctx context.Context) (reconcile.Result, error) {
 		return reconcile.Result{RequeueAfter: 100 * time.Millisecond}, nil
 	}
 	key, refused := p.routingKey(ctx)
-	if p.view.err != nil {
-		return reconcile.Result{}, p.view.err
+	if refused != nil {
+		// Its redirects hold for flows of its own pods, which carry no key.
+		key = ""
 	}
-	if refused == nil && p.sb.Status.RoutingKey != key {
-		// The key is kept before anything is made with it.
-		next := p.sb.DeepCopy()
-		next.Status.RoutingKey = key
-		next.Status.Revision++
-		if err := p.write(ctx, next.Status); err != nil {
-			return ignoreConflict(err)
-		}
-	}
-
+	ns := p.view.namespace(p.sb.Namespace)
 	var forks []fork
-	if refused == nil {
-		ns := p.view.namespace(p.sb.Namespace)
-		for _, f := range p.sb.Spec.Forks {
-			forks = append(forks, planFork(p.sb, key, f, ns))
-		}
+	for _, f := range p.sb.Spec.Forks {
+		forks = append(forks, planFork(p.sb, key, f, ns))
 	}
 	owned := p.view.owned(p.sb)
+	targets := p.view.targets()
+	res := resolve(p.sb, forks, targets)
 	if p.view.err != nil {
 		return reconcile.Result{}, p.view.err
 	}
-	states, later := p.bringAbout(ctx, forks, owned)
-
-	var res resolution
-	targets := p.view.targets()
-	if refused == nil {
-		res = resolve(p.sb, forks, targets)
-	} else {
-		res.refusals = []refusal{*refused}
+	before := p.sb.Status
+	if err := p.announce(ctx, key, bounded(res.redirects)); err != nil {
+		return ignoreConflict(err)
 	}
-	status, err := p.status(key, refused != nil, forks, states, res, targets)
+	states, later := p.bringAbout(ctx, forks, owned, refused)
+	// Once more, for the endpoints of what is there now.
+	res = resolve(p.sb, forks, targets)
+	status, err := p.status(key, refused, forks, states, res, targets)
 	if err != nil {
 		return reconcile.Result{}, err
 	}
 	if !equality.Semantic.DeepEqual(status, p.sb.Status) {
-		before := p.sb.Status
 		if err := p.write(ctx, status); err != nil {
 			return ignoreConflict(err)
 		}
-		p.tell(before, status)
 	}
+	tellConditions(p.recorder, p.sb, before.Conditions, p.sb.Status.Conditions)
 	// Last, so that no redirect leads to what is gone.
-	for _, o := range prunable(owned, forks) {
+	for _, o := range prunable(owned, forks, p.sb.Status.Redirects) {
 		if err := p.applier.remove(ctx, o); err != nil {
 			later = errors.Join(later, err)
 			continue
@@ -152,6 +140,29 @@ func (p *sandboxPass) run(ctx context.Context) (reconcile.Result, error) {
 		p.recorder.Eventf(p.sb, nil, corev1.EventTypeNormal, "Removed", "Remove", "removed %s %s, which the spec does not ask for any more", kindOf(o), o.GetName())
 	}
 	return reconcile.Result{RequeueAfter: p.again}, later
+}
+
+// announce writes the key, and where redirects lead, before anything is made:
+// flows of a fork's pods for which no node knows a redirect would reach the
+// baseline. What is redirected to a fork that is not there yet is rejected.
+func (p *sandboxPass) announce(ctx context.Context, key string, redirects []v1alpha1.RedirectStatus) error {
+	if key == p.sb.Status.RoutingKey && sameRouting(redirects, p.sb.Status.Redirects) {
+		return nil
+	}
+	next := *p.sb.Status.DeepCopy()
+	next.RoutingKey, next.Redirects = key, redirects
+	next.Revision++
+	const message = "where redirects lead has just been changed"
+	c := conditions{list: next.Conditions, generation: p.sb.Generation}
+	c.set(v1alpha1.ConditionProgrammed, false, reasonWaiting, message)
+	c.set(v1alpha1.ConditionReady, false, reasonNotProgramed, message)
+	next.Conditions = c.list
+	return p.write(ctx, next)
+}
+
+// bounded leaves out what a status cannot hold.
+func bounded(all []v1alpha1.RedirectStatus) []v1alpha1.RedirectStatus {
+	return all[:min(len(all), maxStatusRedirects)]
 }
 
 // ignoreConflict waits for the event that a newer object brings.
@@ -248,8 +259,9 @@ func (p *sandboxPass) write(ctx context.Context, status v1alpha1.SandboxStatus) 
 }
 
 // bringAbout applies what the forks consist of and looks at what has become of
-// them. The error is one that trying again may help against.
-func (p *sandboxPass) bringAbout(ctx context.Context, forks []fork, owned []client.Object) (states []forkState, later error) {
+// them. Nothing is made, and nothing changed, of a sandbox that is refused. The
+// error is one that trying again may help against.
+func (p *sandboxPass) bringAbout(ctx context.Context, forks []fork, owned []client.Object, refused *refusal) (states []forkState, later error) {
 	live := map[objectKey]client.Object{}
 	for _, o := range owned {
 		live[objectKey{kindOf(o), o.GetName()}] = o
@@ -257,7 +269,7 @@ func (p *sandboxPass) bringAbout(ctx context.Context, forks []fork, owned []clie
 	failed := map[*fork]error{}
 	for i := range forks {
 		f := &forks[i]
-		if f.refusal != nil {
+		if f.refusal != nil || refused != nil {
 			continue
 		}
 		for _, o := range f.parts() {
@@ -289,6 +301,10 @@ func (p *sandboxPass) bringAbout(ctx context.Context, forks []fork, owned []clie
 		var object any
 		if o := live[objectKey{f.kind(), f.name}]; o != nil {
 			object = o
+		}
+		if object == nil && refused != nil {
+			states = append(states, unmade(f, "it is not made until the sandbox is accepted"))
+			continue
 		}
 		state := observeFork(f, failed[f], object, pods)
 		p.explain(ctx, f, &state)
@@ -357,13 +373,12 @@ func (p *sandboxPass) explain(ctx context.Context, f *fork, s *forkState) {
 		return
 	}
 	if p.now.Sub(have.at) >= explainEvery {
-		w, err := warning(ctx, p.live, pod)
-		if err != nil {
-			p.view.fail(err)
-			return
-		}
 		have.at = p.now
-		if w != nil {
+		switch w, err := warning(ctx, p.live, pod); {
+		case err != nil:
+			// All else that is known has to be said nevertheless.
+			s.message += fmt.Sprintf("; its events, which may say why, cannot be read: %s", short(err.Error(), maxMessage))
+		case w != nil:
 			have.reason, have.message = w.Reason, w.Message
 		}
 		p.known.explained[f.hash] = have
@@ -375,10 +390,14 @@ func (p *sandboxPass) explain(ctx context.Context, f *fork, s *forkState) {
 }
 
 // status decides what the object's status is to be.
-func (p *sandboxPass) status(key string, refused bool, forks []fork, states []forkState, res resolution, targets targetView) (v1alpha1.SandboxStatus, error) {
+func (p *sandboxPass) status(key string, refused *refusal, forks []fork, states []forkState, res resolution, targets targetView) (v1alpha1.SandboxStatus, error) {
 	old := p.sb.Status
-	next := v1alpha1.SandboxStatus{RoutingKey: key, Revision: old.Revision, ExpiresAt: expiry(p.sb), Redirects: res.redirects}
-	refusals := res.refusals
+	next := v1alpha1.SandboxStatus{RoutingKey: key, Revision: old.Revision, ExpiresAt: expiry(p.sb), Redirects: bounded(res.redirects)}
+	var refusals []refusal
+	if refused != nil {
+		refusals = append(refusals, *refused)
+	}
+	refusals = append(refusals, res.refusals...)
 	for i := range forks {
 		if r := forks[i].refusal; r != nil {
 			refusals = append(refusals, refusal{r.reason, fmt.Sprintf("fork of %s: %s", workloadName(forks[i].ref), r.message)})
@@ -388,12 +407,8 @@ func (p *sandboxPass) status(key string, refused bool, forks []fork, states []fo
 		next.Forks = append(next.Forks, states[i].status)
 		next.Forks[i].Message = short(states[i].message, maxMessage)
 	}
-	if refused {
-		next.RoutingKey = ""
-	}
-	if len(next.Redirects) > maxStatusRedirects {
-		refusals = append(refusals, *refuse(reasonTooMany, "the forks bring %d redirects, of which the first %d are in force: fork less in one sandbox", len(next.Redirects), maxStatusRedirects))
-		next.Redirects = next.Redirects[:maxStatusRedirects]
+	if n := len(res.redirects); n > maxStatusRedirects {
+		refusals = append(refusals, *refuse(reasonTooMany, "the forks bring %d redirects, of which the first %d are in force: fork less in one sandbox", n, maxStatusRedirects))
 	}
 	changed := next.RoutingKey != old.RoutingKey || !sameRouting(next.Redirects, old.Redirects)
 	if changed {
@@ -422,8 +437,8 @@ func (p *sandboxPass) status(key string, refused bool, forks []fork, states []fo
 
 	c := conditions{list: deepCopyConditions(old.Conditions), generation: p.sb.Generation}
 	c.accept(refusals, res.notes)
-	if refused {
-		c.set(v1alpha1.ConditionForksReady, false, reasonForksRefused, "no forks are made until the sandbox is accepted")
+	if refused != nil && len(forks) > 0 {
+		c.set(v1alpha1.ConditionForksReady, false, reasonForksRefused, "no forks are made or changed until the sandbox is accepted")
 	} else {
 		c.forks(states)
 	}
@@ -455,14 +470,15 @@ func deepCopyConditions(in []metav1.Condition) []metav1.Condition {
 	return append([]metav1.Condition(nil), in...)
 }
 
-// tell writes an Event for each condition that has changed what it says.
-func (p *sandboxPass) tell(before, after v1alpha1.SandboxStatus) {
-	tellConditions(p.recorder, p.sb, before.Conditions, after.Conditions)
-}
-
-// prunable are objects that the forks do not consist of any more.
-func prunable(owned []client.Object, forks []fork) []client.Object {
-	_, keep := planObjects(forks)
+// prunable are objects that the forks do not consist of any more, and that no
+// redirect leads to.
+func prunable(owned []client.Object, forks []fork, redirects []v1alpha1.RedirectStatus) []client.Object {
+	keep := planned(forks)
+	for _, r := range redirects {
+		if r.Fork != "" {
+			keep[objectKey{"Service", r.To.Service}] = true
+		}
+	}
 	orphans := map[string]bool{}
 	for i := range forks {
 		if forks[i].orphan {
