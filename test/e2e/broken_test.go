@@ -72,7 +72,7 @@ spec:
 
 	apply(t, broken(`    containers: [{name: stock, image: "sidetrack.test/shop:pr-42"}]`))
 	eventually(t, 2*time.Minute, w[0].gets(stock, tag(key), "stock pr-42"))
-	eventually(t, time.Minute, isReady("broken"))
+	untilReady(t, "broken")
 	for _, w := range w {
 		w.mustGet(t, stock, tag(key), "stock pr-42")
 		w.mustGet(t, front, tag(key), "front v1, cart v1, route v1 (everybody), stock pr-42")
@@ -146,7 +146,7 @@ spec:
 	began := time.Now()
 	eventually(t, 2*time.Minute, w[0].gets(front, tag(key), grantOnWay))
 	figure("a grant until the flow that it allows", "%d ms", time.Since(began).Milliseconds())
-	eventually(t, time.Minute, isReady("granted"))
+	untilReady(t, "granted")
 	for _, w := range w {
 		w.mustGet(t, front, tag(key), grantOnWay)
 		w.mustGet(t, front, nil, untouched)

@@ -35,7 +35,7 @@ spec:
   sandboxes: [{name: pr-42}, {name: pr-43}]
 `)
 	deleteAfterwards(t, "-n", shop, "routegroup/both", "sandbox/pr-43")
-	eventually(t, 2*time.Minute, isReady("pr-43"))
+	untilReady(t, "pr-43")
 	eventually(t, time.Minute, func(ctx context.Context) error {
 		var g v1alpha1.RouteGroup
 		if err := client.Get(ctx, ctrlclient.ObjectKey{Namespace: shop, Name: "both"}, &g); err != nil {

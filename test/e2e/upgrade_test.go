@@ -30,7 +30,7 @@ spec:
     containers: [{name: stock, image: "sidetrack.test/shop:pr-42"}]
 `)
 	deleteAfterwards(t, "-n", shop, "sandbox/"+name)
-	eventually(t, 2*time.Minute, isReady(name))
+	untilReady(t, name)
 }
 
 // load runs steady load from both runners while f runs, and for a moment before
@@ -212,7 +212,7 @@ func killedAgent(t *testing.T) {
 	began := time.Now()
 	eventually(t, 2*time.Minute, w.gets(front, tag(sandboxKey), ownOnWay))
 	figure("an agent's violent death until its node is covered again", "%.1f s", time.Since(began).Seconds())
-	eventually(t, 2*time.Minute, isReady("pr-42"))
+	untilReady(t, "pr-42")
 	w.mustGet(t, front, tag(sandboxKey), ownOnWay)
 	w.mustGet(t, front, nil, untouched)
 }
