@@ -36,13 +36,17 @@ type Legacy struct {
 }
 
 // Legacy returns what an agent needs that takes over from this one. The caller
-// closes the Lock.
+// closes the Lock. An agent that has not been in force will not be, from here
+// on, before Resume: the other one could not know of its programs.
 func (k *Kernel) Legacy() (l *Legacy, err error) {
 	err = k.do(func() error {
 		k.applying.Lock()
 		defer k.applying.Unlock()
-		if k.lock == nil || !k.published {
-			return errors.New("nothing is in force yet")
+		if k.lock == nil {
+			return errors.New("another agent acts")
+		}
+		if !k.published {
+			k.yielded = true
 		}
 		l = &Legacy{}
 		for _, p := range capturePrograms {

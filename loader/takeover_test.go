@@ -192,6 +192,30 @@ func TestAnAgentActsAgainWhenItsSuccessorIsGone(t *testing.T) {
 	}
 }
 
+// TestAnAgentThatWasNeverInForceIsTakenOver: and stays out of the way.
+func TestAnAgentThatWasNeverInForceIsTakenOver(t *testing.T) {
+	s := newScene(t)
+	k, err := Open(s.config())
+	s.must(err)
+	t.Cleanup(func() { k.Close() })
+	s.k = k
+	next, r, publish := s.successor()
+	s.apply() // too late
+	if n := len(attached(s, "sd_capture4")) + len(attached(s, "sd_connect4")); n != 0 {
+		t.Errorf("%d programs of an agent are attached that another one takes over from", n)
+	}
+	publish()
+	stop := s.dialling(r)
+	s.must(s.k.Yield())
+	stop()
+	s.must(next.Close())
+	s.must(s.k.Resume())
+	s.tagged.MustReach("tcp4", at(webVIP4, 80), "fork")
+	if n := len(attached(s, "sd_capture4")); n != 1 {
+		t.Errorf("%d capture programs are attached, want 1", n)
+	}
+}
+
 func TestATakeoverIsOfTheSamePins(t *testing.T) {
 	s := newScene(t)
 	s.start()

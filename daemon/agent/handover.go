@@ -86,6 +86,7 @@ type turns struct {
 
 	busy    sync.Mutex // held by the one conversation with a successor
 	taking  atomic.Bool
+	shadow  atomic.Bool // it has a successor and has never been in force
 	leaving atomic.Bool // it has handed over, and is to end
 	ending  atomic.Bool
 	working sync.WaitGroup
@@ -113,13 +114,36 @@ func newTurns(cfg *HandoverConfig, a *Agent) *turns {
 	t.finish = sync.OnceFunc(func() { close(t.gone) })
 	t.taking.Store(cfg.Predecessor != nil)
 	t.preceded.Store(cfg.Predecessor != nil)
+	if cfg.Predecessor == nil {
+		// Before it is in force, which may never be: another agent must be able to take
+		// its place all the same.
+		t.open()
+	}
 	return t
+}
+
+// open lets other agents find this one.
+func (t *turns) open() {
+	if t.listener != nil {
+		return
+	}
+	l, err := handover.Listen("unixpacket", t.Socket)
+	if err != nil {
+		t.log.Error("no other agent will be able to take over from this one", "err", err)
+		return
+	}
+	t.listener = l
+	t.working.Go(func() { t.listen(l) })
 }
 
 // notReady says why an agent whose table is in force is not ready yet.
 func (t *turns) notReady() string {
-	if t != nil && t.taking.Load() {
+	switch {
+	case t == nil:
+	case t.taking.Load():
 		return "taking over from another agent"
+	case t.shadow.Load():
+		return "another agent is taking over before this one has been in force"
 	}
 	return ""
 }
@@ -224,13 +248,7 @@ func (t *turns) act() {
 			t.log.Error("metrics are not served", "err", err)
 		}
 	}
-	l, err := handover.Listen("unixpacket", t.Socket)
-	if err != nil {
-		t.log.Error("no other agent will be able to take over from this one", "err", err)
-		return
-	}
-	t.listener = l
-	t.working.Go(func() { t.listen(l) })
+	t.open()
 }
 
 // rest ends it.

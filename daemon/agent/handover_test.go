@@ -232,6 +232,23 @@ func TestAgentsTakeTurns(t *testing.T) {
 	}
 }
 
+// TestAnAgentThatWasNeverInForceGivesWay: a new version may be what is needed.
+func TestAnAgentThatWasNeverInForceGivesWay(t *testing.T) {
+	p := newPlot(t)
+	stuck := p.enter(nil, false, errors.New("no room in the kernel"))
+	p.eventually("it has failed", func() bool { return strings.Contains(stuck.agent.State().NotReady, "no room") })
+	// One that goes again changes nothing.
+	o := p.call(greeting())
+	if o.will.Refused != "" {
+		t.Fatal(o.will.Refused)
+	}
+	o.conn.Close()
+	p.eventually("it goes on", func() bool { return stuck.has("kernel: resume") == 1 })
+	next := p.enter(p.mustFind(), false).acts()
+	<-stuck.done
+	next.dial().must()
+}
+
 // TestOneOfThreeActs: a second handover while the first agent is still there,
 // which then must not act again.
 func TestOneOfThreeActs(t *testing.T) {

@@ -85,10 +85,11 @@ func (a *actor) Resume() error {
 	return nil
 }
 
-// enter brings an agent onto the stage.
-func (p *plot) enter(from *Predecessor, stay bool) *actor {
+// enter brings an agent onto the stage, with a kernel that may refuse every table.
+func (p *plot) enter(from *Predecessor, stay bool, refuse ...error) *actor {
 	p.t.Helper()
 	a := &actor{stage: &stage{names: map[routing.Cookie]string{}}, plot: p, log: &logLines{}, done: make(chan struct{})}
+	a.refuse = errors.Join(refuse...)
 	log := slog.New(slog.NewTextHandler(a.log, nil))
 	r, err := router.New(router.Config{Loops: 1, Mark: 0x3053, Logger: log})
 	if err != nil {

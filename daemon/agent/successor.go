@@ -100,10 +100,12 @@ func (t *turns) session(c *handover.Conn, hello *handover.Hello, will *handover.
 			unix.Close(ours)
 		}
 	}()
+	t.call(func() { t.shadow.Store(!t.begun) })
 	err = t.sendWill(c, will, theirs)
 	unix.Close(theirs)
 	if err != nil {
 		// Nothing has been given, or the other one is gone before it could begin.
+		t.regain()
 		return err
 	}
 	t.log.Info("handing over to another agent", "its version", hello.Version)
@@ -220,6 +222,7 @@ func (t *turns) resume() error {
 	if err := t.Kernel.Resume(); err != nil {
 		return err
 	}
+	t.shadow.Store(false)
 	if t.yielded.IsZero() {
 		return nil // it had not got that far
 	}

@@ -291,6 +291,25 @@ func TestAnAgentWithoutASocketIsNotTakenOver(t *testing.T) {
 	s.turn().stop()
 }
 
+// TestAnAgentThatCannotBeInForceGivesWay: the one with the right settings takes
+// over from the one that never got so far.
+func TestAnAgentThatCannotBeInForceGivesWay(t *testing.T) {
+	s := newShop(t)
+	s.serveAll()
+	stuck := s.begin("--max-backends", "1")
+	stuck.wantLog("--max-backends")
+	if out, err := once(t, "ready", "--socket", stuck.readySocket); err == nil || !strings.Contains(out, "--max-backends") {
+		t.Errorf("ready: %v %s", err, out)
+	}
+	next := s.turn()
+	stuck.ended(20 * time.Second)
+	err := errors.Join(s.answers(s.client, tags[1].header, "fork-a"), s.answers(s.client, "", "baseline"), s.answers(s.tester, "", "fork-a"))
+	if err != nil {
+		t.Error(err)
+	}
+	next.stop()
+}
+
 // TestTurnsLeakNothing: descriptors, namespaces, sockets and pins are as many
 // after several handovers as after one.
 func TestTurnsLeakNothing(t *testing.T) {
