@@ -202,15 +202,28 @@ func outage(t *testing.T) {
 
 // killedAgent ends an agent as the kernel would for want of memory.
 func killedAgent(t *testing.T) {
-	pid := agentPID(t, kube.Nodes[1].Name)
-	if _, err := kube.Nodes[1].Run(t.Context(), "kill", "-KILL", strconv.Itoa(pid)); err != nil {
+	n := kube.Nodes[1]
+	instance := []string{"get", "nodestate", n.Name, "-o", "jsonpath={.status.instance}"}
+	before := kubectl(t, instance...)
+	pid := agentPID(t, n.Name)
+	if _, err := n.Run(t.Context(), "kill", "-KILL", strconv.Itoa(pid)); err != nil {
 		t.Fatal(err)
 	}
+	began := time.Now()
 	w := runners(t)[1]
 	// Without an agent untagged requests go where they always went, at once.
 	w.mustGet(t, stock, nil, "stock v1")
-	began := time.Now()
-	eventually(t, 2*time.Minute, w.gets(front, tag(sandboxKey), ownOnWay))
+	eventually(t, 2*time.Minute, func(ctx context.Context) error {
+		out, err := kube.Kubectl(ctx, instance...)
+		if err != nil {
+			return err
+		}
+		if out == "" || out == before {
+			return fmt.Errorf("no new agent has written the NodeState of %s", n.Name)
+		}
+		return nil
+	})
+	untilCovered(t)
 	figure("an agent's violent death until its node is covered again", "%.1f s", time.Since(began).Seconds())
 	untilReady(t, "pr-42")
 	w.mustGet(t, front, tag(sandboxKey), ownOnWay)
