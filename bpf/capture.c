@@ -15,13 +15,13 @@ static __always_inline enum reason capture(struct bpf_sock_addr *ctx, bool v6)
 {
 	int err = bpf_get_retval();
 	struct dialled *noted;
-	struct identity identity;
+	struct identity identity = {};
 	struct listener listener;
 	struct dest_key key = {};
 	struct endpoint to, router = {};
 	__u64 source;
 	struct dest dest;
-	bool tagged, refused = false, by_v6;
+	bool tagged, inject, refused = false, by_v6;
 
 	if (ctx->protocol != IPPROTO_TCP)
 		return REASON_NOT_TCP;
@@ -29,7 +29,8 @@ static __always_inline enum reason capture(struct bpf_sock_addr *ctx, bool v6)
 		return REASON_AGENT;
 	source = source_of(ctx);
 	tagged = SNAPSHOT(&sd_identities, &source, &identity);
-	if (tagged && !(identity.flags & IDENTITY_INJECT))
+	inject = tagged && identity.flags & IDENTITY_INJECT;
+	if (tagged && !inject && !(identity.flags & IDENTITY_GROUP))
 		return REASON_TAGGED;
 
 	read_addr(ctx, v6, &to);
@@ -37,8 +38,13 @@ static __always_inline enum reason capture(struct bpf_sock_addr *ctx, bool v6)
 	if (tagged && noted) {
 		refused = noted->flags & DIALLED_REFUSED && same(&noted->dialled, &to) &&
 			  err == -ECONNREFUSED;
-		if (noted->flags & DIALLED_CONNECTED && same(&noted->actual, &to))
+		if (noted->flags & DIALLED_CONNECTED && same(&noted->actual, &to)) {
 			to = noted->dialled;
+			if (!inject)
+				return REASON_TAGGED;
+		}
+		if (refused && !inject)
+			return REASON_TAGGED;
 	}
 	if (err < 0 && !refused)
 		return REASON_DENIED;
@@ -48,8 +54,15 @@ static __always_inline enum reason capture(struct bpf_sock_addr *ctx, bool v6)
 	key.proto = IPPROTO_TCP;
 	if (!SNAPSHOT(&sd_dests, &key, &dest))
 		return REASON_UNKNOWN_DEST;
-	if (!tagged && !(dest.flags & DEST_CAPTURED))
+	if (!inject && !(dest.flags & DEST_CAPTURED))
 		return REASON_NOT_CAPTURED;
+	if (tagged && !inject) {
+		struct route_key own = {.sandbox = identity.sandbox, .class = dest.class};
+
+		/* What its sandbox redirects is no group's, even if the baseline answers. */
+		if (bpf_map_lookup_elem(&sd_routes, &own))
+			return REASON_TAGGED;
+	}
 	/* 1 is lo's number in every namespace. */
 	if (ctx->sk->bound_dev_if > 1)
 		return REASON_BOUND;

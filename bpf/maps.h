@@ -32,8 +32,8 @@ struct {
 } sd_dests SEC(".maps");
 
 /* Sandbox and class of destinations -> where the redirect leads. Written by the
- * agent, read by connect and sendmsg. Full: the agent refuses the change and
- * names the flag. */
+ * agent, read by connect, sendmsg and capture. Full: the agent refuses the change
+ * and names the flag. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);

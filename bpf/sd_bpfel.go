@@ -78,6 +78,7 @@ type SdIdentityFlag uint32
 
 const (
 	SdIdentityFlagIDENTITY_INJECT SdIdentityFlag = 1
+	SdIdentityFlagIDENTITY_GROUP  SdIdentityFlag = 2
 )
 
 type SdListener struct {

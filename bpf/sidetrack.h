@@ -17,6 +17,7 @@
 
 enum identity_flag {
 	IDENTITY_INJECT = 1, /* its connections to known Services go through the router */
+	IDENTITY_GROUP = 2,  /* those do that its sandbox does not redirect, but somebody */
 };
 
 struct identity {

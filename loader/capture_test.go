@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/sidetrack-dev/sidetrack/routing"
 	"github.com/sidetrack-dev/sidetrack/test/lab"
 )
 
@@ -189,6 +190,58 @@ func TestATaggedPodWithoutInjectIsNeverCaptured(t *testing.T) {
 	s.start()
 	s.steer(s.tagged)
 	s.mustCount("capture4", "tagged", 1, func() { s.tagged.MustReach("tcp4", at(webVIP4, 80), "fork") })
+}
+
+func TestAMembersPodIsCapturedWhereItsOwnSandboxRedirectsNothing(t *testing.T) {
+	s := newScene(t)
+	group := routing.Sandbox{
+		Name: routing.Name{Namespace: "shop", Name: "all"}, Group: true, Key: "fedcba9876543210",
+		Members: []string{sandbox.Name}, Redirects: s.input.Sandboxes[0].Redirects,
+	}
+	own := s.input.Sandboxes[0].Redirects
+	s.input.Sandboxes[0].Redirects = nil
+	s.start()
+	r := s.steer(s.tagged)
+	dst4, dst6 := at(webVIP4, 80), at(webVIP6, 80)
+	s.mustCount("capture4", "tagged", 1, func() { s.tagged.MustReach("tcp4", dst4, "baseline") })
+
+	s.input.Sandboxes = append(s.input.Sandboxes, group)
+	s.apply()
+	s.socket(s.tagged, unix.AF_INET, unix.SOCK_STREAM).mustConnect(dst4).mustHear("router").mustShowPeer(dst4)
+	r.mustHaveCaptured(s, dst4)
+	s.socket(s.tagged, unix.AF_INET6, unix.SOCK_STREAM).mustConnect(dst6).mustHear("router").mustShowPeer(dst6)
+	r.mustHaveCaptured(s, dst6)
+	s.mustCount("capture4", "unknown_destination", 1, func() {
+		c := s.socket(s.tagged, unix.AF_INET, unix.SOCK_STREAM)
+		c.mustRefuse(c.connect(at(webVIP4, 82)))
+	})
+
+	// Its own sandbox's redirect wins, in the kernel: with endpoints, without, and
+	// where its owner wants the baseline for a fork that is not there.
+	s.input.Sandboxes[0].Redirects = own
+	s.apply()
+	s.mustCount("capture4", "tagged", 1, func() { s.tagged.MustReach("tcp4", dst4, "fork") })
+	s.mustCount("capture6", "tagged", 1, func() { s.tagged.MustReach("tcp6", dst6, "fork") })
+	s.setReady(false)
+	s.apply()
+	s.mustCount("capture4", "tagged", 1, func() {
+		c := s.socket(s.tagged, unix.AF_INET, unix.SOCK_STREAM)
+		c.mustRefuse(c.connect(dst4))
+	})
+	baseline := own[0]
+	baseline.Unavailable = routing.Baseline
+	s.input.Sandboxes[0].Redirects = []routing.Redirect{baseline}
+	s.apply()
+	s.mustCount("capture4", "tagged", 1, func() { s.tagged.MustReach("tcp4", dst4, "baseline") })
+
+	// A destination that nobody redirects is known, to pods with inject.
+	s.input.Sandboxes = s.input.Sandboxes[:1]
+	s.input.Sandboxes[0].Redirects = nil
+	s.input.Pods[1].Sandbox, s.input.Pods[1].Inject = sandbox.Name, true
+	group.Redirects = nil
+	s.input.Sandboxes = append(s.input.Sandboxes, group)
+	s.apply()
+	s.mustCount("capture4", "not_captured", 1, func() { s.tagged.MustReach("tcp4", dst4, "baseline") })
 }
 
 func TestExitsAreNamedOnce(t *testing.T) {

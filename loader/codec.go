@@ -62,5 +62,8 @@ func bpfIdentity(i routing.Identity) bpf.SdIdentity {
 	if i.Inject {
 		v.Flags |= bpf.SdIdentityFlagIDENTITY_INJECT
 	}
+	if i.Grouped {
+		v.Flags |= bpf.SdIdentityFlagIDENTITY_GROUP
+	}
 	return v
 }

@@ -72,6 +72,7 @@ type compiler struct {
 	slices    map[Name][]*EndpointSlice // by Service
 	sandboxes []*Sandbox                // sorted by name, without duplicates
 	deleted   map[Name]bool             // of these
+	grouped   map[SandboxID]bool        // members of a group that has a key
 	inject    bool                      // some pod here wants every Service
 
 	members map[servicePort]*member // Service ports that matter
@@ -177,6 +178,23 @@ func (c *compiler) numberSandboxes(all []Sandbox) {
 		}
 		c.t.sandboxes[info.ID] = info
 		c.t.byName[s.key()] = info
+	}
+	c.grouped = map[SandboxID]bool{}
+	for _, s := range c.sandboxes {
+		if info := c.t.byName[s.key()]; s.Group && info.Key != "" {
+			c.join(info, s.Members)
+		}
+	}
+}
+
+// join notes whose pods a group's key counts for.
+func (c *compiler) join(group *SandboxInfo, members []string) {
+	group.members = make(map[SandboxID]bool, len(members))
+	for _, m := range members {
+		if s := c.t.byName[sandboxName{Name: Name{group.Name.Namespace, m}}]; s != nil {
+			group.members[s.ID] = true
+			c.grouped[s.ID] = true
+		}
 	}
 }
 
@@ -543,7 +561,7 @@ func (c *compiler) identify(pods []Pod) {
 		if _, taken := c.t.identities[p.Netns]; taken {
 			continue // another pod of the same namespace; daemon/pods reports where they differ
 		}
-		c.t.identities[p.Netns] = Identity{Sandbox: info.ID, Inject: inject}
+		c.t.identities[p.Netns] = Identity{Sandbox: info.ID, Inject: inject, Grouped: c.grouped[info.ID] && !inject}
 		c.inject = c.inject || inject
 	}
 }

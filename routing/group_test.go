@@ -3,6 +3,7 @@
 package routing
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -17,6 +18,7 @@ func withGroup() Input {
 	in.Sandboxes = append(in.Sandboxes,
 		Sandbox{Name: Name{"shop", "pr-43"}, Key: "key-of-pr-43", Existing: Idle, Redirects: []Redirect{other}},
 		Sandbox{Name: Name{"shop", "pr-42"}, Group: true, Key: "key-of-group", Existing: Idle,
+			Members:   []string{"pr-42", "pr-43", "not-there"},
 			Redirects: append(slices.Clone(in.Sandboxes[0].Redirects), other)},
 	)
 	in.Slices = append(in.Slices, EndpointSlice{Name: Name{"shop", "other-1"}, Service: "other",
@@ -42,6 +44,74 @@ func TestAGroupFollowsItsMembersRedirectsAndIsNobodysSandbox(t *testing.T) {
 	}
 	if d := request(t, tb, runner, "10.96.0.7:80"); d.Inject != "key-of-pr-42" {
 		t.Errorf("injected is %q, want the sandbox's own key", d.Inject)
+	}
+}
+
+func TestAGroupsKeyCountsInRequestsOfItsMembersPods(t *testing.T) {
+	in := withGroup()
+	const forkOf43, stranger, injector = 43, 44, 45
+	in.Pods = append(in.Pods,
+		Pod{Name: Name{"shop", "fork-of-43"}, Netns: forkOf43, Sandbox: "pr-43"},
+		Pod{Name: Name{"shop", "injector"}, Netns: injector, Sandbox: "pr-43", Inject: true},
+		Pod{Name: Name{"shop", "stranger"}, Netns: stranger, Sandbox: "pr-44"})
+	in.Sandboxes = append(in.Sandboxes,
+		Sandbox{Name: Name{"shop", "pr-44"}, Key: "key-of-pr-44", Redirects: []Redirect{
+			{From: ServiceRef{Service: "dns"}, To: Target{Address: ip("10.44.44.44")}}}},
+		Sandbox{Name: Name{"shop", "solo"}, Group: true, Key: "key-of-solo", Members: []string{"pr-44"}, Redirects: []Redirect{
+			{From: ServiceRef{Service: "dns"}, To: Target{Address: ip("10.44.44.44")}}}},
+		Sandbox{Name: Name{"shop", "keyless"}, Group: true, Members: []string{"pr-45"}},
+		Sandbox{Name: Name{"shop", "pr-45"}, Key: "key-of-pr-45"})
+	in.Pods = append(in.Pods, Pod{Name: Name{"shop", "alone"}, Netns: 46, Sandbox: "pr-45"})
+	tb := mustCompile(t, in, nil)
+	const route, other, group = "10.96.0.7:80", "10.96.0.10:443", "x-sidetrack-key: key-of-group"
+	for _, tc := range []struct {
+		name    string
+		source  Cookie
+		dst     string
+		headers []string
+		want    string
+	}{
+		{"a request with the group's key that a fork passes on", forkOf43, route, []string{group}, "fork redirected RouteGroup shop/pr-42"},
+		{"to what the fork's sandbox redirects itself", forkOf43, other, []string{group}, "fork redirected sandbox shop/pr-43"},
+		{"without a key", forkOf43, route, nil, "baseline no_redirect sandbox shop/pr-43"},
+		{"with another member's own key", forkOf43, route, []string{"x-sidetrack-key: key-of-pr-42"}, "baseline no_redirect sandbox shop/pr-43"},
+		{"with another group's key", forkOf43, "10.96.0.9:53", []string{"x-sidetrack-key: key-of-solo"}, "baseline no_redirect sandbox shop/pr-43"},
+		{"with a key that does not count before the group's", forkOf43, route, []string{"baggage: sidetrack=key-of-pr-42", group}, "fork redirected RouteGroup shop/pr-42"},
+		{"with a key that nobody has", forkOf43, route, []string{"x-sidetrack-key: key-of-nobody"}, "baseline no_redirect sandbox shop/pr-43"},
+		{"where the group redirects nothing", forkOf43, "10.96.0.9:53", []string{group}, "baseline no_redirect RouteGroup shop/pr-42"},
+		{"from a pod of no member", stranger, route, []string{group}, "baseline no_redirect sandbox shop/pr-44"},
+		{"from one with inject, as ever", injector, other, []string{group}, "fork redirected RouteGroup shop/pr-42"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			d := request(t, tb, tc.source, tc.dst, tc.headers...)
+			if got := fmt.Sprintf("%s %s %s", d.Verdict, d.Reason, d.Sandbox.Title()); got != tc.want || d.Inject != "" {
+				t.Errorf("got %q (inject %q), want %q", got, d.Inject, tc.want)
+			}
+		})
+	}
+	for source, want := range map[Cookie]bool{client: false, tester: true, runner: false, forkOf43: true, injector: false, stranger: true, 46: false} {
+		if got := tb.Identity(source).Grouped; got != want {
+			t.Errorf("source %d: grouped is %t, want %t", source, got, want)
+		}
+	}
+	// Bytes that are no requests go by the identity alone.
+	d, _ := tb.LookupDest(netip.MustParseAddrPort(route), TCP)
+	if got := tb.DecideConnection(forkOf43, d.ID); got.Verdict != ToBaseline || got.Reason != NoRedirect {
+		t.Errorf("a connection without requests: %+v", got)
+	}
+	// The group goes, and with it what its key is for.
+	in.Sandboxes = slices.DeleteFunc(in.Sandboxes, func(s Sandbox) bool { return s.Group && s.Name.Name == "pr-42" })
+	after := mustCompile(t, in, tb)
+	changed := false
+	after.Diff(tb, func(s *Step) bool {
+		changed = changed || s.Map == Identities && s.Cookie == forkOf43 && !s.Identity.Grouped
+		return true
+	})
+	if after.Identity(forkOf43).Grouped || !changed {
+		t.Errorf("without the group: %+v; the kernel is told: %t", after.Identity(forkOf43), changed)
+	}
+	if d := request(t, after, forkOf43, route, group); d.Verdict != ToBaseline || d.Sandbox.Group {
+		t.Errorf("with the key of a group that is gone: %+v", d)
 	}
 }
 

@@ -128,6 +128,9 @@ type Sandbox struct {
 	// redirects are its members'. One of the same name is somebody else. What is
 	// wrong with its redirects is not reported again: it is where they come from.
 	Group bool
+	// Members are a group's sandboxes, by name: its key counts in requests of their
+	// pods.
+	Members []string
 	// Deleted says that there is no such sandbox any more, but pods of it. It has no
 	// key, its redirects are Refused, and nothing is wrong with them.
 	Deleted bool

@@ -71,6 +71,10 @@ type Identity struct {
 	// Inject says that its connections to known Services go through the router
 	// and get the routing key.
 	Inject bool
+	// Grouped says that, without Inject, a group's routing key may count in its
+	// requests: where its sandbox redirects nothing, a group that it is a member of
+	// may. Connections to captured destinations go through the router then.
+	Grouped bool
 }
 
 // Verdict is what becomes of a flow, connection, request or stream.
@@ -159,6 +163,8 @@ type SandboxInfo struct {
 	Group bool
 	// Key is secret: it goes into requests that are injected, never into a log.
 	Key string
+
+	members map[SandboxID]bool // a group's
 }
 
 // Label is the name for metrics: a group's is told from that of a sandbox.
@@ -300,13 +306,23 @@ func (t *Table) ServiceOf(c ClassID) (Name, bool) {
 //
 // The first key that some sandbox has wins; a key that nobody has is none. Then
 // the source's identity counts. Without inject the identity alone counts, as it
-// does in the kernel.
+// does in the kernel, but where its sandbox has no redirect: there the first key
+// counts that is a group's which the sandbox is a member of. (A group's request
+// that one fork has served is on its way to another.)
 func (t *Table) DecideRequest(source Cookie, dest DestID, keys *KeySet) Decision {
 	var sb *SandboxInfo
 	id := t.identities[source]
-	if id.Sandbox == 0 || id.Inject {
+	switch {
+	case id.Sandbox == 0 || id.Inject:
 		keys.Keys(func(key []byte) bool {
 			sb = t.byKey[string(key)]
+			return sb == nil
+		})
+	case id.Grouped && !t.redirects(id.Sandbox, dest):
+		keys.Keys(func(key []byte) bool {
+			if sb = t.byKey[string(key)]; sb != nil && !sb.members[id.Sandbox] {
+				sb = nil
+			}
 			return sb == nil
 		})
 	}
@@ -338,6 +354,13 @@ func (t *Table) DecideConnection(source Cookie, dest DestID) Decision {
 		}
 	}
 	return t.toBaseline(dest, nil, Untagged)
+}
+
+// redirects reports whether a sandbox's own redirect is what decides. Of what has
+// left the table nobody knows, and the sandbox's own refusal holds.
+func (t *Table) redirects(s SandboxID, dest DestID) bool {
+	info := t.byID[dest]
+	return info == nil || t.routes[RouteKey{s, info.class}] != nil
 }
 
 // SandboxOf returns the sandbox that has this routing key, or nil.

@@ -52,10 +52,14 @@ func (c coverage) of(ns routing.Cookie, dst netip.AddrPort) (existing routing.Ex
 	}
 	service, _ = c.table.ServiceOf(d.Class)
 	id := c.table.Identity(ns)
+	var flow routing.FlowAnswer
+	if id.Sandbox != 0 {
+		flow = c.table.LookupFlow(ns, dst, routing.TCP)
+	}
 	switch {
-	case id.Sandbox != 0 && c.table.LookupFlow(ns, dst, routing.TCP).Verdict != routing.ToBaseline:
+	case flow.Verdict != routing.ToBaseline:
 		covered = true
-	case id.Sandbox == 0 || id.Inject:
+	case id.Sandbox == 0 || id.Inject || id.Grouped && flow.Reason == routing.NoRedirect:
 		covered = d.Captured && c.listening[ns]
 	}
 	return d.Existing, service, covered

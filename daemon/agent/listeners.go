@@ -38,7 +38,7 @@ type listener struct {
 // captures says for which namespaces a listener is wanted.
 type captures struct {
 	table    *routing.Table
-	untagged bool // for pods of no sandbox
+	untagged bool // for pods of no sandbox, and those that a group's key counts for
 }
 
 func newCaptures(t *routing.Table) captures {
@@ -60,7 +60,7 @@ func (c captures) in(ns routing.Cookie) bool {
 	if id.Sandbox == 0 {
 		return c.untagged
 	}
-	return id.Inject && c.table.Captures()
+	return id.Inject && c.table.Captures() || id.Grouped && c.untagged
 }
 
 // want opens the listeners that the table asks for and notes those that it does

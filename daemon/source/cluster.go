@@ -60,6 +60,7 @@ func convertClusterGroup(o *v1alpha1.RouteGroup) routing.Sandbox {
 		Group:     true,
 		Key:       o.Status.RoutingKey,
 		Existing:  convertExisting(o.Spec.ExistingConnections),
+		Members:   o.Status.Sandboxes,
 		Redirects: convertResolved(o.Status.Redirects),
 	}
 }

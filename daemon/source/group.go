@@ -83,6 +83,7 @@ func (g *group) join(all []member) (routing.Sandbox, []string) {
 	var missing []string
 	for _, name := range slices.Concat(g.members, selected) {
 		if s := known[name]; s != nil {
+			out.Members = append(out.Members, name)
 			out.Redirects = append(out.Redirects, s.Redirects...)
 		} else {
 			missing = append(missing, name)

@@ -63,6 +63,9 @@ func TestAGroupHasItsMembersRedirectsFromAllFiles(t *testing.T) {
 		t.Errorf("redirects (-want +got):\n%s", diff)
 	}
 	for _, b := range s.Input.Sandboxes {
+		if diff := cmp.Diff([]string{"zebra", "ant", "bee", "fox"}, b.Members); b.Group && diff != "" {
+			t.Errorf("members (-want +got):\n%s", diff)
+		}
 		if b.Group && (b.Key != "key-of-group" || b.Existing != routing.Leave || b.Name != (routing.Name{Namespace: "shop", Name: "blue"})) {
 			t.Errorf("group %+v", b)
 		}

@@ -76,10 +76,10 @@ func TestTheSourceBelievesStatusAndNothingElse(t *testing.T) {
 		TypeMeta:   metav1.TypeMeta{APIVersion: v1alpha1.APIVersion, Kind: v1alpha1.RouteGroupKind},
 		ObjectMeta: metav1.ObjectMeta{Name: "pr-42", Namespace: ns},
 		Spec:       v1alpha1.RouteGroupSpec{Sandboxes: []v1alpha1.SandboxRef{{Name: "pr-42"}}},
-	}, v1alpha1.RouteGroupStatus{RoutingKey: "key-of-the-group", Redirects: []v1alpha1.RedirectStatus{resolved("route", "route-pr-42")}})
+	}, v1alpha1.RouteGroupStatus{RoutingKey: "key-of-the-group", Sandboxes: []string{"pr-42"}, Redirects: []v1alpha1.RedirectStatus{resolved("route", "route-pr-42")}})
 	s.await(t, "the group's status", func(s *source.Snapshot) bool {
 		g := sandboxIn(s, name, true)
-		return g != nil && g.Key == "key-of-the-group" && len(g.Redirects) == 1 && reaches(t, s.Versions.RouteGroups, version)
+		return g != nil && g.Key == "key-of-the-group" && len(g.Redirects) == 1 && slices.Equal(g.Members, []string{"pr-42"}) && reaches(t, s.Versions.RouteGroups, version)
 	})
 }
 
