@@ -35,6 +35,8 @@ for target in "$@"; do
 		need 'command -v nft' nftables
 		need 'command -v ip' iproute2
 		need 'command -v nsenter' util-linux
+		need 'command -v bpftool' bpftool
+		need 'command -v curl' curl
 		need 'command -v nginx' nginx
 		need 'ls /usr/lib/postgresql/*/bin/initdb' postgresql
 		;;

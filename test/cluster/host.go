@@ -109,6 +109,22 @@ func hierarchies() (v1 []string, v2 string, err error) {
 	return v1, v2, nil
 }
 
+// noKubelet refuses a machine whose own kubelet has pods: the first node's are at
+// the same place, and are killed there when the cluster ends.
+func noKubelet() error {
+	v1, v2, err := hierarchies()
+	if err != nil {
+		return err
+	}
+	for _, h := range append(v1, v2) {
+		dir := filepath.Join(h, "kubepods")
+		if _, err := os.Stat(dir); err == nil {
+			return fmt.Errorf("this machine is a Kubernetes node already, or was: there is %s; use another machine, or remove it when it is empty", dir)
+		}
+	}
+	return nil
+}
+
 // ownCgroup makes the cgroup of the cluster's programs.
 func ownCgroup() (string, error) {
 	_, v2, err := hierarchies()

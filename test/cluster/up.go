@@ -131,6 +131,9 @@ func Up(ctx context.Context, o Options) (_ *Cluster, err error) {
 	if err := clean(); err != nil {
 		return nil, err
 	}
+	if err := noKubelet(); err != nil {
+		return nil, err
+	}
 	if err := os.MkdirAll(Dir(), 0o755); err != nil {
 		return nil, fmt.Errorf("make the cluster's folder: %w", err)
 	}

@@ -22,9 +22,11 @@ import (
 	"testing"
 	"time"
 
+	"github.com/go-logr/logr"
 	"k8s.io/apimachinery/pkg/runtime"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
 	ctrlclient "sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/log"
 
 	"github.com/sidetrack-dev/sidetrack/api/v1alpha1"
 	"github.com/sidetrack-dev/sidetrack/test/cluster"
@@ -87,6 +89,8 @@ func run(m *testing.M) int {
 // setUp brings a cluster up, makes the images meanwhile, and gives them to the
 // nodes.
 func setUp(ctx context.Context, keep bool) error {
+	// What a library would log comes back as an error as well.
+	log.SetLogger(logr.Discard())
 	dir, err := os.MkdirTemp("", "sidetrack-e2e-")
 	if err != nil {
 		return fmt.Errorf("make a folder for images: %w", err)
