@@ -107,7 +107,7 @@ func (c *conditions) program(p *programming) {
 		return
 	}
 	reason, message := p.coverage.describe()
-	if p.graced && len(p.coverage.uncovered) == 0 && p.coverage.total > 0 {
+	if p.graced && len(p.coverage.uncovered)+len(p.coverage.exposed) == 0 && p.coverage.total > 0 {
 		c.set(v1alpha1.ConditionProgrammed, true, reasonProgrammed, fmt.Sprintf("in force on %d of %d nodes", p.coverage.total, p.coverage.total))
 		return
 	}

@@ -34,6 +34,10 @@ import (
 // leaseName is what controllers elect their leader by.
 const leaseName = "sidetrack-controller"
 
+// A controller goes on through an API server's restart: who leads has not been
+// taken from it, since nobody could. It gives the lease up when it ends.
+var leaseDuration, renewDeadline, retryPeriod = 60 * time.Second, 45 * time.Second, 5 * time.Second
+
 // Config says how the controller runs.
 type Config struct {
 	// REST is how to reach the API server.
@@ -118,6 +122,9 @@ func newManager(ctx context.Context, c Config) (manager.Manager, error) {
 		LeaderElectionID:              leaseName,
 		LeaderElectionNamespace:       c.LeaderElectionNamespace,
 		LeaderElectionReleaseOnCancel: true,
+		LeaseDuration:                 &leaseDuration,
+		RenewDeadline:                 &renewDeadline,
+		RetryPeriod:                   &retryPeriod,
 		Cache:                         cache.Options{ByObject: byObject, DefaultTransform: cache.TransformStripManagedFields()},
 		Controller:                    config.Controller{SkipNameValidation: &c.unnamed},
 	})
@@ -141,7 +148,7 @@ func newManager(ctx context.Context, c Config) (manager.Manager, error) {
 	if err := addGroups(m, &groups{base: groupBase}, s, c.Logger, c.Workers); err != nil {
 		return nil, fmt.Errorf("follow RouteGroups: %w", err)
 	}
-	watch := &nodeWatch{base: common, every: time.Second, out: []chan event.GenericEvent{s.allSandboxes, s.allGroups}, log: c.Logger}
+	watch := &nodeWatch{base: common, every: time.Second, ask: askEvery, out: []chan event.GenericEvent{s.allSandboxes, s.allGroups}, log: c.Logger}
 	if err := errors.Join(m.Add(g), m.Add(watch), addMetrics(m),
 		m.AddHealthzCheck("ping", healthz.Ping), m.AddReadyzCheck("ping", healthz.Ping)); err != nil {
 		return nil, fmt.Errorf("set the controller up: %w", err)

@@ -81,8 +81,3 @@ func workloadKind(w v1alpha1.WorkloadRef) string {
 
 // workloadName is how messages and status.redirects[].fork name a workload.
 func workloadName(w v1alpha1.WorkloadRef) string { return workloadKind(w) + "/" + w.Name }
-
-func parseWorkload(name string) v1alpha1.WorkloadRef {
-	kind, name, _ := strings.Cut(name, "/")
-	return v1alpha1.WorkloadRef{Kind: kind, Name: name}
-}

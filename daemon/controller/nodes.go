@@ -6,6 +6,7 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -22,6 +23,13 @@ const (
 	// lagGrace is how long nodes may take over a change of endpoints without
 	// being said to have fallen behind.
 	lagGrace = 2 * time.Second
+	// uncoveredGrace is how long a pod that starts may take to be covered.
+	uncoveredGrace = 10 * time.Second
+	// neverReady is what may lie between a Node's creation and the first thing that
+	// its kubelet says of it.
+	neverReady = 2 * time.Second
+	// maxProblem bounds what is said of one node's problem.
+	maxProblem = 256
 )
 
 // versions are resource versions up to which nodes must have put in force what
@@ -58,9 +66,10 @@ func (v versions) reachedBy(a *v1alpha1.AppliedVersions) bool {
 // coverage is what nodes have put in force.
 type coverage struct {
 	total, programmed int32
-	// uncovered names nodes without a working agent and says why; behind those
-	// whose agent has not come that far; ignored those that do not count.
-	uncovered, behind, ignored []string
+	// uncovered names nodes without a working agent and says why; exposed those
+	// with pods whose traffic is not looked at; behind those whose agent has not
+	// come that far; ignored those that do not count.
+	uncovered, exposed, behind, ignored []string
 }
 
 // complete reports that every node that has to has everything in force.
@@ -68,10 +77,9 @@ func (c *coverage) complete() bool { return c.total > 0 && c.programmed == c.tot
 
 // cluster is what the controller knows of nodes and their agents at one time.
 type cluster struct {
-	nodes  []corev1.Node
-	states map[string]*v1alpha1.NodeState
-	// heard is when an agent was last heard of.
-	heard    map[string]time.Time
+	nodes    []corev1.Node
+	states   map[string]*v1alpha1.NodeState
+	agents   map[string]heartbeat
 	selector labels.Selector
 	now      time.Time
 }
@@ -93,13 +101,23 @@ func (c *cluster) cover(want versions) coverage {
 			out.uncovered = append(out.uncovered, n.Name+" ("+why+")")
 			continue
 		}
-		if !want.reachedBy(c.states[n.Name].Status.Applied) {
-			out.behind = append(out.behind, n.Name)
+		s := &c.states[n.Name].Status
+		if why := c.exposed(n); why != "" {
+			out.exposed = append(out.exposed, n.Name+" ("+why+")")
+			continue
+		}
+		if !want.reachedBy(s.Applied) {
+			behind := n.Name
+			if why := firstProblem(s, "Node"); why != "" {
+				behind += " (" + why + ")"
+			}
+			out.behind = append(out.behind, behind)
 			continue
 		}
 		out.programmed++
 	}
 	slices.Sort(out.uncovered)
+	slices.Sort(out.exposed)
 	slices.Sort(out.behind)
 	slices.Sort(out.ignored)
 	return out
@@ -114,10 +132,18 @@ func (c *cluster) counts(n *corev1.Node) (bool, string) {
 	if n.DeletionTimestamp != nil || !c.selector.Matches(labels.Set(n.Labels)) {
 		return false, ""
 	}
-	for _, cond := range n.Status.Conditions {
-		if cond.Type == corev1.NodeReady && cond.Status != corev1.ConditionTrue && c.now.Sub(cond.LastTransitionTime.Time) > staleAfter {
-			return false, "not Ready"
-		}
+	i := slices.IndexFunc(n.Status.Conditions, func(c corev1.NodeCondition) bool { return c.Type == corev1.NodeReady })
+	if i < 0 {
+		return false, "never Ready"
+	}
+	switch ready := n.Status.Conditions[i]; {
+	case ready.Status == corev1.ConditionTrue:
+		return true, ""
+	case ready.LastTransitionTime.Sub(n.CreationTimestamp.Time) < neverReady:
+		// Until it is, no pod whose traffic could be routed starts there.
+		return false, "never Ready"
+	case c.now.Sub(ready.LastTransitionTime.Time) > staleAfter:
+		return false, "not Ready"
 	}
 	return true, ""
 }
@@ -130,10 +156,44 @@ func (c *cluster) uncovered(n *corev1.Node) string {
 		return "no agent"
 	case s.Status.BootID != n.Status.NodeInfo.BootID:
 		return "no agent since it has been rebooted"
-	case c.now.Sub(c.heard[n.Name]) > staleAfter:
+	case c.now.Sub(c.agents[n.Name].heard) > staleAfter:
 		return "its agent is silent"
 	case s.Status.Applied == nil:
 		return "its agent has nothing in force yet"
+	}
+	return ""
+}
+
+// exposed says which of a node's pods have not been covered for a while: what
+// they send reaches the baseline, tagged or not.
+func (c *cluster) exposed(n *corev1.Node) string {
+	s := &c.states[n.Name].Status
+	since := c.agents[n.Name].uncovered
+	if s.Pods.Uncovered <= 0 || since.IsZero() || c.now.Sub(since) < uncoveredGrace {
+		return ""
+	}
+	out := fmt.Sprintf("%d of its %d pods", s.Pods.Uncovered, s.Pods.Covered+s.Pods.Uncovered)
+	if why := cmp.Or(firstProblem(s, "Pod"), firstProblem(s, "Node"), firstProblem(s, "")); why != "" {
+		out += ", the first problem: " + why
+	}
+	return out
+}
+
+// firstProblem is the first of an agent's problems, in words, that is about a
+// kind; of any kind where that is empty.
+func firstProblem(s *v1alpha1.NodeStateStatus, kind string) string {
+	for _, p := range s.Problems {
+		if kind != "" && p.Kind != kind {
+			continue
+		}
+		what := p.Kind
+		if p.Name != "" {
+			what = strings.TrimPrefix(p.Kind+" "+strings.TrimPrefix(p.Namespace+"/"+p.Name, "/"), " ")
+		}
+		if what == "" || p.Kind == "Node" {
+			return short(p.Message, maxProblem)
+		}
+		return what + ": " + short(p.Message, maxProblem)
 	}
 	return ""
 }
@@ -147,6 +207,13 @@ func (c *coverage) describe() (reason, message string) {
 		reason = reasonNodeUncover
 		message = fmt.Sprintf("%d of %d nodes have no working agent: %s: look at the pods of the DaemonSet sidetrackd on them; traffic from there reaches the baseline",
 			len(c.uncovered), c.total, join(c.uncovered, ", "))
+		if len(c.exposed) > 0 {
+			message += fmt.Sprintf("; pods that are not covered run on %s", join(c.exposed, ", "))
+		}
+	case len(c.exposed) > 0:
+		reason = reasonPodsUncover
+		message = fmt.Sprintf("%d of %d nodes run pods that are not covered: %s: tagged requests that these send reach the baseline; kubectl describe nodestate lists the problems",
+			len(c.exposed), c.total, join(c.exposed, ", "))
 	case len(c.behind) > 0:
 		reason = reasonWaiting
 		message = fmt.Sprintf("%d of %d nodes have it in force, waiting for %s", c.programmed, c.total, join(c.behind, ", "))
@@ -163,7 +230,7 @@ func (c *coverage) describe() (reason, message string) {
 // signature changes when a node becomes covered or uncovered.
 func (c *cluster) signature() string {
 	out := c.cover(versions{})
-	return fmt.Sprint(out.total, out.uncovered, out.ignored)
+	return fmt.Sprint(out.total, out.uncovered, out.exposed, out.ignored)
 }
 
 // heartbeats says when agents were last heard of, by the controller's own clock:
@@ -176,15 +243,18 @@ type heartbeats struct {
 type heartbeat struct {
 	instance string
 	sent     time.Time
-	heard    time.Time
+	// heard is when the agent was last heard of, and uncovered since when it has
+	// said that there are pods that it does not cover.
+	heard     time.Time
+	uncovered time.Time
 }
 
-// hear takes note of what agents say and returns when each was last heard of.
-func (h *heartbeats) hear(states []v1alpha1.NodeState, now time.Time) map[string]time.Time {
+// hear takes note of what agents say and returns what is known of each. The
+// result must not be changed.
+func (h *heartbeats) hear(states []v1alpha1.NodeState, now time.Time) map[string]heartbeat {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	last := make(map[string]heartbeat, len(states))
-	heard := make(map[string]time.Time, len(states))
 	for i := range states {
 		s := &states[i]
 		var sent time.Time
@@ -200,8 +270,30 @@ func (h *heartbeats) hear(states []v1alpha1.NodeState, now time.Time) map[string
 			b.heard = sent
 		}
 		b.sent, b.instance = sent, s.Status.Instance
-		last[s.Name], heard[s.Name] = b, b.heard
+		switch {
+		case s.Status.Pods.Uncovered <= 0:
+			b.uncovered = time.Time{}
+		case b.uncovered.IsZero():
+			b.uncovered = now
+		}
+		last[s.Name] = b
 	}
 	h.last = last
-	return heard
+	return last
+}
+
+// pause is called while nobody can be heard: the time does not count as
+// anybody's silence who has not been silent before.
+func (h *heartbeats) pause(now time.Time) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	// Another map: callers of hear have this one.
+	last := make(map[string]heartbeat, len(h.last))
+	for name, b := range h.last {
+		if now.Sub(b.heard) <= staleAfter {
+			b.heard = now
+		}
+		last[name] = b
+	}
+	h.last = last
 }

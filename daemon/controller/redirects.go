@@ -98,7 +98,9 @@ func (r *resolver) keep(f *fork) {
 		case from == nil:
 			s.Message = fmt.Sprintf("there is no Service %s any more: its redirect stays for one that is made anew", s.From.Service)
 			target := types.NamespacedName{Namespace: r.sandbox.Namespace, Name: s.To.Service}
-			if svc := r.view.service(target); svc != nil {
+			if s.Refused = f.refusal != nil && !f.orphan; s.Refused {
+				s.Message, s.Endpoints = "the fork of "+workload+": "+f.refusal.message, 0
+			} else if svc := r.view.service(target); svc != nil {
 				s.Endpoints = readyEndpoints(r.view.slices(target), svc.Spec.Ports, f.addresses)
 			}
 			r.out.redirects = append(r.out.redirects, s)

@@ -40,6 +40,7 @@ const (
 	reasonProgrammed   = "Programmed"
 	reasonWaiting      = "WaitingForNodes"
 	reasonNodeUncover  = "NodesNotCovered"
+	reasonPodsUncover  = "PodsNotCovered"
 	reasonNoNodes      = "NoNodes"
 	reasonReady        = "Ready"
 	reasonNoEndpoints  = "NoEndpoints"

@@ -475,7 +475,7 @@ func deepCopyConditions(in []metav1.Condition) []metav1.Condition {
 func prunable(owned []client.Object, forks []fork, redirects []v1alpha1.RedirectStatus) []client.Object {
 	keep := planned(forks)
 	for _, r := range redirects {
-		if r.Fork != "" {
+		if r.Fork != "" && !r.Refused {
 			keep[objectKey{"Service", r.To.Service}] = true
 		}
 	}

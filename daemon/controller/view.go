@@ -143,7 +143,7 @@ func (v *view) cluster(h *heartbeats, selector labels.Selector, now time.Time) *
 	var states v1alpha1.NodeStateList
 	v.list(&nodes)
 	v.list(&states)
-	c := &cluster{nodes: nodes.Items, states: map[string]*v1alpha1.NodeState{}, heard: h.hear(states.Items, now), selector: selector, now: now}
+	c := &cluster{nodes: nodes.Items, states: map[string]*v1alpha1.NodeState{}, agents: h.hear(states.Items, now), selector: selector, now: now}
 	for i := range states.Items {
 		c.states[states.Items[i].Name] = &states.Items[i]
 	}

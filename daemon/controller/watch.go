@@ -292,16 +292,36 @@ func everything(m *memory) mapper {
 type nodeWatch struct {
 	base
 	every time.Duration
+	ask   time.Duration // how often the API server is asked whether it is there
 	out   []chan event.GenericEvent
 	log   *slog.Logger
+}
+
+const (
+	askEvery  = 5 * time.Second
+	askWithin = 3 * time.Second
+)
+
+// there reports whether the API server answers: while it does not, that agents
+// are silent says nothing of them.
+func (n *nodeWatch) there(ctx context.Context) bool {
+	ctx, cancel := context.WithTimeout(ctx, askWithin)
+	defer cancel()
+	return n.live.List(ctx, &v1alpha1.NodeStateList{}, client.Limit(1)) == nil
 }
 
 // Start looks until the context ends.
 func (n *nodeWatch) Start(ctx context.Context) error {
 	last := ""
+	var asked time.Time
 	tick := time.NewTicker(n.every)
 	defer tick.Stop()
 	for {
+		if n.now().Sub(asked) >= n.ask {
+			if asked = n.now(); !n.there(ctx) {
+				n.beats.pause(n.now())
+			}
+		}
 		v := view{ctx: ctx, reader: n.client}
 		c := v.cluster(n.beats, n.nodes, n.now())
 		switch now := c.signature(); {
