@@ -4,8 +4,10 @@ package e2e
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
+	"os"
 	"strconv"
 	"strings"
 	"sync"
@@ -211,6 +213,13 @@ func killedAgent(t *testing.T) {
 	}
 	began := time.Now()
 	w := runners(t)[1]
+	// Its programs are gone when all of its files are closed.
+	eventually(t, time.Minute, func(context.Context) error {
+		if _, err := os.Stat("/proc/" + strconv.Itoa(pid)); !os.IsNotExist(err) {
+			return errors.New("the killed agent is still there")
+		}
+		return nil
+	})
 	// Without an agent untagged requests go where they always went, at once.
 	w.mustGet(t, stock, nil, "stock v1")
 	eventually(t, 2*time.Minute, func(ctx context.Context) error {
