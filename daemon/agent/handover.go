@@ -243,6 +243,7 @@ func (t *turns) succeed() {
 // act begins what only the agent in force does.
 func (t *turns) act() {
 	t.yielded = time.Time{}
+	t.agent.acts(true)
 	if t.Metrics != nil {
 		if err := t.Metrics.Start(); err != nil {
 			t.log.Error("metrics are not served", "err", err)

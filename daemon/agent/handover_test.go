@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -285,6 +286,9 @@ func TestAnEndedSuccessorGivesTheTurnBack(t *testing.T) {
 	ended := make(chan error, 1)
 	go func() { ended <- second.end() }()
 	p.eventually("the first agent acts again", func() bool { return first.has("kernel: resume") == 1 })
+	p.eventually("it is said who acts", func() bool {
+		return slices.Equal(first.told.turns(), []bool{true, false, true}) && slices.Equal(second.told.turns(), []bool{true})
+	})
 	if second.has("kernel: yield") != 1 || second.has("kernel: detach capture") != 0 {
 		t.Error("the second has not yielded")
 	}

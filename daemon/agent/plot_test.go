@@ -63,6 +63,7 @@ type actor struct {
 	router *router.Router
 	locked bool // by somebody else: Resume fails
 	log    *logLines
+	told   *told
 	end    func() error
 	done   chan struct{}
 }
@@ -88,7 +89,7 @@ func (a *actor) Resume() error {
 // enter brings an agent onto the stage, with a kernel that may refuse every table.
 func (p *plot) enter(from *Predecessor, stay bool, refuse ...error) *actor {
 	p.t.Helper()
-	a := &actor{stage: &stage{names: map[routing.Cookie]string{}}, plot: p, log: &logLines{}, done: make(chan struct{})}
+	a := &actor{stage: &stage{names: map[routing.Cookie]string{}}, plot: p, log: &logLines{}, told: &told{}, done: make(chan struct{})}
 	a.refuse = errors.Join(refuse...)
 	log := slog.New(slog.NewTextHandler(a.log, nil))
 	r, err := router.New(router.Config{Loops: 1, Mark: 0x3053, Logger: log})
@@ -100,7 +101,7 @@ func (p *plot) enter(from *Predecessor, stay bool, refuse ...error) *actor {
 	objects := make(script, 1)
 	a.agent, err = New(Config{
 		Source: objects, Pods: resolver, Kernel: a.stage, Router: r, Mark: 0x3053,
-		Lease: time.Minute, DrainTimeout: 2 * time.Second, Logger: log,
+		Lease: time.Minute, DrainTimeout: 2 * time.Second, Logger: log, Reporter: a.told,
 		Handover: &HandoverConfig{Socket: p.socket(), Predecessor: from, Kernel: a, Router: r, Version: "test", Stay: stay},
 	})
 	if err != nil {

@@ -16,6 +16,8 @@ import (
 // Reporter is told what is in force.
 type Reporter interface {
 	Report(s nodestate.State, urgent bool)
+	// Act says whether this agent acts, or another one that it takes turns with.
+	Act(acts bool)
 	// Close ends it; nothing is in force any more.
 	Close() error
 }
@@ -95,6 +97,13 @@ func (a *Agent) tell(urgent bool) {
 		a.report.told = s
 	}
 	a.report.to.Report(s, urgent)
+}
+
+// acts tells the Reporter of this agent's turn.
+func (a *Agent) acts(yes bool) {
+	if a.report.to != nil {
+		a.report.to.Act(yes)
+	}
 }
 
 // silence ends what is told.

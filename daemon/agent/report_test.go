@@ -4,6 +4,7 @@ package agent
 
 import (
 	"errors"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -22,6 +23,20 @@ type told struct {
 	urgent int
 	took   []time.Duration
 	closed bool
+	acts   []bool
+}
+
+func (r *told) Act(acts bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.acts = append(r.acts, acts)
+}
+
+// turns returns what has been said of this agent's turns.
+func (r *told) turns() []bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Clone(r.acts)
 }
 
 func (r *told) Report(s nodestate.State, urgent bool) {

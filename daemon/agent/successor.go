@@ -211,6 +211,7 @@ func (t *turns) sendWill(c *handover.Conn, will *handover.Will, alive int) error
 // yield ends this agent's turn: the other one is in force.
 func (t *turns) yield() error {
 	t.yielded = time.Now()
+	t.agent.acts(false)
 	err := t.Kernel.Yield()
 	// The listeners in the namespaces stay: connections that were steered to them a
 	// moment ago are still to be accepted.

@@ -71,10 +71,13 @@ type Reporter struct {
 	nodes, objects rest.Interface
 	log            *slog.Logger
 
-	mu    sync.Mutex
-	state State
-	begun bool
-	wake  chan struct{}
+	mu      sync.Mutex
+	state   State
+	begun   bool
+	resting bool // another agent acts
+	insist  bool // write whoever has written
+	wake    chan struct{}
+	turn    chan struct{} // it acts (again)
 
 	// Of the writing goroutine alone.
 	seen   string // resource version of our last write
@@ -99,6 +102,7 @@ func New(cfg *rest.Config, node, version string, log *slog.Logger) (*Reporter, e
 		instance: rand.Text(),
 		log:      log,
 		wake:     make(chan struct{}, 1),
+		turn:     make(chan struct{}, 1),
 	}
 	if r.nodes, err = client(cfg, corev1.SchemeGroupVersion, "/api", corev1.AddToScheme); err != nil {
 		return nil, err
@@ -143,6 +147,22 @@ func (r *Reporter) Report(s State, urgent bool) {
 		case r.wake <- struct{}{}:
 		default:
 		}
+	}
+}
+
+// Act says whether this agent is the one that acts. One that does not writes
+// nothing; one that does again writes at once, whatever another has written: that
+// one may have ended without a word. Until it is called, the agent acts.
+func (r *Reporter) Act(acts bool) {
+	r.mu.Lock()
+	r.resting, r.insist = !acts, acts && r.begun
+	r.mu.Unlock()
+	if !acts {
+		return
+	}
+	select {
+	case r.turn <- struct{}{}:
+	default:
 	}
 }
 
@@ -206,11 +226,14 @@ func (r *Reporter) run(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
+		case <-r.turn:
+			continue
 		case <-time.After(wait):
 		}
 		select {
 		case <-ctx.Done():
 			return
+		case <-r.turn:
 		case <-r.wake:
 		case <-beat.C:
 		}
@@ -241,6 +264,25 @@ var errSuperseded = errors.New("another agent writes the node's state")
 func (r *Reporter) write(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
+	r.mu.Lock()
+	resting, insist := r.resting, r.insist
+	r.insist = false
+	r.mu.Unlock()
+	if resting {
+		return errSuperseded
+	}
+	err := r.writeOver(ctx, insist)
+	if err != nil && insist {
+		r.mu.Lock()
+		r.insist = !r.resting
+		r.mu.Unlock()
+	}
+	return err
+}
+
+// writeOver writes the state once, unless another agent has the word. With insist
+// none has.
+func (r *Reporter) writeOver(ctx context.Context, insist bool) error {
 	err := r.apply(ctx, r.seen)
 	switch {
 	case apierrors.IsNotFound(err):
@@ -255,8 +297,10 @@ func (r *Reporter) write(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
+		// One that has nothing in force has ended, or is not as far yet.
 		beat := other.Status.HeartbeatTime
-		if other.Status.Instance != r.instance && beat != nil && time.Since(beat.Time) < stale {
+		if !insist && other.Status.Instance != r.instance && other.Status.Applied != nil &&
+			beat != nil && time.Since(beat.Time) < stale {
 			return errSuperseded
 		}
 		return r.apply(ctx, other.ResourceVersion)

@@ -214,6 +214,67 @@ func TestOfTwoAgentsTheOneThatTakesOverHasTheWord(t *testing.T) {
 	c.awaitState(t, node.Name, "the new agent's next word", isApplied(4))
 }
 
+func TestAnAgentThatActsAgainHasTheWordAtOnce(t *testing.T) {
+	c := connect(t)
+	ns := c.namespace(t)
+	node := c.node(t, "node-of-"+ns)
+	cfg := c.agentConfig(t, ns)
+	before := reporter(t, cfg, node.Name, quietLog())
+	before.Report(applied(1), true)
+	first := c.awaitState(t, node.Name, "the old agent's", isApplied(1))
+	soon := func(what string, want func(*v1alpha1.NodeState) bool) *v1alpha1.NodeState {
+		t.Helper()
+		began := time.Now()
+		s := c.awaitState(t, node.Name, what, want)
+		// Far from the next heartbeat, and from the other one's being stale.
+		if took := time.Since(began); took > 8*time.Second {
+			t.Errorf("%s came after %s", what, took)
+		}
+		return s
+	}
+	for n, end := range []func(*nodestate.Reporter){
+		func(*nodestate.Reporter) {}, // killed: not a word
+		func(r *nodestate.Reporter) {
+			if err := r.Close(); err != nil {
+				t.Error(err)
+			}
+		},
+	} {
+		after := reporter(t, cfg, node.Name, quietLog())
+		after.Report(applied(10+n), true)
+		c.awaitState(t, node.Name, "the new agent's", isApplied(10+n))
+		before.Act(false)
+		after.Act(true)
+		before.Report(applied(20+n), true)
+		time.Sleep(300 * time.Millisecond)
+		if s := c.state(t, node.Name); !isApplied(10 + n)(s) {
+			t.Errorf("an agent that does not act has written: %+v", s.Status)
+		}
+		end(after)
+		before.Act(true)
+		s := soon("the old agent's word", isApplied(20+n))
+		if s.Status.Instance != first.Status.Instance {
+			t.Errorf("written by %s, want %s", s.Status.Instance, first.Status.Instance)
+		}
+	}
+}
+
+func TestAnAgentThatHasNothingInForceDoesNotHaveTheWord(t *testing.T) {
+	c := connect(t)
+	ns := c.namespace(t)
+	node := c.node(t, "node-of-"+ns)
+	cfg := c.agentConfig(t, ns)
+	before := reporter(t, cfg, node.Name, quietLog())
+	before.Report(applied(1), true)
+	c.awaitState(t, node.Name, "the old agent's", isApplied(1))
+	// A new one whose first table does not get into the kernel.
+	failing := reporter(t, cfg, node.Name, quietLog())
+	failing.Report(nodestate.State{}, true)
+	c.awaitState(t, node.Name, "the new agent's", func(s *v1alpha1.NodeState) bool { return s.Status.Applied == nil })
+	before.Report(applied(2), true)
+	c.awaitState(t, node.Name, "what is in force", isApplied(2))
+}
+
 func TestAStateThatCannotBeWrittenIsSaidOnceAndWrittenLater(t *testing.T) {
 	c := connect(t)
 	ns := c.namespace(t)
