@@ -33,6 +33,7 @@ for target in "$@"; do
 	e2e)
 		need 'command -v runc' runc
 		need 'command -v nft' nftables
+		need 'command -v iptables' iptables
 		need 'command -v ip' iproute2
 		need 'command -v nsenter' util-linux
 		need 'command -v bpftool' bpftool

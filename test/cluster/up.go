@@ -30,7 +30,8 @@ type Cluster struct {
 
 // Options say how a cluster is built.
 type Options struct {
-	// ProxyMode is kube-proxy's: nftables (the default) or iptables.
+	// ProxyMode is kube-proxy's: nftables (the default), iptables, or mixed, which
+	// is iptables on the second node only.
 	ProxyMode string
 	// Owned makes the cluster's end follow the calling process: Sweep takes it away
 	// once that process is gone.
@@ -184,7 +185,7 @@ func Up(ctx context.Context, o Options) (_ *Cluster, err error) {
 		return nil, err
 	}
 	for i := range 2 {
-		n, err := c.startNode(ctx, i, cgroup, s.ProxyMode)
+		n, err := c.startNode(ctx, i, cgroup, proxyMode(s.ProxyMode, i))
 		if err != nil {
 			return nil, err
 		}
@@ -198,6 +199,13 @@ func Up(ctx context.Context, o Options) (_ *Cluster, err error) {
 		return nil, err
 	}
 	return c, c.waitForNodes(ctx)
+}
+
+func proxyMode(cluster string, node int) string {
+	if cluster == "mixed" {
+		return []string{"nftables", "iptables"}[node]
+	}
+	return cluster
 }
 
 // keepLogs moves the logs of a cluster that could not be started to where clean

@@ -101,6 +101,10 @@ func inventory(t *testing.T) []string {
 	return all
 }
 
+// proxyChain is a chain of kube-proxy's for a Service or an endpoint, in either
+// mode.
+var proxyChain = regexp.MustCompile(`chain (service|endpoint)-\S*|KUBE-(SVC|SEP)-\w+`)
+
 var socketOwner = regexp.MustCompile(`pid=(\d+),`)
 
 func nodeInventory(t *testing.T, name string) []string {
@@ -127,10 +131,8 @@ func nodeInventory(t *testing.T, name string) []string {
 			}
 		}
 	}
-	for line := range strings.Lines(run("nft", "list", "ruleset")) {
-		if m := regexp.MustCompile(`chain (service|endpoint)-\S*`).FindString(line); m != "" {
-			all = append(all, name+" rule "+m)
-		}
+	for _, m := range proxyChain.FindAllString(run("nft", "list", "ruleset")+run("iptables-save"), -1) {
+		all = append(all, name+" rule "+m)
 	}
 	// The agent's listeners are in its pods' network namespaces; other programs of
 	// this machine may share the first node's.
@@ -235,9 +237,6 @@ func ttl(t *testing.T) {
 
 // uninstall is what docs/install.md says.
 func uninstall(t *testing.T) {
-	for _, n := range kube.Nodes {
-		figure("an API change until it is in force on "+n.Name+": 99 of 100 within", "%s", changeP99(t, n))
-	}
 	kubectl(t, "delete", "sandboxes,routegroups", "--all", "-n", shop, "--wait")
 	if err := kube.Apply(t.Context(), filepath.Join(root, "deploy", "uninstall.yaml")); err != nil {
 		t.Fatal(err)

@@ -8,6 +8,8 @@
 // It runs only where SIDETRACK_E2E is set, as "make e2e" does: it needs root, a
 // gigabyte of memory and the machine's one cluster. With SIDETRACK_E2E_KEEP it
 // uses the cluster that runs already, or leaves its own for the next time.
+// kube-proxy works with nftables on the first node and with iptables on the
+// second; SIDETRACK_E2E_PROXY (nftables, iptables) has one of them on both.
 package e2e
 
 import (
@@ -140,7 +142,11 @@ func startCluster(ctx context.Context, keep bool) (err error) {
 			return nil
 		}
 	}
-	kube, err = cluster.Up(ctx, cluster.Options{ProxyMode: os.Getenv("SIDETRACK_E2E_PROXY"), Owned: !keep})
+	mode := os.Getenv("SIDETRACK_E2E_PROXY")
+	if mode == "" {
+		mode = "mixed"
+	}
+	kube, err = cluster.Up(ctx, cluster.Options{ProxyMode: mode, Owned: !keep})
 	return err
 }
 

@@ -97,6 +97,10 @@ func load(t *testing.T, key string, f func()) visit.Result {
 
 // rollingUpdate replaces the agents of both nodes under load.
 func rollingUpdate(t *testing.T) {
+	// Of the agents that have seen all chapters until here.
+	for _, n := range kube.Nodes {
+		figure("an API change until it is in force on "+n.Name+": 99 of 100 within", "%s", changeP99(t, n))
+	}
 	key := newKey("load")
 	stockFork(t, "load", key)
 	stop := watchTheWay(t)

@@ -103,7 +103,7 @@ func run(ctx context.Context, args []string) error {
 
 func up(ctx context.Context, args []string) error {
 	f := flag.NewFlagSet("up", flag.ContinueOnError)
-	proxy := f.String("proxy", "nftables", "kube-proxy's `mode`: nftables or iptables")
+	proxy := f.String("proxy", "nftables", "kube-proxy's `mode`: nftables, iptables, or mixed: one on each node")
 	if err := f.Parse(args); err != nil {
 		return err
 	}
