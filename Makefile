@@ -99,3 +99,4 @@ fuzz-short: ## run each fuzz target for FUZZTIME
 clean: ## remove what was built, and what killed tests have left behind
 	rm -rf bin
 	go run ./test/lab/sweep
+	go run ./test/cluster/cmd/cluster sweep
