@@ -41,6 +41,11 @@ func selectorOf(o client.Object) (selecting, bool) {
 			return selecting{}, false
 		}
 		kind, s = "Service", &metav1.LabelSelector{MatchLabels: o.Spec.Selector}
+	case *corev1.ReplicationController:
+		if len(o.Spec.Selector) == 0 {
+			return selecting{}, false
+		}
+		kind, s = "ReplicationController", &metav1.LabelSelector{MatchLabels: o.Spec.Selector}
 	case *appsv1.Deployment:
 		kind, s = "Deployment", o.Spec.Selector
 	case *appsv1.ReplicaSet:

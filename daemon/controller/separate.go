@@ -95,7 +95,13 @@ func (p *forkPod) emptyVolumes(w workload) map[string]bool {
 		p.note("volume %s is empty, and its own", c.Name)
 	}
 	for i, v := range spec.Volumes {
-		if v.PersistentVolumeClaim == nil || readOnly(spec, v) {
+		if v.PersistentVolumeClaim == nil {
+			if isShared(v.VolumeSource) && !readOnly(spec, v) {
+				p.note("volume %s is the baseline's own, and both write to it: change it with patch if they must not", v.Name)
+			}
+			continue
+		}
+		if readOnly(spec, v) {
 			continue
 		}
 		spec.Volumes[i] = empty(v.Name)
@@ -104,9 +110,16 @@ func (p *forkPod) emptyVolumes(w workload) map[string]bool {
 	return emptied
 }
 
+// isShared reports whether pods that name the same source write to the same
+// place: a node's folder, or a share or disk that is named without a claim.
+func isShared(s corev1.VolumeSource) bool {
+	s.EmptyDir, s.ConfigMap, s.Secret, s.DownwardAPI, s.Projected, s.Ephemeral, s.Image, s.CSI, s.GitRepo = nil, nil, nil, nil, nil, nil, nil, nil, nil
+	return s != (corev1.VolumeSource{})
+}
+
 // readOnly reports whether no container can write to a volume.
 func readOnly(spec *corev1.PodSpec, v corev1.Volume) bool {
-	if v.PersistentVolumeClaim.ReadOnly {
+	if c := v.PersistentVolumeClaim; c != nil && c.ReadOnly {
 		return true
 	}
 	for _, list := range [][]corev1.Container{spec.InitContainers, spec.Containers} {

@@ -260,6 +260,28 @@ spec:
 			notes: []string{"volume data is empty: the claim route-data stays the baseline's"},
 		},
 		{
+			name: "a folder of the node is shared, and that is said",
+			template: `
+spec:
+  containers: [{name: app, volumeMounts: [{name: cache, mountPath: /cache}, {name: tz, mountPath: /tz, readOnly: true}, {name: tmp, mountPath: /tmp}]}]
+  volumes:
+  - {name: cache, hostPath: {path: /var/cache/route}}
+  - {name: tz, hostPath: {path: /usr/share/zoneinfo}}
+  - {name: tmp, emptyDir: {}}
+`,
+			want: `
+  containers:
+  - name: app
+    volumeMounts: [{name: cache, mountPath: /cache}, {name: tz, mountPath: /tz, readOnly: true}, {name: tmp, mountPath: /tmp}]
+` + env("") + `
+  volumes:
+  - {name: cache, hostPath: {path: /var/cache/route}}
+  - {name: tz, hostPath: {path: /usr/share/zoneinfo}}
+  - {name: tmp, emptyDir: {}}
+`,
+			notes: []string{"volume cache is the baseline's own, and both write to it: change it with patch if they must not"},
+		},
+		{
 			name: "a patch gives an emptied volume another source",
 			template: `
 spec:
@@ -444,6 +466,8 @@ func namespaceWith(t *testing.T, w ctrl.Object, objects ...string) namespaceView
 			o = parse[*policyv1.PodDisruptionBudget](t, text)
 		case "ReplicaSet":
 			o = parse[*appsv1.ReplicaSet](t, text)
+		case "ReplicationController":
+			o = parse[*corev1.ReplicationController](t, text)
 		default:
 			t.Fatalf("kind %q", kind.Kind)
 		}
@@ -536,6 +560,7 @@ func TestForksPodsAreNobodyElses(t *testing.T) {
 		{"a PodDisruptionBudget that a label of the patch keeps away", `{kind: PodDisruptionBudget, metadata: {name: p}, spec: {selector: {matchExpressions: [{key: app, operator: NotIn, values: [batch]}]}}}`, `metadata: {labels: {app: batch}}`, false},
 		{"a PodDisruptionBudget that leaves forks out", `{kind: PodDisruptionBudget, metadata: {name: p}, spec: {selector: {matchExpressions: [{key: sidetrack.dev/fork, operator: DoesNotExist}]}}}`, "", false},
 		{"a ReplicaSet without a label", `{kind: ReplicaSet, metadata: {name: r}, spec: {selector: {matchExpressions: [{key: app, operator: DoesNotExist}]}}}`, "", true},
+		{"a ReplicationController by a label that the patch adds", `{kind: ReplicationController, metadata: {name: r}, spec: {selector: {team: a}}}`, `metadata: {labels: {team: a}}`, true},
 		{"a fork's own ReplicaSet", `{kind: ReplicaSet, metadata: {name: r, labels: {sidetrack.dev/fork: x}}, spec: {selector: {matchExpressions: [{key: app, operator: DoesNotExist}]}}}`, "", false},
 		{"a Service that somebody made for this sandbox", `{kind: Service, metadata: {name: s}, spec: {selector: {sidetrack.dev/sandbox: pr-42}}}`, "", false},
 	} {

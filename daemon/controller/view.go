@@ -71,7 +71,7 @@ func (v *view) namespace(namespace string) namespaceView {
 			return readWorkload(ref, o), true
 		},
 	}
-	for _, list := range []client.ObjectList{&services, &appsv1.DeploymentList{}, &appsv1.ReplicaSetList{}, &appsv1.StatefulSetList{}, &appsv1.DaemonSetList{}, &batchv1.JobList{}, &policyv1.PodDisruptionBudgetList{}} {
+	for _, list := range []client.ObjectList{&services, &corev1.ReplicationControllerList{}, &appsv1.DeploymentList{}, &appsv1.ReplicaSetList{}, &appsv1.StatefulSetList{}, &appsv1.DaemonSetList{}, &batchv1.JobList{}, &policyv1.PodDisruptionBudgetList{}} {
 		if _, have := list.(*corev1.ServiceList); !have {
 			v.list(list, in)
 		}

@@ -244,7 +244,7 @@ func addSandboxes(m manager.Manager, r *sandboxes, s signals, log *slog.Logger, 
 		Watches(&corev1.Pod{}, mapper(ofPod).handler()).
 		Watches(&corev1.Service{}, ofService(e.sandboxes).handler(), builder.WithPredicates(notOurs, serviceChanged)).
 		Watches(&discoveryv1.EndpointSlice{}, ofSlice(e.sandboxes).handler())
-	for _, o := range []client.Object{&appsv1.Deployment{}, &appsv1.StatefulSet{}, &appsv1.DaemonSet{}, &appsv1.ReplicaSet{}, &batchv1.CronJob{}, &batchv1.Job{}, &policyv1.PodDisruptionBudget{}} {
+	for _, o := range []client.Object{&corev1.ReplicationController{}, &appsv1.Deployment{}, &appsv1.StatefulSet{}, &appsv1.DaemonSet{}, &appsv1.ReplicaSet{}, &batchv1.CronJob{}, &batchv1.Job{}, &policyv1.PodDisruptionBudget{}} {
 		b = b.Watches(o, named.handler(), builder.WithPredicates(notOurs, specChanged))
 	}
 	return b.

@@ -175,6 +175,7 @@ func (s *installed) controllersRights() {
 		"statefulsets.apps":                         "list watch",
 		"daemonsets.apps":                           "list watch",
 		"replicasets.apps":                          "list watch",
+		"replicationcontrollers":                    "list watch",
 		"cronjobs.batch":                            "list watch",
 		"poddisruptionbudgets.policy":               "list watch",
 		"endpointslices.discovery.k8s.io":           "list watch",
