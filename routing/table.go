@@ -165,6 +165,7 @@ type SandboxInfo struct {
 	Key string
 
 	members map[SandboxID]bool // a group's
+	lost    map[Name][]*lost   // redirects of Services that are not there
 }
 
 // Label is the name for metrics: a group's is told from that of a sandbox.
@@ -360,7 +361,7 @@ func (t *Table) DecideConnection(source Cookie, dest DestID) Decision {
 // left the table nobody knows, and the sandbox's own refusal holds.
 func (t *Table) redirects(s SandboxID, dest DestID) bool {
 	info := t.byID[dest]
-	return info == nil || t.routes[RouteKey{s, info.class}] != nil
+	return info == nil || t.routes[RouteKey{s, info.class}] != nil || t.sandboxes[s].lostTo(info) != nil
 }
 
 // SandboxOf returns the sandbox that has this routing key, or nil.
@@ -385,6 +386,9 @@ func (t *Table) decide(sb *SandboxInfo, dest DestID) Decision {
 	}
 	r := t.routes[RouteKey{sb.ID, info.class}]
 	if r == nil {
+		if l := sb.lostTo(info); l != nil {
+			return Decision{Verdict: Refuse, Reason: Unavailable, Sandbox: sb, Service: info.service, Target: l.target, Refused: l.why}
+		}
 		return t.toBaseline(dest, sb, NoRedirect)
 	}
 	d := Decision{
