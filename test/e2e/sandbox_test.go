@@ -71,10 +71,12 @@ func isReady(name string) func(context.Context) error {
 	}
 }
 
-// untilReady waits for a sandbox and for the connections from before it.
+// untilReady waits for a sandbox and for the connections from before it. After
+// an outage all of Kubernetes' own programs wait for up to a minute before they
+// ask the API server again.
 func untilReady(t *testing.T, name string) {
 	t.Helper()
-	eventually(t, 2*time.Minute, isReady(name))
+	eventually(t, 4*time.Minute, isReady(name))
 	untilCovered(t)
 }
 
