@@ -205,7 +205,7 @@ func (c *coverage) describe() (reason, message string) {
 		reason, message = reasonNoNodes, "there is no Ready linux node whose traffic could be routed"
 	case len(c.uncovered) > 0:
 		reason = reasonNodeUncover
-		message = fmt.Sprintf("%d of %d nodes have no working agent: %s: look at the pods of the DaemonSet sidetrackd on them; traffic from there reaches the baseline",
+		message = fmt.Sprintf("%d of %d nodes have no working agent: %s: look at the agent's pods there, those with the label app.kubernetes.io/component=agent; traffic from there reaches the baseline",
 			len(c.uncovered), c.total, join(c.uncovered, ", "))
 		if len(c.exposed) > 0 {
 			message += fmt.Sprintf("; pods that are not covered run on %s", join(c.exposed, ", "))

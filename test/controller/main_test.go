@@ -108,7 +108,10 @@ func start(ctx context.Context) (chan error, error) {
 }
 
 // agent says what the agent of the only node would.
-type agent struct{ behind atomic.Bool }
+type agent struct {
+	behind    atomic.Bool
+	uncovered atomic.Int32
+}
 
 func (a *agent) join(ctx context.Context) error {
 	n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: node}}
@@ -126,7 +129,8 @@ func (a *agent) join(ctx context.Context) error {
 // run has everything in force a moment after it has been written, unless the agent
 // is to fall behind.
 func (a *agent) run(ctx context.Context) error {
-	for last := ""; ; {
+	last, said := "", int32(0)
+	for {
 		select {
 		case <-ctx.Done():
 			return nil
@@ -137,7 +141,8 @@ func (a *agent) run(ctx context.Context) error {
 		}
 		// All versions are of one counter here.
 		var all v1alpha1.SandboxList
-		if err := api.List(ctx, &all); err != nil || all.ResourceVersion == last {
+		uncovered := a.uncovered.Load()
+		if err := api.List(ctx, &all); err != nil || all.ResourceVersion == last && uncovered == said {
 			continue
 		}
 		version := all.ResourceVersion
@@ -147,11 +152,14 @@ func (a *agent) run(ctx context.Context) error {
 		}
 		now := metav1.NowMicro()
 		s.Status = v1alpha1.NodeStateStatus{
-			BootID: boot, Instance: "one", HeartbeatTime: &now, Pods: v1alpha1.PodCoverage{Covered: 3},
+			BootID: boot, Instance: "one", HeartbeatTime: &now, Pods: v1alpha1.PodCoverage{Covered: 3, Uncovered: uncovered},
 			Applied: &v1alpha1.AppliedVersions{Sandboxes: version, RouteGroups: version, Services: version, EndpointSlices: version},
 		}
+		if uncovered > 0 {
+			s.Status.Problems = []v1alpha1.NodeProblem{{Kind: "Pod", Namespace: "shop", Name: "web-0", Message: "its namespace cannot be opened"}}
+		}
 		if api.Status().Update(ctx, &s) == nil {
-			last = s.ResourceVersion
+			last, said = s.ResourceVersion, uncovered
 		}
 	}
 }

@@ -237,6 +237,21 @@ func TestAnotherNamespacesServiceTakesAGrantThatHolds(t *testing.T) {
 	refused()
 }
 
+func TestPodsThatStayUncoveredEndReady(t *testing.T) {
+	ns := namespace(t)
+	service(t, ns, "route")
+	sb := &v1alpha1.Sandbox{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: "pr-1"}}
+	sb.Spec.Redirects = []v1alpha1.Redirect{{From: v1alpha1.RedirectFrom{Service: "route"}, To: v1alpha1.RedirectTo{Address: "10.1.0.9"}}}
+	create(t, sb)
+	ready(t, sb)
+	nodes.uncovered.Store(2)
+	t.Cleanup(func() { nodes.uncovered.Store(0) })
+	condition(t, sb, v1alpha1.ConditionProgrammed, metav1.ConditionFalse, "PodsNotCovered", "n1 (2 of its 5 pods, the first problem: Pod shop/web-0: its namespace cannot be opened)")
+	condition(t, sb, v1alpha1.ConditionReady, metav1.ConditionFalse, "NotProgrammed", "PodsNotCovered")
+	nodes.uncovered.Store(0)
+	ready(t, sb)
+}
+
 func TestTwoSandboxesForkOneWorkload(t *testing.T) {
 	ns := namespace(t)
 	baseline(t, ns, "route")
