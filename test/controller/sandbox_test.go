@@ -155,6 +155,11 @@ func TestAServiceThatIsMadeAnewIsNeverWithoutItsRedirect(t *testing.T) {
 	create(t, sb)
 	forkOf(t, sb, "route")
 	before := *redirectOf(sb.Status.Redirects, "route")
+	own := &corev1.Service{}
+	eventually(t, func() error {
+		return api.Get(t.Context(), client.ObjectKey{Namespace: ns, Name: before.To.Service}, own)
+	})
+	uid := own.UID
 	s := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: "route"}}
 	remove(t, s)
 	eventually(t, func() error {
@@ -180,9 +185,8 @@ func TestAServiceThatIsMadeAnewIsNeverWithoutItsRedirect(t *testing.T) {
 		}
 		return nil
 	})
-	own := &corev1.Service{}
-	if err := api.Get(t.Context(), client.ObjectKey{Namespace: ns, Name: before.To.Service}, own); err != nil {
-		t.Errorf("the fork's Service: %v", err)
+	if err := api.Get(t.Context(), client.ObjectKey{Namespace: ns, Name: before.To.Service}, own); err != nil || own.UID != uid {
+		t.Errorf("the fork's Service has been removed meanwhile: %v", err)
 	}
 }
 
