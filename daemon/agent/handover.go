@@ -218,7 +218,11 @@ func (t *turns) inForce() {
 	}
 	t.begun = true
 	if t.Predecessor == nil {
-		t.act()
+		// An agent whose first table comes after another has taken its place does not
+		// take that back: resume does, if the other one ends.
+		if t.yielded.IsZero() && !t.shadow.Load() {
+			t.act()
+		}
 		return
 	}
 	t.working.Go(t.succeed)

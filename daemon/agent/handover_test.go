@@ -250,6 +250,54 @@ func TestAnAgentThatWasNeverInForceGivesWay(t *testing.T) {
 	next.dial().must()
 }
 
+// TestAFirstTableAfterTheTurnIsOverTakesNothingBack: the agent that was never in
+// force gets over what kept it from being so.
+func TestAFirstTableAfterTheTurnIsOverTakesNothingBack(t *testing.T) {
+	p := newPlot(t)
+	stuck := p.enter(nil, true, errors.New("no room in the kernel"))
+	p.eventually("it has failed", func() bool { return strings.Contains(stuck.agent.State().NotReady, "no room") })
+	next := p.enter(p.mustFind(), true).acts()
+	p.eventually("it has yielded", func() bool { return stuck.has("kernel: yield") == 1 })
+	stuck.set(func() { stuck.refuse = nil })
+	p.eventually("it has its table", func() bool { return !strings.Contains(stuck.agent.State().NotReady, "no room") })
+	if turns := stuck.told.turns(); len(turns) == 0 || turns[len(turns)-1] {
+		t.Errorf("its turns are %v, want them to be over", turns)
+	}
+	if err := stuck.end(); err != nil {
+		t.Error(err)
+	}
+	// The one that acts is still to be found.
+	if o := p.call(greeting()); o.will.Refused != "" {
+		t.Error(o.will.Refused)
+	}
+	next.dial().must()
+}
+
+// TestAnAgentWithoutATableDoesNotActWhenItsTurnComesAgain: an empty table would
+// send everything to the baseline.
+func TestAnAgentWithoutATableDoesNotActWhenItsTurnComesAgain(t *testing.T) {
+	p := newPlot(t)
+	stuck := p.enter(nil, true, errors.New("no room in the kernel"))
+	p.eventually("it has failed", func() bool { return strings.Contains(stuck.agent.State().NotReady, "no room") })
+	next := p.enter(p.mustFind(), true).acts()
+	p.eventually("it has yielded", func() bool { return stuck.has("kernel: yield") == 1 })
+	if err := next.end(); err != nil {
+		t.Error(err)
+	}
+	p.eventually("it has the kernel again", func() bool { return stuck.has("kernel: resume") == 1 })
+	if why := stuck.agent.State().NotReady; why == "" {
+		t.Error("it says that it is ready")
+	}
+	if stuck.log.count("acts again") > 0 {
+		t.Error("it acts, and has nothing to act with")
+	}
+	stuck.set(func() { stuck.refuse = nil })
+	stuck.acts().dial().must()
+	if o := p.call(greeting()); o.will.Refused != "" {
+		t.Error(o.will.Refused)
+	}
+}
+
 // TestOneOfThreeActs: a second handover while the first agent is still there,
 // which then must not act again.
 func TestOneOfThreeActs(t *testing.T) {
@@ -361,9 +409,9 @@ func TestConnectionsThatCannotMoveEndWithTheirAgent(t *testing.T) {
 	hello := greeting()
 	hello.ConnFormats = nil
 	o := p.call(hello)
+	began := time.Now()
 	o.send(handover.KindActive, nil)
 	o.want(handover.KindYielded)
-	began := time.Now()
 	for time.Since(began) < time.Second {
 		c.must()
 		time.Sleep(50 * time.Millisecond)

@@ -100,7 +100,13 @@ func (t *turns) session(c *handover.Conn, hello *handover.Hello, will *handover.
 			unix.Close(ours)
 		}
 	}()
-	t.call(func() { t.shadow.Store(!t.begun) })
+	t.call(func() {
+		if !t.begun {
+			// What it says of a table from now on would not be in force.
+			t.shadow.Store(true)
+			t.agent.acts(false)
+		}
+	})
 	err = t.sendWill(c, will, theirs)
 	unix.Close(theirs)
 	if err != nil {
@@ -223,8 +229,15 @@ func (t *turns) resume() error {
 	if err := t.Kernel.Resume(); err != nil {
 		return err
 	}
-	t.shadow.Store(false)
-	if t.yielded.IsZero() {
+	shadow := t.shadow.Swap(false)
+	switch {
+	case !t.begun:
+		// There is nothing to act with: its first table makes it act.
+		t.yielded = time.Time{}
+		t.agent.acts(true)
+		t.open()
+		return nil
+	case t.yielded.IsZero() && !shadow:
 		return nil // it had not got that far
 	}
 	t.log.Warn("the agent that had taken over is gone; this one acts again")

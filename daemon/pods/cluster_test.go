@@ -221,13 +221,15 @@ func TestAHostNetworkPodIsKnownByItsCgroup(t *testing.T) {
 	}
 }
 
-func TestAHostNetworkPodInVersion1IsAGap(t *testing.T) {
+func TestAHostNetworkPodInVersion1IsAGapForItsSandbox(t *testing.T) {
 	w := lab.New(t)
 	n := newNode(t, w, layouts[0], mountV1(t, w), true)
 	r := n.resolver()
-	r.Set([]pods.Pod{{Name: name("h"), UID: someUID, HostNetwork: true}})
-	if got := r.Resolve(); got.Uncovered != 1 || len(got.Pods) != 0 || !strings.Contains(problems(got)[0], "version 2") {
-		t.Errorf("%+v", got)
+	for sandbox, gaps := range map[string]int{"": 0, "pr-42": 1} {
+		r.Set([]pods.Pod{{Name: name("h"), UID: someUID, HostNetwork: true, Sandbox: sandbox}})
+		if got := r.Resolve(); got.Uncovered != gaps || len(got.Pods) != 0 || !strings.Contains(problems(got)[0], "version 2") {
+			t.Errorf("sandbox %q: %+v, want %d uncovered", sandbox, got, gaps)
+		}
 	}
 }
 

@@ -154,7 +154,11 @@ func (r *Resolver) Resolve() Resolved {
 			wanted[key] = true
 			if why != "" {
 				problem(p, "", "%s", why)
-				out.Uncovered++
+				// What nobody on this node can mend, and every node has (kube-proxy is such a
+				// pod), is a limit and not a gap.
+				if !p.HostNetwork || r.cgroup.V2 || p.Sandbox != "" {
+					out.Uncovered++
+				}
 			}
 			if w != nil {
 				out.add(p, "", w, first)

@@ -28,7 +28,7 @@ func convertClusterPod(o *corev1.Pod) (pods.Pod, bool) {
 	p, alive := convertPod(o)
 	p.Netns = ""
 	p.UID = string(o.UID)
-	p.Running = o.Status.Phase == corev1.PodRunning
+	p.Running = o.Status.Phase == corev1.PodRunning && !atRest(&o.Status)
 	// The kubelet knows a static pod by another UID than its mirror in the API has.
 	// But whoever may create pods may write that annotation. So it is believed only
 	// where it cannot be the UID of a pod that the API server has named, and it gives
@@ -37,6 +37,21 @@ func convertClusterPod(o *corev1.Pod) (pods.Pod, bool) {
 		p.UID, p.Sandbox, p.Inject = uid, "", false
 	}
 	return p, alive
+}
+
+// atRest reports whether no container of a pod runs now, as between two starts of
+// one that crashes: then it may have no process, and it has no traffic.
+func atRest(s *corev1.PodStatus) bool {
+	known := false
+	for _, list := range [][]corev1.ContainerStatus{s.InitContainerStatuses, s.ContainerStatuses, s.EphemeralContainerStatuses} {
+		for i := range list {
+			known = true
+			if list[i].State.Running != nil {
+				return false
+			}
+		}
+	}
+	return known
 }
 
 // staticUID is the form of the UIDs that the kubelet makes for static pods: a hash

@@ -193,11 +193,11 @@ func TestAServiceThatIsMadeAnewIsNeverWithoutItsRedirect(t *testing.T) {
 func TestASandboxEndsWhenItsTimeIsOver(t *testing.T) {
 	ns := namespace(t)
 	sb := &v1alpha1.Sandbox{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: "short"}}
-	sb.Spec.TTL = &metav1.Duration{Duration: 3 * time.Second}
+	sb.Spec.TTL = &metav1.Duration{Duration: 10 * time.Second}
 	create(t, sb)
 	made := sb.CreationTimestamp.Time
 	condition(t, sb, v1alpha1.ConditionAccepted, metav1.ConditionTrue, "", "")
-	if at := sb.Status.ExpiresAt; at == nil || !at.Time.Equal(made.Add(3*time.Second)) {
+	if at := sb.Status.ExpiresAt; at == nil || !at.Time.Equal(made.Add(10*time.Second)) {
 		t.Errorf("expires at %v, made at %s", at, made)
 	}
 	eventually(t, func() error {
@@ -207,7 +207,7 @@ func TestASandboxEndsWhenItsTimeIsOver(t *testing.T) {
 		}
 		return fmt.Errorf("it is still there: %v", err)
 	})
-	if lived := time.Since(made); lived < 2*time.Second {
+	if lived := time.Since(made); lived < 9*time.Second {
 		t.Errorf("it has lived for %s only", lived)
 	}
 }

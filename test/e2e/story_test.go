@@ -34,6 +34,7 @@ func TestSidetrackOnACluster(t *testing.T) {
 		{"a rolling update of the agents fails and misroutes no request", rollingUpdate, false},
 		{"an outage of the API server changes nothing that is in force", outage, false},
 		{"an agent that is killed comes back and covers its node again", killedAgent, false},
+		{"no sandbox is ready before a node that is late has its agent", lateNode, false},
 		{"uninstalling leaves nothing in the kernels", uninstall, false},
 	} {
 		ok := t.Run(chapter.name, func(t *testing.T) {

@@ -233,7 +233,7 @@ func TestAnAgentThatHasTakenOverActsAgain(t *testing.T) {
 	c := s.meet()
 	for round := range 3 {
 		third := s.turn("--handover-stay")
-		time.Sleep(time.Duration(round) * 200 * time.Millisecond)
+		time.Sleep(time.Duration(round) * 100 * time.Millisecond)
 		third.kill()
 		s.agent = second
 		second.wantLog("this one acts again")

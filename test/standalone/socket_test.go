@@ -96,7 +96,25 @@ func written(sa unix.Sockaddr) string {
 	return fmt.Sprintf("%T", sa)
 }
 
-func (s *sock) connect(to netip.AddrPort) error { return unix.Connect(s.fd, s.kind.address(to)) }
+// connect is connect(2). Go's own signals interrupt calls on sockets that have a
+// timeout; the connection goes on then.
+func (s *sock) connect(to netip.AddrPort) error {
+	err := unix.Connect(s.fd, s.kind.address(to))
+	if err != unix.EINTR {
+		return err
+	}
+	for err == unix.EINTR {
+		_, err = unix.Poll([]unix.PollFd{{Fd: int32(s.fd), Events: unix.POLLOUT}}, 5000)
+	}
+	if err != nil {
+		return err
+	}
+	code, err := unix.GetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_ERROR)
+	if err == nil && code != 0 {
+		err = unix.Errno(code)
+	}
+	return err
+}
 
 func (s *sock) peer() string {
 	sa, err := unix.Getpeername(s.fd)
@@ -110,6 +128,9 @@ func (s *sock) peer() string {
 func (s *sock) receive() (line, from string, err error) {
 	buf := make([]byte, 2000)
 	n, sa, err := unix.Recvfrom(s.fd, buf, 0)
+	for err == unix.EINTR {
+		n, sa, err = unix.Recvfrom(s.fd, buf, 0)
+	}
 	if err != nil {
 		return "", "", err
 	}
