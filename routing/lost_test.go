@@ -82,7 +82,7 @@ func TestAnotherPortsRedirectIsNotMissed(t *testing.T) {
 	in := shop()
 	in.Services[0].Ports = append(in.Services[0].Ports, ServicePort{"admin", 81, TCP})
 	in.Sandboxes[0].Redirects[0].From.Port = "81"
-	in.Pods[1].Inject = true // so that all ports are known
+	in.Pods[1].Inject = true  // so that all ports are known
 	tb, _ := Compile(in, nil) // nobody answers at 81
 	d, _ := tb.LookupDest(netip.MustParseAddrPort("10.96.0.7:80"), TCP)
 	in.Services = in.Services[1:]

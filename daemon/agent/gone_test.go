@@ -141,22 +141,29 @@ func TestTheAgentRefusesWhatADeletedSandboxRedirected(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	flow := func() routing.Verdict {
-		return r.agent.State().Table.LookupFlow(routing.Cookie(cookie), route, routing.TCP).Verdict
+	// The agent says more than tables; each of these comes after a while at most.
+	soon := func(what string, ok func() bool) {
+		t.Helper()
+		for end := time.Now().Add(10 * time.Second); !ok(); time.Sleep(time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatalf("waited in vain: %s", what)
+			}
+		}
+	}
+	flow := func(want routing.Verdict) func() bool {
+		return func() bool {
+			t := r.agent.State().Table
+			return t != nil && t.LookupFlow(routing.Cookie(cookie), route, routing.TCP).Verdict == want
+		}
 	}
 	r.say("inject", sandbox("0123456789"))
-	if v := flow(); v != routing.ToFork {
-		t.Fatalf("before: %s", v)
-	}
+	soon("its flows go to the fork", flow(routing.ToFork))
 	r.say("inject")
-	if v := flow(); v != routing.Refuse {
-		t.Errorf("deleted: %s, want %s", v, routing.Refuse)
-	}
-	if n := r.log.count("Sandbox shop/pr-42 has been deleted"); n != 1 {
-		t.Errorf("the log says so %d times", n)
-	}
+	soon("deleted, they are refused", flow(routing.Refuse))
+	soon("the log says so", func() bool { return r.log.count("Sandbox shop/pr-42 has been deleted") > 0 })
 	r.say("untagged")
-	if v := flow(); v != routing.ToBaseline {
-		t.Errorf("without the label: %s", v)
+	soon("without the label they reach the baseline", flow(routing.ToBaseline))
+	if n := r.log.count("Sandbox shop/pr-42 has been deleted"); n != 1 {
+		t.Errorf("the log says %d times that the sandbox has been deleted", n)
 	}
 }
