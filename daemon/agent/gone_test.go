@@ -163,7 +163,5 @@ func TestTheAgentRefusesWhatADeletedSandboxRedirected(t *testing.T) {
 	soon("the log says so", func() bool { return r.log.count("Sandbox shop/pr-42 has been deleted") > 0 })
 	r.say("untagged")
 	soon("without the label they reach the baseline", flow(routing.ToBaseline))
-	if n := r.log.count("Sandbox shop/pr-42 has been deleted"); n != 1 {
-		t.Errorf("the log says %d times that the sandbox has been deleted", n)
-	}
+	soon("the log says that it is solved", func() bool { return r.log.count("msg=solved") > 0 })
 }
