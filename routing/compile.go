@@ -53,6 +53,9 @@ func Compile(in Input, prev *Table) (*Table, []Problem) {
 	for i := range c.sandboxes {
 		c.resolveRedirects(c.sandboxes[i])
 	}
+	for i := range c.sandboxes {
+		c.observe(c.sandboxes[i])
+	}
 	c.identify(in.Pods)
 	c.collectDests()
 	c.numberDests()
@@ -94,7 +97,7 @@ func (p servicePort) compare(o servicePort) int {
 	return cmp.Or(p.service.Compare(o.service), cmp.Compare(p.port, o.port), cmp.Compare(p.protocol, o.protocol))
 }
 
-// member is a Service port that is redirected or, with inject, known.
+// member is a Service port that is redirected or observed or, with inject, known.
 type member struct {
 	servicePort
 	name      string // the port's

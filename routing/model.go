@@ -139,6 +139,14 @@ type Sandbox struct {
 	Key       string
 	Redirects []Redirect
 	Existing  ExistingPolicy
+	// Observe are Services of the sandbox's namespace that are captured for it though
+	// it redirects nothing of theirs; ObserveAll means every one. A group has its
+	// members'.
+	Observe    []string
+	ObserveAll bool
+	// Propagate says that a trace id may stand for a routing key that was lost. A
+	// group's does where all its members' do.
+	Propagate bool
 }
 
 // Redirect is one rule: traffic tagged with the sandbox's key and addressed to

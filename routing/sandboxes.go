@@ -22,7 +22,7 @@ func (c *compiler) numberSandboxes(all []Sandbox) {
 		}
 	}
 	for _, s := range c.sandboxes {
-		info := &SandboxInfo{Name: s.Name, Group: s.Group, Key: s.Key}
+		info := &SandboxInfo{Name: s.Name, Group: s.Group, Key: s.Key, Propagate: s.Propagate}
 		if old := c.prev.byName[s.key()]; old != nil {
 			info.ID = old.ID
 		} else {
@@ -59,15 +59,20 @@ func (c *compiler) numberSandboxes(all []Sandbox) {
 	}
 }
 
-// join notes whose pods a group's key counts for.
+// join notes whose pods a group's key counts for, and whether a trace id may stand
+// for it: where one member's owner has not asked for that, none of the members'
+// forks may be reached by it.
 func (c *compiler) join(group *SandboxInfo, members []string) {
 	group.members = make(map[SandboxID]bool, len(members))
+	all := true
 	for _, m := range members {
 		if s := c.t.byName[sandboxName{Name: Name{group.Name.Namespace, m}}]; s != nil {
 			group.members[s.ID] = true
 			c.grouped[s.ID] = true
+			all = all && s.Propagate
 		}
 	}
+	group.Propagate = all && len(group.members) > 0
 }
 
 // sandboxName tells a sandbox from a group of the same name.

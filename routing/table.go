@@ -43,7 +43,7 @@ type Dest struct {
 	ID    DestID
 	Class ClassID
 	// Captured says that connections to it are steered to the router: some
-	// sandbox redirects its Service. When false the destination is only known:
+	// sandbox redirects or observes its Service. When false the destination is only known:
 	// connections of pods with inject are steered, nobody else's.
 	Captured bool
 	// Existing is what to do about connections opened before the capture.
@@ -163,6 +163,9 @@ type SandboxInfo struct {
 	Group bool
 	// Key is secret: it goes into requests that are injected, never into a log.
 	Key string
+	// Propagate says that the trace id of a request that was seen with the key may
+	// stand for it in another that has lost it.
+	Propagate bool
 
 	members map[SandboxID]bool // a group's
 	lost    map[Name][]*lost   // redirects of Services that are not there

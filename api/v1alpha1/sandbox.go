@@ -92,7 +92,39 @@ type SandboxSpec struct {
 	// +optional
 	// +kubebuilder:default=Idle
 	ExistingConnections ExistingConnections `json:"existingConnections,omitempty"`
+
+	// Observe names Services of the sandbox's namespace whose HTTP requests the
+	// ledger is to know of though the sandbox does not redirect them: tagged ones
+	// leave a record, and so do those of a tagged trace that have lost the routing
+	// key. All go where they went before. "*" alone means every Service of the
+	// namespace.
+	// +optional
+	// +listType=set
+	// +kubebuilder:validation:MaxItems=128
+	// +kubebuilder:validation:items:MaxLength=63
+	// +kubebuilder:validation:XValidation:rule="self.all(s, s == '*' || s.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$'))",message="names what is not the name of a Service: write metadata.name of one in the sandbox's namespace, or \"*\" for all"
+	// +kubebuilder:validation:XValidation:rule="!self.exists(s, s == '*') || size(self) == 1",message="has \"*\", which means every Service already: remove the other entries or \"*\""
+	Observe []string `json:"observe,omitempty"`
+
+	// Propagate says what stands for the routing key where a workload has lost it:
+	// TraceID sends a request without the key, but of a trace that was seen with it,
+	// where the key would have sent it, and adds the key. Nothing does when it is
+	// left out.
+	// +optional
+	Propagate Propagate `json:"propagate,omitempty"`
 }
+
+// ObserveAll is the entry of spec.observe that means every Service of the
+// namespace.
+const ObserveAll = "*"
+
+// Propagate says what stands for a routing key that was lost.
+//
+// +kubebuilder:validation:Enum=TraceID
+type Propagate string
+
+// PropagateTraceID is the W3C trace id of a traceparent header.
+const PropagateTraceID Propagate = "TraceID"
 
 // Fork is a sandbox's own copy of a workload.
 type Fork struct {

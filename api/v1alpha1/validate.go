@@ -23,6 +23,7 @@ const (
 	maxEnv           = 128
 	maxRemoved       = 64
 	maxMembers       = 32
+	maxObserved      = 128
 	maxTTL           = 8760 * time.Hour
 	maxWorkloadName  = 253
 	maxContainerName = 63
@@ -121,7 +122,30 @@ func (s *SandboxSpec) validate(at *field.Path) field.ErrorList {
 		}
 		ports[p] = true
 	}
-	return append(errs, validateExisting(at.Child("existingConnections"), s.ExistingConnections)...)
+	errs = append(errs, validateExisting(at.Child("existingConnections"), s.ExistingConnections)...)
+	errs = append(errs, validateObserve(at.Child("observe"), s.Observe)...)
+	if s.Propagate != "" && s.Propagate != PropagateTraceID {
+		errs = append(errs, invalid(at.Child("propagate"), "%q is unknown: use TraceID or leave it out", s.Propagate))
+	}
+	return errs
+}
+
+func validateObserve(at *field.Path, services []string) field.ErrorList {
+	errs := atMost(at, len(services), maxObserved)
+	seen := map[string]bool{}
+	for i, name := range services {
+		switch {
+		case name != ObserveAll:
+			errs = append(errs, validateServiceName(at.Index(i), name, "write metadata.name of one in the sandbox's namespace, or \"*\" for all")...)
+		case len(services) > 1:
+			errs = append(errs, invalid(at, "has \"*\", which means every Service already: remove the other entries or \"*\""))
+		}
+		if seen[name] {
+			errs = append(errs, invalid(at.Index(i), "%q is there twice: remove one of the two", name))
+		}
+		seen[name] = true
+	}
+	return errs
 }
 
 func atMost(at *field.Path, n, most int) field.ErrorList {

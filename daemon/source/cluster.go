@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/netip"
 	"regexp"
+	"slices"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
@@ -60,12 +61,24 @@ var staticUID = regexp.MustCompile(`^[0-9a-f]{32}$`)
 
 // convertClusterSandbox takes from a Sandbox what its status says.
 func convertClusterSandbox(o *v1alpha1.Sandbox) routing.Sandbox {
-	return routing.Sandbox{
+	s := routing.Sandbox{
 		Name:      routing.Name{Namespace: o.Namespace, Name: o.Name},
 		Key:       o.Status.RoutingKey,
 		Existing:  convertExisting(o.Spec.ExistingConnections),
 		Redirects: convertResolved(o.Status.Redirects),
 	}
+	convertWatching(&s, &o.Spec)
+	return s
+}
+
+// convertWatching takes what a sandbox wants to know and to have mended.
+func convertWatching(s *routing.Sandbox, spec *v1alpha1.SandboxSpec) {
+	if slices.Contains(spec.Observe, v1alpha1.ObserveAll) {
+		s.ObserveAll = true
+	} else {
+		s.Observe = spec.Observe
+	}
+	s.Propagate = spec.Propagate == v1alpha1.PropagateTraceID
 }
 
 // convertClusterGroup takes from a RouteGroup what its status says.

@@ -174,6 +174,7 @@ func convertSandbox(o *v1alpha1.Sandbox) routing.Sandbox {
 		s.Key = o.Status.RoutingKey
 	}
 	s.Existing = convertExisting(o.Spec.ExistingConnections)
+	convertWatching(&s, &o.Spec)
 	for i := range o.Spec.Redirects {
 		r := &o.Spec.Redirects[i]
 		c := convertRedirect(&r.From, &r.To, r.Unavailable)

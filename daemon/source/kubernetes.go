@@ -56,7 +56,7 @@ type Kubernetes struct {
 	slices *watched[*discoveryv1.EndpointSlice, routing.EndpointSlice]
 	boxes  *watched[*v1alpha1.Sandbox, routing.Sandbox]
 	groups *watched[*v1alpha1.RouteGroup, routing.Sandbox]
-	// concerned are the Services that redirects name; all says that a pod here wants
+	// concerned are the Services that sandboxes name; all says that a pod here wants
 	// every Service known.
 	concerned map[routing.Name]bool
 	all       bool
@@ -148,7 +148,9 @@ func restClient(cfg *rest.Config, gv schema.GroupVersion) (rest.Interface, error
 }
 
 func (k *Kubernetes) make() {
-	service := func(name routing.Name) bool { return k.all || k.concerned[name] }
+	service := func(name routing.Name) bool {
+		return k.all || k.concerned[name] || k.concerned[everyService(name.Namespace)]
+	}
 	k.pods = &watched[*corev1.Pod, pods.Pod]{
 		of: k, name: "Pods", objects: map[routing.Name]entry[pods.Pod]{},
 		convert: func(o *corev1.Pod) (pods.Pod, bool, []routing.Problem) {
@@ -374,7 +376,26 @@ func (k *Kubernetes) snapshot() (Snapshot, bool) {
 	k.since, k.fresh, k.lag = time.Time{}, false, false
 	if k.concerned == nil {
 		k.concerned = referenced(boxes, groups)
+		observed(k.concerned, boxes)
 	}
 	k.all = slices.ContainsFunc(s.Pods, func(p pods.Pod) bool { return p.Inject && p.Sandbox != "" })
 	return s, true
+}
+
+// everyService stands for all Services of a namespace: none has this name.
+func everyService(namespace string) routing.Name {
+	return routing.Name{Namespace: namespace, Name: v1alpha1.ObserveAll}
+}
+
+// observed adds the Services that sandboxes observe.
+func observed(names map[routing.Name]bool, sandboxes []routing.Sandbox) {
+	for i := range sandboxes {
+		s := &sandboxes[i]
+		if s.ObserveAll {
+			names[everyService(s.Name.Namespace)] = true
+		}
+		for _, name := range s.Observe {
+			names[routing.Name{Namespace: s.Name.Namespace, Name: name}] = true
+		}
+	}
 }

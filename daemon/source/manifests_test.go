@@ -165,6 +165,8 @@ spec:
     to: {address: 10.0.0.9, port: 5433}
     unavailable: Baseline
   existingConnections: All
+  observe: [cart]
+  propagate: TraceID
 ---
 `,
 		"ignored.yml":    serviceYAML("other", "10.96.0.99"),
@@ -201,6 +203,7 @@ spec:
 			}},
 			Sandboxes: []routing.Sandbox{{
 				Name: routing.Name{Namespace: "shop", Name: "pr-42"}, Key: "secret-key-42", Existing: routing.All,
+				Observe: []string{"cart"}, Propagate: true,
 				Redirects: []routing.Redirect{
 					{From: routing.ServiceRef{Service: "route", Port: "http"}, To: routing.Target{Service: "route-pr-42"}, Field: "spec.redirects[0]"},
 					{From: routing.ServiceRef{Service: "db", Port: "5432"}, To: routing.Target{Address: netip.MustParseAddr("10.0.0.9"), Port: "5433"}, Unavailable: routing.Baseline, Field: "spec.redirects[1]"},

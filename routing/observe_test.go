@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package routing
+
+import (
+	"net/netip"
+	"strings"
+	"testing"
+)
+
+func captured(tb *Table, dst string) bool {
+	d, ok := tb.LookupDest(netip.MustParseAddrPort(dst), TCP)
+	return ok && d.Captured
+}
+
+func TestAnObservedServiceIsCapturedAndNotRedirected(t *testing.T) {
+	in := shop()
+	in.Sandboxes[0].Observe = []string{"other"}
+	tb := mustCompile(t, in, nil)
+	if !captured(tb, "10.96.0.10:443") {
+		t.Error("the observed Service is not captured")
+	}
+	if captured(tb, "10.96.0.9:53") {
+		t.Error("a Service that nobody has named is captured")
+	}
+	if got := request(t, tb, client, "10.96.0.10:443", "x-sidetrack-key: key-of-pr-42"); got.Verdict != ToBaseline || got.Reason != NoRedirect || got.Sandbox == nil {
+		t.Errorf("a tagged request: %s, %s", got.Verdict, got.Reason)
+	}
+	if got := request(t, tb, client, "10.96.0.10:443"); got.Verdict != ToBaseline || got.Reason != Untagged || got.Sandbox != nil {
+		t.Errorf("an untagged request: %s, %s", got.Verdict, got.Reason)
+	}
+	if got := flow(tb, tester, "10.96.0.10:443", TCP); got != "baseline" {
+		t.Errorf("a flow of the sandbox's pod: %s", got)
+	}
+}
+
+func TestEveryServiceOfTheNamespaceIsObservedAndNoneOfAnother(t *testing.T) {
+	in := shop()
+	in.Sandboxes[0].ObserveAll = true
+	in.Services = append(in.Services,
+		Service{Name: Name{"else", "where"}, Addresses: addrs("10.96.0.77"), Ports: []ServicePort{{"", 80, TCP}}},
+		Service{Name: Name{"shop", "alias"}, ExternalName: "example.com"})
+	tb := mustCompile(t, in, nil)
+	for dst, want := range map[string]bool{"10.96.0.9:53": true, "10.96.0.10:443": true, "10.96.0.8:80": true, "10.96.0.77:80": false} {
+		if got := captured(tb, dst); got != want {
+			t.Errorf("%s captured: %t, want %t", dst, got, want)
+		}
+	}
+	if d, ok := tb.LookupDest(netip.MustParseAddrPort("10.96.0.9:53"), UDP); !ok || d.Captured {
+		t.Error("datagrams are captured")
+	}
+}
+
+func TestWhatCannotBeObservedIsAProblemOnlyWhereItIsNamed(t *testing.T) {
+	in := shop()
+	in.Services = append(in.Services, Service{Name: Name{"shop", "alias"}, ExternalName: "example.com"})
+	in.Sandboxes[0].Observe = []string{"nobody", "alias"}
+	_, problems := Compile(in, nil)
+	var got []string
+	for _, p := range problems {
+		got = append(got, p.String())
+	}
+	want := []string{
+		"Sandbox shop/pr-42: spec.observe: Service shop/alias is of type ExternalName, which has no addresses to observe: name the Service it stands for; it is not observed",
+		"Sandbox shop/pr-42: spec.observe: there is no Service shop/nobody: create it or correct the name; it is not observed",
+	}
+	if strings.Join(got, "\n") != strings.Join(want, "\n") {
+		t.Errorf("problems %q, want %q", got, want)
+	}
+}
+
+func TestNothingIsObservedForASandboxWithoutAKey(t *testing.T) {
+	in := shop()
+	in.Sandboxes[0].Observe, in.Sandboxes[0].Key, in.Pods = []string{"other"}, "", nil
+	if captured(mustCompile(t, in, nil), "10.96.0.10:443") {
+		t.Error("it is captured though nobody could tag a request")
+	}
+	in.Sandboxes = append(in.Sandboxes, Sandbox{Name: Name{"shop", "all"}, Group: true, Key: "key-of-the-group", Members: []string{"pr-42"}})
+	if !captured(mustCompile(t, in, nil), "10.96.0.10:443") {
+		t.Error("it is not captured though the key of its group tags requests")
+	}
+}
+
+func TestAGroupPropagatesWhereAllItsMembersDo(t *testing.T) {
+	in := shop()
+	in.Sandboxes[0].Propagate = true
+	in.Sandboxes = append(in.Sandboxes,
+		Sandbox{Name: Name{"shop", "pr-43"}, Key: "key-of-pr-43"},
+		Sandbox{Name: Name{"shop", "all"}, Group: true, Key: "key-of-the-group", Members: []string{"pr-42", "pr-43"}})
+	for _, want := range []bool{false, true} {
+		in.Sandboxes[1].Propagate = want
+		if got := mustCompile(t, in, nil).SandboxOf([]byte("key-of-the-group")).Propagate; got != want {
+			t.Errorf("the group propagates: %t, want %t", got, want)
+		}
+	}
+}
