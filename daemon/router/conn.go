@@ -21,6 +21,7 @@ const (
 	inChunks               // of a chunked body
 	atAnswer               // not to be read before the answer to CONNECT or Upgrade is there
 	opaque                 // none of our business
+	inHTTP2                // HTTP/2, see http2.go
 	discarded              // read and thrown away: the client has been answered and sent away
 	unread                 // not to be read any more
 )
@@ -66,11 +67,13 @@ type conn struct {
 	left    int64         // of a body with Content-Length
 	chunks  http1.Chunked // of a chunked body
 	upgrade bool          // after this body comes the answer that decides
+	begun   bool          // a request's head has been read
 	waiting bool          // in is the beginning of a head; more must come
 	held    bool          // in's head waits for the answers to the requests before it
 	fin     bool          // the client has sent FIN
 	finSeen bool          // and that has been dealt with
 	scan    *http1.Scanner
+	h2      *http2Conn // what is known of it when it is HTTP/2
 
 	// Where it goes. cur is the upstream that the last request went to; at first
 	// the default one.
@@ -200,6 +203,10 @@ func (c *conn) clientEvent() {
 // run moves bytes until nothing more can be moved or it is somebody else's turn.
 func (c *conn) run() {
 	c.turns++
+	if c.h2 != nil {
+		c.h2.run()
+		return
+	}
 	for range turnReads {
 		if c.cur != nil && c.cur.state == dialFailed {
 			c.unreachable()
@@ -213,6 +220,10 @@ func (c *conn) run() {
 		if c.dead {
 			return
 		}
+		if c.h2 != nil {
+			c.h2.run()
+			return
+		}
 		if !moved {
 			c.conclude()
 			if c.loop.wanted > 0 && c.canPart(c.loop.midway, false) {
@@ -221,6 +232,11 @@ func (c *conn) run() {
 			return
 		}
 	}
+	c.goOn()
+}
+
+// goOn lets others have their turn before c has its next one.
+func (c *conn) goOn() {
 	if !c.queued {
 		c.queued = true
 		c.loop.again = append(c.loop.again, c)
@@ -428,7 +444,7 @@ func (c *conn) bury() {
 	c.rin.drop(&l.bufs)
 	c.out.drop(&l.bufs)
 	c.dropRetry()
-	c.scan = nil
+	c.scan, c.h2 = nil, nil
 	l.conns.remove(c)
 	l.open.Add(-1)
 	c.ns.release()

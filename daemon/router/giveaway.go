@@ -137,7 +137,7 @@ func (l *loop) keep(c *conn) {
 // canPart reports whether this process holds no byte of c and nothing about it
 // is about to change by itself. looking says that c is not being served.
 func (c *conn) canPart(midway, looking bool) bool {
-	if c.dead || c.away || c.queued || c.declined || c.held || c.waiting || c.fin || c.finSent || c.resetting ||
+	if c.h2 != nil || c.dead || c.away || c.queued || c.declined || c.held || c.waiting || c.fin || c.finSent || c.resetting ||
 		c.end != goOn || c.timer.at != 0 || c.in.len() > 0 || c.rin.len() > 0 || c.out.len() > 0 {
 		return false
 	}

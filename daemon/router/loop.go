@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sidetrack-dev/sidetrack/daemon/router/http1"
+	"github.com/sidetrack-dev/sidetrack/daemon/router/http2"
 	"github.com/sidetrack-dev/sidetrack/routing"
 )
 
@@ -47,6 +48,7 @@ type loop struct {
 	req  http1.Request
 	keys routing.KeySet
 	resp http1.Response
+	h2   *http2.Shared
 
 	waiter   waiter
 	draining bool
@@ -100,6 +102,7 @@ func newLoop(r *Router, home int) (*loop, error) {
 	}
 	l.timers.start = time.Now()
 	l.req.Names, l.req.Keys = &r.cfg.KeyNames, &l.keys
+	l.h2 = http2.NewShared(r.cfg.HTTP2, &r.cfg.KeyNames)
 	l.stats.init()
 	var err error
 	if l.epoll, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {

@@ -55,7 +55,6 @@ func TestServersThatSpeakFirstAreHeard(t *testing.T) {
 func TestWhatIsNotHTTPFlowsByteForByte(t *testing.T) {
 	for _, tc := range []struct{ name, in string }{
 		{"TLS", "\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"},
-		{"HTTP/2", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00"},
 		{"Redis", "*1\r\n$4\r\nPING\r\n"},
 		{"a line", "hello\n"},
 		{"a word and no line's end", "hello"},

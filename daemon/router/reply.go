@@ -24,7 +24,14 @@ func (c *conn) refuse(status, reason string) {
 
 // unavailable answers the last request, whose fork cannot be reached.
 func (c *conn) unavailable(expect bool) {
-	d := &c.last.decision
+	text := refusal(&c.last.decision) + "\n"
+	keep := c.last.keepAlive && !c.last.hasBody && !expect && !c.loop.draining && !c.fin
+	c.served = true
+	c.reply(unavailable503, text, c.last.method == http1.HeadMethod, keep)
+}
+
+// refusal says why a decision's fork does not answer.
+func refusal(d *routing.Decision) string {
 	why := "it has no ready endpoint"
 	switch {
 	case d.Refused != "":
@@ -36,10 +43,7 @@ func (c *conn) unavailable(expect bool) {
 	if d.Sandbox != nil {
 		sandbox = d.Sandbox.Title()
 	}
-	text := "sidetrack: " + sandbox + " redirects Service " + d.Service.String() + " to " + d.Target + ", but " + why + ".\n"
-	keep := c.last.keepAlive && !c.last.hasBody && !expect && !c.loop.draining && !c.fin
-	c.served = true
-	c.reply(unavailable503, text, c.last.method == http1.HeadMethod, keep)
+	return "sidetrack: " + sandbox + " redirects Service " + d.Service.String() + " to " + d.Target + ", but " + why + "."
 }
 
 // reply sends an answer of the router's own. Without keep the client is sent

@@ -32,7 +32,7 @@ func (c *conn) mayTake() bool {
 func (c *conn) takeFromClient() (moved bool) {
 	l := c.loop
 	for range turnReads {
-		if !c.mayTake() {
+		if !c.mayTake() || c.h2 != nil {
 			return moved
 		}
 		kept := c.in.len()
@@ -106,6 +106,9 @@ func (c *conn) consume(b []byte) (n int) {
 	for n < len(b) && !c.dead {
 		switch c.phase {
 		case atHead:
+			if n == 0 && !c.begun && c.isHTTP2(b) {
+				return 0
+			}
 			n, from = c.consumeHead(b, n, from)
 			if c.phase == atHead && (c.waiting || c.held) {
 				c.pass(b[from:n])
@@ -164,6 +167,7 @@ func (c *conn) consumeHead(b []byte, n, from int) (int, int) {
 	limit := l.router.cfg.MaxHeadBytes
 	if out == http1.Complete && l.req.Len <= limit {
 		c.partial = http1.Partial{}
+		c.begun = true
 		if c.timer.at != 0 {
 			l.timers.clear(&c.timer)
 		}

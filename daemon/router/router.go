@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/sidetrack-dev/sidetrack/daemon/router/http2"
 	"github.com/sidetrack-dev/sidetrack/routing"
 )
 
@@ -29,6 +30,8 @@ type Config struct {
 	KeyNames routing.KeyNames
 	// MaxHeadBytes is how long a request's head may be. Zero: 64 KiB.
 	MaxHeadBytes int
+	// HTTP2 bounds what a connection with HTTP/2 may cost.
+	HTTP2 http2.Limits
 	// V6OnlyDest finds what the client's socket with this cookie has dialled when
 	// it came to the listener on ::1. It is called by the loops and must not block.
 	V6OnlyDest func(socketCookie uint64) (routing.DestID, bool)
@@ -55,6 +58,7 @@ func (c *Config) complete() error {
 	if c.MaxHeadBytes < leastMaxHead {
 		return fmt.Errorf("router: heads of at most %d bytes: want at least %d", c.MaxHeadBytes, leastMaxHead)
 	}
+	c.HTTP2.Complete()
 	if c.KeyNames.Members == nil && c.KeyNames.Header == "" {
 		c.KeyNames = routing.DefaultKeyNames()
 	}

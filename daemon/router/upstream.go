@@ -7,6 +7,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/sidetrack-dev/sidetrack/daemon/router/http2"
 	"github.com/sidetrack-dev/sidetrack/routing"
 )
 
@@ -42,6 +43,12 @@ type upstream struct {
 	retried bool
 
 	timer timer
+
+	// When it speaks HTTP/2, see http2.go.
+	link     *http2.Link
+	in       buffer        // the beginning of a frame
+	pending  []sentRequest // to be counted when it is connected
+	fallBack bool          // its streams may go to the baseline instead
 }
 
 // maxUpstreams bounds how many one client's connection may have open. Beyond it
@@ -252,8 +259,9 @@ func (u *upstream) event() {
 				c.count()
 			}
 		}
+		u.countPending()
 	}
-	if u == c.cur {
+	if u == c.cur || c.h2 != nil {
 		c.run()
 		return
 	}
@@ -277,7 +285,7 @@ func (u *upstream) failed(e unix.Errno) {
 			return
 		}
 	}
-	if u == c.cur {
+	if u == c.cur || c.h2 != nil {
 		c.run()
 		return
 	}
@@ -359,4 +367,5 @@ func (u *upstream) close(reset bool) {
 	u.closeSocket(reset)
 	u.state = closed
 	u.out.drop(&u.conn.loop.bufs)
+	u.in.drop(&u.conn.loop.bufs)
 }

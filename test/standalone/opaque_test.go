@@ -41,7 +41,6 @@ func TestWhatIsNotHTTPFlowsThrough(t *testing.T) {
 			{"memcached", append([]step{c("set k 0 0 5\r\nhello\r\n"), sv("STORED\r\n"), c("get k\r\n"), sv("VALUE k 0 5\r\nhello\r\nEND\r\n")}, fin...)},
 			{"FastCGI", append([]step{c("\x01\x01\x00\x01\x00\x08\x00\x00\x00\x01\x00\x00\x00\x00\x00\x00"), sv("\x01\x06")}, fin...)},
 			{"PostgreSQL", append([]step{c("\x00\x00\x00\x08\x04\xd2\x16\x2f"), sv("N")}, fin...)},
-			{"HTTP/2 with prior knowledge", append([]step{c("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00"), sv("\x00\x00\x00\x04\x00\x00\x00\x00\x00"), {bothSay, blob}}, fin...)},
 			{"HTTP/0.9", []step{c("GET /\r\n"), sv("<html>"), {serverCloses, ""}}},
 			{"a line without an end", append([]step{c(strings.Repeat("A", 200_000)), sv("enough")}, fin...)},
 			{"nothing at all", []step{{clientFIN, ""}, sv("nothing?"), {serverFIN, ""}}},
@@ -88,8 +87,8 @@ func TestTLSReachesTheServerThatWasMeant(t *testing.T) {
 	})
 }
 
-// TestHTTP2WithPriorKnowledgeWorks: the connections go where their identity
-// says; routing single streams is not this version's.
+// TestHTTP2WithPriorKnowledgeWorks: streams without a key go where their source's
+// identity says.
 func TestHTTP2WithPriorKnowledgeWorks(t *testing.T) {
 	requirePrograms(t, "curl", "h2load")
 	both(t, func(t *testing.T, s *shop) {

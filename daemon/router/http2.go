@@ -1,0 +1,413 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package router
+
+import (
+	"net/netip"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/sidetrack-dev/sidetrack/daemon/router/http2"
+	"github.com/sidetrack-dev/sidetrack/routing"
+)
+
+// http2Conn is a client's connection that is HTTP/2: the sockets' side of a
+// http2.Relay. The connection's cur is the primary link.
+type http2Conn struct {
+	c     *conn
+	relay *http2.Relay
+	ups   []*upstream // of those that are being served
+}
+
+// sentRequest is a stream whose upstream is not connected yet.
+type sentRequest struct {
+	stream   uint32
+	decision routing.Decision
+}
+
+// maxLinkBytes is how much may wait for an upstream other than the primary, or
+// for the client, before nothing more is read that might add to it.
+const maxLinkBytes = 256 << 10
+
+// isHTTP2 finds out whether b begins with HTTP/2's preface. It reports whether
+// nothing else is to be made of b now.
+func (c *conn) isHTTP2(b []byte) bool {
+	n := min(len(b), len(http2.Preface))
+	if string(b[:n]) != http2.Preface[:n] {
+		return false
+	}
+	if n < len(http2.Preface) {
+		if n > len("PRI ") {
+			c.wait()
+			return true
+		}
+		return false
+	}
+	c.becomeHTTP2()
+	return true
+}
+
+// becomeHTTP2 follows the client's preface, which has not been consumed.
+func (c *conn) becomeHTTP2() {
+	l := c.loop
+	if c.refused {
+		c.abort()
+		return
+	}
+	c.dialDefault()
+	if c.cur == nil {
+		c.abort()
+		return
+	}
+	c.dropOthers()
+	l.timers.clear(&c.timer)
+	c.phase, c.answer = inHTTP2, blind
+	c.waiting, c.held = false, false
+	h := &http2Conn{c: c}
+	h.relay = http2.New(l.h2, h)
+	c.cur.link = h.relay.Primary()
+	c.cur.link.Peer = c.cur
+	c.h2 = h
+}
+
+// run is conn.run.
+func (h *http2Conn) run() {
+	c := h.c
+	for range turnReads {
+		h.dealWithUnreachable()
+		if c.dead {
+			return
+		}
+		h.flush()
+		moved := !c.dead && h.takeFromClient()
+		h.ups = append(h.ups[:0], c.ups...)
+		for _, u := range h.ups {
+			moved = !c.dead && h.takeFrom(u) || moved
+		}
+		if c.dead {
+			return
+		}
+		if over, _ := h.relay.Over(); over {
+			c.sendAway()
+			c.h2 = nil
+			c.run()
+			return
+		}
+		if !moved {
+			h.conclude()
+			return
+		}
+	}
+	c.goOn()
+}
+
+// flush sends what waits in all directions.
+func (h *http2Conn) flush() {
+	c := h.c
+	if c.out.len() > 0 && c.sock.writable {
+		c.toClient(nil)
+	}
+	for i := 0; !c.dead && i < len(c.ups); i++ {
+		if u := c.ups[i]; u.out.len() > 0 && u.state == connected && u.sock.writable {
+			u.send(nil)
+		}
+	}
+}
+
+// mayTake reports whether bytes of the client can be dealt with now.
+func (h *http2Conn) mayTake() bool {
+	c := h.c
+	if c.end != goOn || c.cur.out.len() > 0 && c.cur.state == connected || c.cur.broken || c.out.len() > maxLinkBytes ||
+		h.relay.Buffered() > 2*c.loop.router.cfg.HTTP2.BufferBytes {
+		return false
+	}
+	for _, u := range c.ups {
+		if u.out.len() > maxLinkBytes {
+			return false
+		}
+	}
+	return true
+}
+
+// takeFromClient is conn.takeFromClient.
+func (h *http2Conn) takeFromClient() (moved bool) {
+	c := h.c
+	l := c.loop
+	for range turnReads {
+		if !h.mayTake() {
+			return moved
+		}
+		kept := c.in.len()
+		if kept > 0 && !c.waiting {
+			n := h.relay.FromClient(c.in.bytes())
+			if c.dead {
+				return true
+			}
+			c.in.skip(&l.bufs, n)
+			c.waiting = c.in.len() > 0
+			moved = true
+			continue
+		}
+		if !c.sock.readable || c.fin {
+			return moved
+		}
+		n, e := h.read(&c.sock, &c.in)
+		switch {
+		case e == unix.EAGAIN:
+			return moved
+		case e != noError:
+			l.stats.errors[clientReset]++
+			c.abort()
+			return true
+		case n == 0:
+			c.fin = true
+			return true
+		}
+		moved = true
+		l.stats.fromClients += uint64(n)
+		if kept > 0 {
+			c.waiting = false
+			continue
+		}
+		used := h.relay.FromClient(l.read[:n])
+		if c.dead {
+			return true
+		}
+		c.in.add(&l.bufs, l.read[used:n])
+		c.waiting = used < n
+	}
+	return moved
+}
+
+// read reads from a socket: behind what is kept of it or, if that is nothing,
+// into the loop's buffer.
+func (h *http2Conn) read(s *socket, kept *buffer) (int, unix.Errno) {
+	l := h.c.loop
+	b := l.read
+	if kept.len() > 0 {
+		whole := kept.room(&l.bufs, max(kept.len(), minBuffer/2))
+		b = whole[len(whole):cap(whole)]
+	}
+	n, e := recv(s.fd, b)
+	if e != noError || n < len(b) && !s.ending || n == 0 {
+		// That was all: the next byte comes with an event of its own.
+		s.readable = false
+	}
+	if e == noError && kept.len() > 0 {
+		kept.b = kept.b[:len(kept.b)+n]
+	}
+	return n, e
+}
+
+// takeFrom reads from an upstream and passes on what it says.
+func (h *http2Conn) takeFrom(u *upstream) (moved bool) {
+	c := h.c
+	l := c.loop
+	for range turnReads {
+		if c.dead || u.state != connected || u.eof || !u.sock.readable || c.out.len() > 0 || u != c.cur && h.relay.Midway() {
+			return moved
+		}
+		kept := u.in.len()
+		n, e := h.read(&u.sock, &u.in)
+		switch {
+		case e == unix.EAGAIN:
+			return moved
+		case e != noError || n == 0:
+			h.ended(u, e != noError || u.broken)
+			return true
+		}
+		moved = true
+		b := l.read[:n]
+		if kept > 0 {
+			b = u.in.bytes()
+		}
+		used := h.relay.FromLink(u.link, b)
+		if c.dead || u.state != connected {
+			return true
+		}
+		if kept > 0 {
+			u.in.skip(&l.bufs, used)
+		} else {
+			u.in.add(&l.bufs, b[used:])
+		}
+	}
+	return moved
+}
+
+// ended follows an upstream's FIN or RST.
+func (h *http2Conn) ended(u *upstream, reset bool) {
+	c := h.c
+	if reset {
+		c.loop.stats.errors[upstreamReset]++
+	}
+	u.eof = true
+	if u != c.cur {
+		u.close(false)
+		c.remove(u)
+		h.relay.LinkEnded(u.link)
+		return
+	}
+	if u.in.len() > 0 {
+		c.toClient(u.in.bytes())
+		if c.dead {
+			return
+		}
+		u.in.drop(&c.loop.bufs)
+	}
+	if c.end = sendFIN; reset {
+		c.end = sendRST
+	}
+}
+
+// conclude draws the consequences when all that could be moved has been.
+func (h *http2Conn) conclude() {
+	c := h.c
+	if c.fin && !c.finSeen && (c.in.len() == 0 || c.waiting) {
+		c.finSeen = true
+		c.cur.send(c.in.bytes())
+		c.in.drop(&c.loop.bufs)
+		c.phase = unread
+		for _, u := range c.ups {
+			u.sendFIN()
+		}
+	}
+	if c.out.len() > 0 {
+		return
+	}
+	switch c.end {
+	case sendFIN:
+		c.phase = unread
+		c.passFIN()
+	case sendRST:
+		c.passRST()
+	}
+}
+
+func (h *http2Conn) dealWithUnreachable() {
+	for i := 0; i < len(h.c.ups); {
+		if u := h.c.ups[i]; u.state == dialFailed {
+			h.unreachable(u)
+			i = 0
+			continue
+		}
+		i++
+	}
+}
+
+// unreachable deals with an upstream none of whose addresses can be reached.
+func (h *http2Conn) unreachable(u *upstream) {
+	c := h.c
+	if u == c.cur {
+		c.abort()
+		return
+	}
+	for i := range u.pending {
+		d := &u.pending[i].decision
+		d.Reason = routing.Unavailable
+		d.Verdict = routing.Refuse
+		if u.fallBack {
+			d.Verdict = routing.ToBaseline
+		}
+	}
+	if u.fork && u.fallBack {
+		u.fork = false
+		u.dial()
+		if u.state == dialling {
+			return
+		}
+	}
+	c.remove(u)
+	if !u.fallBack {
+		h.relay.LinkFailed(u.link, u.refusal)
+		u.countPending()
+	} else {
+		h.relay.LinkEnded(u.link)
+	}
+}
+
+// refusal says why a stream's fork does not answer.
+func (u *upstream) refusal(stream uint32) string {
+	for i := range u.pending {
+		if p := &u.pending[i]; p.stream == stream {
+			return refusal(&p.decision)
+		}
+	}
+	return "sidetrack: the sandbox's target cannot be reached."
+}
+
+// countPending counts what was sent to an upstream before it was known where it
+// leads.
+func (u *upstream) countPending() {
+	for i := range u.pending {
+		u.conn.loop.stats.request(&u.pending[i].decision)
+	}
+	u.pending = nil
+}
+
+// Route decides about a stream.
+func (h *http2Conn) Route(req *http2.Request) http2.Route {
+	c := h.c
+	d := c.table().DecideRequest(c.ns.cookie, c.dest, req.Keys)
+	if d.Verdict == routing.Refuse {
+		c.loop.stats.request(&d)
+		return http2.Route{Refusal: refusal(&d)}
+	}
+	u := h.upstreamFor(&d)
+	if u.state == connected {
+		c.loop.stats.request(&d)
+	} else {
+		u.pending = append(u.pending, sentRequest{req.Stream, d})
+	}
+	return http2.Route{Link: u.link, Inject: d.Inject}
+}
+
+// upstreamFor returns an upstream that a decision allows, an open one if there
+// is any.
+func (h *http2Conn) upstreamFor(d *routing.Decision) *upstream {
+	c := h.c
+	fork := d.Verdict == routing.ToFork
+	if u := c.cur; h.fits(u, fork, d.FallBack, d.Endpoints) {
+		return u
+	}
+	for _, u := range c.ups {
+		if h.fits(u, fork, d.FallBack, d.Endpoints) {
+			return u
+		}
+	}
+	u := &upstream{conn: c, fork: fork}
+	if fork {
+		u.endpoints = d.Endpoints
+		u.first = c.loop.random.IntN(len(d.Endpoints))
+		u.fallBack = d.FallBack
+	}
+	c.ups = append(c.ups, u)
+	u.link = h.relay.NewLink(u)
+	u.dial()
+	return u
+}
+
+func (h *http2Conn) fits(u *upstream, fork, fallBack bool, endpoints []netip.AddrPort) bool {
+	return u.usable() && u.serves(fork, endpoints) && u.link.Usable() && (!fork || u == h.c.cur || u.fallBack == fallBack)
+}
+
+// ToClient sends bytes to the client.
+func (h *http2Conn) ToClient(b []byte) {
+	if !h.c.dead {
+		h.c.toClient(b)
+	}
+}
+
+// ToLink sends bytes to an upstream.
+func (h *http2Conn) ToLink(l *http2.Link, b []byte) {
+	if !h.c.dead {
+		l.Peer.(*upstream).send(b)
+	}
+}
+
+// Drop closes an upstream.
+func (h *http2Conn) Drop(l *http2.Link, _ http2.Reason) {
+	if u := l.Peer.(*upstream); !h.c.dead {
+		u.close(false)
+		h.c.remove(u)
+	}
+}

@@ -1,0 +1,439 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package http2
+
+import (
+	"encoding/binary"
+	"slices"
+
+	wire "golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
+)
+
+// Link is a connection to a server.
+type Link struct {
+	// Peer is the caller's: whatever stands for the connection.
+	Peer any
+
+	relay *Relay
+	in    reader
+	out   outlet
+	enc   *encoder // of blocks to it; nil: the client's go on as they come
+
+	// What it has announced.
+	table   uint32
+	initial int64 // a stream's window
+	frame   int
+	most    int // streams
+	settled bool
+
+	streams  int
+	last     uint32 // the newest stream that it knows of
+	poisoned bool   // its header blocks cannot be followed any more
+	gone     bool
+	closing  bool // it takes no new streams
+
+	// Of a link other than the primary.
+	window  int64 // what it may be sent
+	spent   int64 // what it has sent and may send again
+	blocked []*stream
+	waiting []*stream
+}
+
+const (
+	// assumedStreams is how many streams are opened on a link that has not said yet
+	// how many it allows (RFC 9113, section 6.5.2).
+	assumedStreams = 100
+	anyNumber      = 1 << 30
+	maxPings       = 16
+)
+
+func (r *Relay) newLink() *Link {
+	l := &Link{relay: r, table: initialTable, initial: initialWindow, frame: leastMaxFrame, most: assumedStreams, window: initialWindow}
+	l.in.dec = hpack.NewDecoder(initialTable, r.sh.emit)
+	l.in.allowed = initialTable
+	return l
+}
+
+// NewLink makes a link besides the primary one. Its connection need not be there
+// yet.
+func (r *Relay) NewLink(peer any) *Link {
+	l := r.newLink()
+	l.Peer = peer
+	l.enc = r.sh.newEncoder(initialTable)
+	r.others = append(r.others, l)
+	l.out.write(r.sh, []byte(Preface))
+	r.writeSettings(l)
+	_ = r.sh.to(&l.out).WriteWindowUpdate(0, linkWindow-initialWindow)
+	return l
+}
+
+func (l *Link) secondary() bool { return l != l.relay.primary }
+
+// Usable reports whether new streams can be opened on the link.
+func (l *Link) Usable() bool { return !l.gone && !l.closing && !l.poisoned }
+
+// Streams returns how many streams are open on the link.
+func (l *Link) Streams() int { return l.streams }
+
+// writeSettings tells a link what the client has announced.
+func (r *Relay) writeSettings(l *Link) {
+	settings := append([]wire.Setting{{ID: wire.SettingEnablePush}}, r.clientSetting...)
+	_ = r.sh.to(&l.out).WriteSettings(settings...)
+}
+
+// linkFrame deals with a frame of a link that belongs to no header block.
+func (r *Relay) linkFrame(l *Link, h head, raw []byte) {
+	payload := raw[headLen:]
+	switch h.typ {
+	case wire.FrameData:
+		r.linkData(l, h, raw)
+		return
+	case wire.FrameRSTStream:
+		r.linkReset(l, h, raw)
+		return
+	case wire.FrameSettings:
+		r.linkSettings(l, h, raw)
+		return
+	case wire.FrameWindowUpdate:
+		if l.secondary() {
+			r.linkWindowUpdate(l, h, payload)
+			return
+		}
+	case wire.FramePing:
+		if l.secondary() {
+			r.linkPing(l, h, payload, raw)
+			return
+		}
+	case wire.FrameGoAway:
+		if l.secondary() {
+			r.linkGoAway(l, payload)
+			return
+		}
+		l.closing = true
+	}
+	if o := r.passOn(l, h); o != nil {
+		o.lend(r.sh, raw)
+	}
+}
+
+func (r *Relay) linkData(l *Link, h head, raw []byte) {
+	if !l.secondary() && !r.split {
+		r.delivered(l, h.length)
+		r.out.lend(r.sh, raw)
+		r.serverSends(l, h)
+		return
+	}
+	s := r.streamOf(l, h.stream)
+	if s == nil {
+		if l.secondary() {
+			l.spent += int64(h.length)
+			return
+		}
+		r.delivered(l, h.length)
+		r.out.lend(r.sh, raw)
+		return
+	}
+	r.download(l, s, raw, h.flags.Has(wire.FlagDataEndStream))
+}
+
+// serverSends follows a DATA frame that has been passed on.
+func (r *Relay) serverSends(l *Link, h head) {
+	if h.flags.Has(wire.FlagDataEndStream) {
+		if s := r.streamOf(l, h.stream); s != nil {
+			s.serverDone = true
+			r.finish(s)
+		}
+	}
+}
+
+func (r *Relay) linkReset(l *Link, h head, raw []byte) {
+	s := r.streamOf(l, h.stream)
+	if s == nil {
+		if !l.secondary() {
+			r.out.lend(r.sh, raw)
+		}
+		return
+	}
+	if len(s.down) > 0 && len(raw) == headLen+4 {
+		r.stall(s, download{reset: true, code: wire.ErrCode(binary.BigEndian.Uint32(raw[headLen:]))})
+		return
+	}
+	r.out.lend(r.sh, raw)
+	r.forget(s)
+}
+
+func (r *Relay) linkSettings(l *Link, h head, raw []byte) {
+	payload := raw[headLen:]
+	if h.flags.Has(wire.FlagSettingsAck) || h.stream != 0 || len(payload)%6 != 0 {
+		if !l.secondary() {
+			r.out.lend(r.sh, raw)
+		}
+		return
+	}
+	if !l.settled {
+		l.settled, l.most = true, anyNumber
+	}
+	before := l.initial
+	for i := 0; i < len(payload); i += 6 {
+		value := binary.BigEndian.Uint32(payload[i+2:])
+		switch wire.SettingID(binary.BigEndian.Uint16(payload[i:])) {
+		case wire.SettingHeaderTableSize:
+			l.table = min(value, r.sh.limits.TableBytes)
+			if l.enc != nil {
+				l.enc.resize(l.table)
+			}
+			if !l.secondary() {
+				r.in.allow(l.table)
+			}
+		case wire.SettingInitialWindowSize:
+			if value <= maxWindow {
+				l.initial = int64(value)
+			}
+		case wire.SettingMaxFrameSize:
+			if value >= leastMaxFrame && value < 1<<24 {
+				l.frame = int(value)
+			}
+		case wire.SettingMaxConcurrentStreams:
+			l.most = int(min(value, anyNumber))
+		}
+	}
+	if !l.secondary() {
+		r.passSettings(&r.out, raw)
+		if l.initial != before {
+			for _, s := range r.streams {
+				if s.link != nil && s.link != l {
+					r.widen(s)
+				}
+			}
+		}
+		return
+	}
+	_ = r.sh.to(&l.out).WriteSettingsAck()
+	if l.initial != before {
+		for _, s := range r.streamsOf(l) {
+			r.sendUp(s)
+		}
+	}
+	r.openHeld(l)
+}
+
+// streamsOf returns the open streams of a link in the order of their opening.
+func (r *Relay) streamsOf(l *Link) []*stream {
+	var all []*stream
+	for _, s := range r.streams {
+		if s.link == l {
+			all = append(all, s)
+		}
+	}
+	slices.SortFunc(all, func(a, b *stream) int { return int(a.id) - int(b.id) })
+	return all
+}
+
+func (r *Relay) linkWindowUpdate(l *Link, h head, payload []byte) {
+	if len(payload) != 4 {
+		r.breakLink(l, wire.ErrCodeFrameSize, serverError)
+		return
+	}
+	n := int64(binary.BigEndian.Uint32(payload) & maxWindow)
+	if h.stream != 0 {
+		if s := r.streamOf(l, h.stream); s != nil {
+			s.maySend += n
+			r.sendUp(s)
+		}
+		return
+	}
+	if l.window += n; l.window > maxWindow {
+		r.breakLink(l, wire.ErrCodeFlowControl, serverError)
+		return
+	}
+	blocked := l.blocked
+	l.blocked = nil
+	for _, s := range blocked {
+		s.up.queued = false
+	}
+	for _, s := range blocked {
+		r.sendUp(s)
+	}
+}
+
+func (l *Link) unblock(s *stream) {
+	if s.up.queued {
+		l.blocked = slices.DeleteFunc(l.blocked, func(x *stream) bool { return x == s })
+	}
+	if s.held != nil {
+		l.waiting = slices.DeleteFunc(l.waiting, func(x *stream) bool { return x == s })
+	}
+}
+
+// linkPing has the client answer a link's ping; its answers to the client are
+// answers to nothing.
+func (r *Relay) linkPing(l *Link, h head, payload, raw []byte) {
+	if h.flags.Has(wire.FlagPingAck) || len(payload) != 8 {
+		return
+	}
+	p := ping{link: l, data: [8]byte(payload)}
+	if len(r.pings) >= maxPings {
+		_ = r.sh.to(&l.out).WritePing(true, p.data)
+		return
+	}
+	r.pings = append(r.pings, p)
+	r.out.lend(r.sh, raw)
+}
+
+// linkGoAway follows a link that takes no new streams.
+func (r *Relay) linkGoAway(l *Link, payload []byte) {
+	l.closing = true
+	if len(payload) < 8 {
+		return
+	}
+	last := binary.BigEndian.Uint32(payload) & maxWindow
+	for _, s := range r.streamsOf(l) {
+		if s.id > last {
+			_ = r.sh.to(&r.out).WriteRSTStream(s.id, wire.ErrCodeRefusedStream)
+			r.forget(s)
+		}
+	}
+}
+
+// linkBlock deals with a header block of a link.
+func (r *Relay) linkBlock(l *Link, h head, raw, fixed, block []byte) {
+	if l.poisoned {
+		r.out.lend(r.sh, raw)
+		return
+	}
+	s := r.streamOf(l, h.stream)
+	anew := l.secondary() || r.enc != nil || s != nil && len(s.down) > 0
+	if err := r.sh.decode(l.in.dec, block, anew); err != nil {
+		r.astray(l, &l.in, raw)
+		return
+	}
+	if r.sh.tooLarge {
+		r.tooMuch(l, headersTooLarge)
+		return
+	}
+	if l.secondary() && (s == nil || h.typ == wire.FramePushPromise) {
+		if h.typ == wire.FramePushPromise {
+			r.breakLink(l, wire.ErrCodeProtocol, serverError)
+		}
+		return
+	}
+	end := h.flags.Has(wire.FlagHeadersEndStream) && h.typ == wire.FrameHeaders
+	switch {
+	case !anew:
+		r.out.lend(r.sh, raw)
+	case s != nil && len(s.down) > 0:
+		r.stall(s, download{fields: append([]hpack.HeaderField{}, r.sh.fields...), head: h, fixed: slices.Clone(fixed), end: end})
+		return
+	default:
+		r.sendBlock(h, fixed, r.sh.fields)
+	}
+	if end && s != nil {
+		s.serverDone = true
+		r.finish(s)
+	}
+}
+
+// sendBlock sends a header block to the client.
+func (r *Relay) sendBlock(h head, fixed []byte, fields []hpack.HeaderField) {
+	if r.enc == nil {
+		if r.primary.poisoned {
+			// What the client's decoder knows cannot be told.
+			r.fail(wire.ErrCodeInternal, serverError)
+			return
+		}
+		r.enc = r.sh.newEncoder(r.clientTable)
+	}
+	r.sh.writeBlock(&r.out, h.typ, h.flags&^(wire.FlagHeadersPadded|wire.FlagHeadersEndHeaders), h.stream, fixed, r.sh.encode(r.enc, fields), r.clientMax)
+}
+
+// openOn opens a stream on a link other than the primary.
+func (r *Relay) openOn(l *Link, s *stream, flags wire.Flags, prio []byte, fields []hpack.HeaderField, end bool) {
+	s.clientDone = false
+	o := &opening{flags: flags &^ (wire.FlagHeadersPadded | wire.FlagHeadersEndHeaders | wire.FlagHeadersEndStream), prio: prio, fields: fields}
+	if l.streams > l.most || len(l.waiting) > 0 {
+		o.prio, o.fields = slices.Clone(prio), slices.Clone(fields)
+		s.held = o
+		s.up.end = end
+		l.waiting = append(l.waiting, s)
+		return
+	}
+	r.open(l, s, o, end)
+}
+
+func (r *Relay) open(l *Link, s *stream, o *opening, end bool) {
+	flags := o.flags
+	if end {
+		flags |= wire.FlagHeadersEndStream
+		s.clientDone = true
+	}
+	l.last = s.id
+	r.sh.writeBlock(&l.out, wire.FrameHeaders, flags, s.id, o.prio, r.sh.encode(l.enc, o.fields), l.frame)
+	if !end {
+		r.widen(s)
+	}
+}
+
+// openHeld opens the streams that have waited for others to end.
+func (r *Relay) openHeld(l *Link) {
+	for len(l.waiting) > 0 && l.streams-len(l.waiting) < l.most && !l.gone {
+		s := l.waiting[0]
+		l.waiting = slices.Delete(l.waiting, 0, 1)
+		o := s.held
+		s.held = nil
+		end := s.up.end && len(s.up.data) == 0 && s.up.trailers == nil
+		if end {
+			s.up.end = false
+		}
+		r.open(l, s, o, end)
+		if !end {
+			r.sendUp(s)
+		}
+	}
+}
+
+// breakLink gives up a link whose server has broken the protocol.
+func (r *Relay) breakLink(l *Link, code wire.ErrCode, why Reason) {
+	if l.gone {
+		return
+	}
+	_ = r.sh.to(&l.out).WriteGoAway(0, code, nil)
+	if b := l.out.take(); len(b) > 0 {
+		r.env.ToLink(l, b)
+	}
+	l.out.reuse(r.sh)
+	r.env.Drop(l, why)
+	r.lose(l)
+}
+
+// LinkEnded follows the end of a link's connection. Its streams end as far as
+// the client is concerned.
+func (r *Relay) LinkEnded(l *Link) {
+	r.lose(l)
+	r.flush()
+}
+
+// LinkFailed follows a link whose server cannot be reached: its streams are
+// answered with why.
+func (r *Relay) LinkFailed(l *Link, why func(stream uint32) string) {
+	l.gone = true
+	for _, s := range r.streamsOf(l) {
+		req := Request{GRPC: s.grpc, Head: s.head}
+		id, end := s.id, s.clientDone || s.up.end
+		r.forget(s)
+		r.refuse(id, &req, why(id), end)
+	}
+	r.lose(l)
+	r.flush()
+}
+
+func (r *Relay) lose(l *Link) {
+	l.gone = true
+	for _, s := range r.streamsOf(l) {
+		_ = r.sh.to(&r.out).WriteRSTStream(s.id, wire.ErrCodeInternal)
+		r.forget(s)
+	}
+	r.others = slices.DeleteFunc(r.others, func(x *Link) bool { return x == l })
+	r.pings = slices.DeleteFunc(r.pings, func(p ping) bool { return p.link == l })
+	l.out.reuse(r.sh)
+}

@@ -1,0 +1,442 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package http2
+
+import (
+	wire "golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
+
+	"github.com/sidetrack-dev/sidetrack/routing"
+)
+
+// Env is what a Relay asks and tells whoever owns the connections. None of its
+// methods may call the Relay, but for NewLink.
+type Env interface {
+	// Route says where a new stream goes. The request is valid during the call.
+	Route(*Request) Route
+	// ToClient and ToLink send bytes, behind all that was sent before. They are
+	// valid during the call.
+	ToClient(b []byte)
+	ToLink(l *Link, b []byte)
+	// Drop closes a link that no stream uses any more. Nothing is heard of it
+	// afterwards.
+	Drop(l *Link, why Reason)
+}
+
+// Request is a stream's request as far as routing is concerned.
+type Request struct {
+	Stream uint32
+	Keys   *routing.KeySet
+	GRPC   bool // its content-type says that it is a gRPC call
+	Head   bool // its method is HEAD
+}
+
+// Route is the answer to a Request: a link, or a refusal.
+type Route struct {
+	Link *Link
+	// Inject, when not empty, is the value of a baggage member to add.
+	Inject string
+	// Refusal says why there is no link.
+	Refusal string
+}
+
+// Relay relays one client's connection. See the package's comment.
+type Relay struct {
+	sh  *Shared
+	env Env
+
+	in  reader // from the client
+	out outlet // to the client
+
+	primary *Link
+	others  []*Link // at least one of which some stream has used
+	split   bool    // a stream has had another link than the primary
+
+	streams  map[uint32]*stream
+	last     uint32 // the client's newest stream
+	opened   uint64
+	else_    *ownership
+	poisoned bool // the client has sent something that cannot be followed
+
+	// What the client has announced.
+	clientTable   uint32
+	clientWindow  int64 // of a stream
+	clientMax     int
+	clientSetting []wire.Setting // for links to come; no two of one id
+
+	enc *encoder // of blocks to the client; nil: the primary's go on as they come
+
+	windows
+
+	pings []ping // of links other than the primary
+
+	over bool // nothing is relayed any more
+	why  Reason
+}
+
+// ping is one that a link has sent and the client has not answered.
+type ping struct {
+	data [8]byte
+	link *Link
+}
+
+// reader reads one peer's frames.
+type reader struct {
+	dec     *hpack.Decoder // knows the peer's table
+	allowed uint32         // how large that may be
+	// A header block that has begun and not ended: all its frames, and the block
+	// itself.
+	first head
+	raw   []byte
+	block []byte
+	skip  int // what stands in raw's first frame before the block
+	// A frame whose payload is dealt with as it comes.
+	left   int
+	pieces pieces
+	data   piecewise
+}
+
+// pieces is what is done with a frame's pieces.
+type pieces uint8
+
+const (
+	passPieces pieces = iota // as they are
+	dropPieces               // thrown away
+	dataPieces               // each becomes a frame
+)
+
+// piecewise is a DATA frame that becomes several.
+type piecewise struct {
+	stream uint32
+	left   int // bytes of data that are still to come; then comes padding
+	end    bool
+}
+
+// New makes a Relay for a client that is about to send its preface.
+func New(sh *Shared, env Env) *Relay {
+	r := &Relay{sh: sh, env: env, streams: map[uint32]*stream{}}
+	r.clientTable, r.clientWindow, r.clientMax = initialTable, initialWindow, leastMaxFrame
+	r.windows.init()
+	r.in.dec = hpack.NewDecoder(initialTable, sh.emit)
+	r.in.allowed = initialTable
+	r.in.left = len(Preface)
+	r.primary = r.newLink()
+	return r
+}
+
+// Primary returns the link that what is no stream's goes to.
+func (r *Relay) Primary() *Link { return r.primary }
+
+// Over reports whether the relay has given up, and why. It has told the client;
+// the connections are to be closed.
+func (r *Relay) Over() (bool, Reason) { return r.over, r.why }
+
+// Buffered returns how many bytes wait for links, about.
+func (r *Relay) Buffered() int { return r.buffered }
+
+// Midway reports whether the client has got a part of a frame of the primary
+// link: nothing can come between, so nothing should be read from other links.
+func (r *Relay) Midway() bool { return r.out.midway }
+
+// Open returns how many streams are under way.
+func (r *Relay) Open() int { return len(r.streams) }
+
+// FromClient takes bytes from the client and returns how many are done with. The
+// rest is the beginning of a frame.
+func (r *Relay) FromClient(b []byte) int {
+	n := r.feed(nil, &r.in, b)
+	r.flush()
+	return n
+}
+
+// FromLink takes bytes from a link.
+func (r *Relay) FromLink(l *Link, b []byte) int {
+	n := r.feed(l, &l.in, b)
+	r.flush()
+	return n
+}
+
+// feed deals with the frames at b's beginning.
+func (r *Relay) feed(from *Link, in *reader, b []byte) (n int) {
+	for n < len(b) && !r.over && (from == nil || !from.gone) {
+		if in.left > 0 {
+			k := min(in.left, len(b)-n)
+			in.left -= k
+			r.piece(from, in, b[n:n+k])
+			n += k
+			continue
+		}
+		if len(b)-n < headLen {
+			return n
+		}
+		h := parseHead(b[n:])
+		size := headLen + h.length
+		if len(b)-n >= size {
+			r.frame(from, in, h, b[n:n+size])
+			n += size
+			continue
+		}
+		taken := r.begin(from, in, h, b[n:])
+		if taken == 0 {
+			return n
+		}
+		n += taken
+	}
+	if r.over {
+		return len(b)
+	}
+	return n
+}
+
+// waitFor is how long a frame may be for which is waited until it is whole.
+const waitFor = 32 << 10
+
+// begin deals with a frame of which only a part has come. It returns how much of
+// that is done with; 0: the rest is waited for.
+func (r *Relay) begin(from *Link, in *reader, h head, b []byte) int {
+	if in.raw != nil || in.headers(h.typ) {
+		if in.raw == nil || h.typ == wire.FrameContinuation && h.stream == in.first.stream {
+			if len(in.raw)+h.length > r.sh.limits.HeaderBytes {
+				r.tooMuch(from, headersTooLarge)
+			}
+			return 0
+		}
+		// The block will never end, which is for frame to deal with.
+		return 0
+	}
+	if h.typ == wire.FrameData {
+		return r.beginData(from, in, h, b)
+	}
+	if h.length <= waitFor {
+		return 0
+	}
+	// Too long for anything that matters here.
+	in.left = h.length
+	if o := r.passOn(from, h); o != nil {
+		o.lend(r.sh, b[:headLen])
+		o.midway = true
+		in.pieces = passPieces
+	} else {
+		in.pieces = dropPieces
+	}
+	return headLen
+}
+
+// headers reports whether a frame of this type begins a header block.
+func (in *reader) headers(t wire.FrameType) bool {
+	return t == wire.FrameHeaders || t == wire.FramePushPromise
+}
+
+// passOn returns where a frame goes that is none of the relay's business.
+func (r *Relay) passOn(from *Link, h head) *outlet {
+	switch {
+	case from == nil:
+		if l := r.owner(h.stream); l != nil {
+			return &l.out
+		}
+		return nil
+	case from == r.primary:
+		return &r.out
+	case h.stream == 0 || r.streamOf(from, h.stream) == nil:
+		// What another server has to say about itself says nothing about the one that
+		// the client thinks it talks to.
+		return nil
+	}
+	return &r.out
+}
+
+// piece deals with a piece of a frame.
+func (r *Relay) piece(from *Link, in *reader, b []byte) {
+	switch in.pieces {
+	case passPieces:
+		o := &r.out
+		if from == nil {
+			o = &r.primary.out
+		}
+		o.lendPart(r.sh, b)
+		if in.left == 0 {
+			o.endPart(r.sh)
+		}
+	case dataPieces:
+		n := min(len(b), in.data.left)
+		in.data.left -= n
+		pad := len(b) - n
+		end := in.data.end && in.data.left == 0 && n > 0
+		if from == nil {
+			r.uploadPiece(in.data.stream, b[:n], pad, end)
+		} else {
+			r.downloadPiece(from, in.data.stream, b[:n], pad, end)
+		}
+	case dropPieces:
+	}
+}
+
+// frame deals with a whole frame.
+func (r *Relay) frame(from *Link, in *reader, h head, raw []byte) {
+	if in.raw != nil || in.headers(h.typ) || h.typ == wire.FrameContinuation {
+		r.headerFrame(from, in, h, raw)
+		return
+	}
+	if from == nil {
+		r.clientFrame(h, raw)
+	} else {
+		r.linkFrame(from, h, raw)
+	}
+}
+
+// headerFrame deals with a frame of a header block, or with what comes in its
+// place.
+func (r *Relay) headerFrame(from *Link, in *reader, h head, raw []byte) {
+	payload := raw[headLen:]
+	if in.raw == nil {
+		block, skip, ok := blockOf(h, payload)
+		if !ok {
+			r.astray(from, in, raw)
+			return
+		}
+		if h.flags.Has(wire.FlagHeadersEndHeaders) {
+			r.headerBlock(from, h, raw, payload[:skip], block)
+			return
+		}
+		in.first, in.skip = h, skip
+		in.raw = append(r.sh.scratch(), raw...)
+		in.block = append(r.sh.scratch(), block...)
+		return
+	}
+	in.raw = append(in.raw, raw...)
+	if h.typ != wire.FrameContinuation || h.stream != in.first.stream {
+		all := in.raw
+		in.raw = nil
+		r.astray(from, in, all)
+		return
+	}
+	in.block = append(in.block, payload...)
+	if len(in.raw) > r.sh.limits.HeaderBytes {
+		r.tooMuch(from, headersTooLarge)
+		return
+	}
+	if h.flags.Has(wire.FlagHeadersEndHeaders) {
+		all, block := in.raw, in.block
+		in.raw, in.block = nil, nil
+		first := in.first
+		first.flags |= wire.FlagHeadersEndHeaders
+		r.headerBlock(from, first, all, all[headLen:headLen+in.skip], block)
+		// What was lent of it must go out before the memory is used again.
+		r.settleAll()
+		r.sh.free = append(r.sh.free, all[:0], block[:0])
+	}
+}
+
+// blockOf finds the part of a header block in the first frame's payload. skip is
+// how much stands before it.
+func blockOf(h head, payload []byte) (block []byte, skip int, ok bool) {
+	if h.typ == wire.FrameContinuation || h.stream == 0 {
+		return nil, 0, false
+	}
+	block, ok = unpad(h, payload)
+	if !ok {
+		return nil, 0, false
+	}
+	fixed := 0
+	switch {
+	case h.typ == wire.FramePushPromise:
+		fixed = 4
+	case h.flags.Has(wire.FlagHeadersPriority):
+		fixed = 5
+	}
+	if len(block) < fixed {
+		return nil, 0, false
+	}
+	if h.flags.Has(wire.FlagHeadersPadded) {
+		skip = 1
+	}
+	return block[fixed:], skip + fixed, true
+}
+
+// fixedPart is what stands between the padding's length and the block.
+func fixedPart(h head, before []byte) []byte {
+	if h.flags.Has(wire.FlagHeadersPadded) {
+		return before[1:]
+	}
+	return before
+}
+
+func (r *Relay) headerBlock(from *Link, h head, raw, before, block []byte) {
+	if from == nil {
+		r.clientBlock(h, raw, fixedPart(h, before), block)
+	} else {
+		r.linkBlock(from, h, raw, fixedPart(h, before), block)
+	}
+}
+
+// astray deals with bytes after which a peer's header blocks cannot be followed
+// any more. Whoever they are for will say so.
+func (r *Relay) astray(from *Link, in *reader, raw []byte) {
+	switch {
+	case from == nil:
+		r.poisoned = true
+		r.primary.out.lend(r.sh, raw)
+		r.settleAll()
+	case from == r.primary:
+		if r.enc != nil {
+			r.fail(wire.ErrCodeProtocol, serverError)
+			return
+		}
+		from.poisoned = true
+		r.out.lend(r.sh, raw)
+		r.settleAll()
+	default:
+		r.breakLink(from, wire.ErrCodeProtocol, serverError)
+	}
+	_ = in
+}
+
+// settleAll copies what is lent.
+func (r *Relay) settleAll() {
+	r.out.settle(r.sh, 0)
+	r.primary.out.settle(r.sh, 0)
+	for _, l := range r.others {
+		l.out.settle(r.sh, 0)
+	}
+}
+
+// flush sends what has been collected.
+func (r *Relay) flush() {
+	r.giveBack()
+	r.flushLink(r.primary)
+	for i := 0; i < len(r.others); i++ {
+		r.flushLink(r.others[i])
+	}
+	if b := r.out.take(); len(b) > 0 {
+		r.env.ToClient(b)
+	}
+	r.out.reuse(r.sh)
+}
+
+func (r *Relay) flushLink(l *Link) {
+	if b := l.out.take(); len(b) > 0 && !l.gone {
+		r.env.ToLink(l, b)
+	}
+	l.out.reuse(r.sh)
+}
+
+// fail gives up: the client is told, and all connections are to be closed.
+func (r *Relay) fail(code wire.ErrCode, why Reason) {
+	if r.over {
+		return
+	}
+	if !r.out.midway {
+		// Writing to memory does not fail.
+		_ = r.sh.to(&r.out).WriteGoAway(r.last, code, nil)
+	}
+	r.over, r.why = true, why
+}
+
+// tooMuch follows a peer that has passed a bound.
+func (r *Relay) tooMuch(from *Link, why Reason) {
+	if from == nil || from == r.primary {
+		r.fail(wire.ErrCodeEnhanceYourCalm, why)
+		return
+	}
+	r.breakLink(from, wire.ErrCodeEnhanceYourCalm, why)
+}

@@ -1,0 +1,155 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package http2
+
+import (
+	wire "golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
+)
+
+// stream is one that is under way.
+type stream struct {
+	id   uint32
+	link *Link
+	grpc bool
+	head bool
+
+	clientDone bool // the client has ended it, and the link knows
+	serverDone bool // the server has ended it, and the client knows
+
+	// On a link other than the primary: what the client, and what the link, may
+	// still be sent, less the respective initial window.
+	mayTake int64 // the client may send
+	maySend int64 // we may send to the link
+
+	up   upload
+	down []download
+	held *opening // not opened on its link yet
+}
+
+// upload is what the client has sent and the link does not allow yet.
+type upload struct {
+	data     []byte
+	end      bool
+	trailers []hpack.HeaderField
+	queued   bool // in Link.blocked
+}
+
+func (u *upload) empty() bool { return len(u.data) == 0 && !u.end && u.trailers == nil }
+
+// download is something of a stream that waits for the client's window.
+type download struct {
+	data   []byte // a DATA frame as it came
+	size   int    // of its payload
+	end    bool
+	fields []hpack.HeaderField
+	head   head // of fields
+	fixed  []byte
+	reset  bool
+	code   wire.ErrCode
+}
+
+// opening is a request that waits until its link allows one more stream.
+type opening struct {
+	flags  wire.Flags
+	prio   []byte
+	fields []hpack.HeaderField
+}
+
+func (r *Relay) newStream(id uint32, l *Link) *stream {
+	var s *stream
+	if n := len(r.sh.spare); n > 0 {
+		s = r.sh.spare[n-1]
+		r.sh.spare = r.sh.spare[:n-1]
+	} else {
+		s = new(stream)
+	}
+	*s = stream{id: id, link: l}
+	r.streams[id] = s
+	if l != nil {
+		l.streams++
+	}
+	return s
+}
+
+const spareStreams = 1024
+
+// finish forgets a stream that both sides have ended.
+func (r *Relay) finish(s *stream) {
+	if s.clientDone && s.serverDone {
+		r.forget(s)
+	}
+}
+
+// forget forgets a stream.
+func (r *Relay) forget(s *stream) {
+	if r.streams[s.id] != s {
+		return
+	}
+	delete(r.streams, s.id)
+	l := s.link
+	if l != nil {
+		l.streams--
+		if l.secondary() {
+			l.unblock(s)
+			r.buffered -= len(s.up.data)
+		}
+	}
+	r.unstall(s)
+	if len(r.sh.spare) < spareStreams {
+		r.sh.spare = append(r.sh.spare, s)
+	}
+	if l != nil && l.secondary() {
+		r.openHeld(l)
+	}
+}
+
+// streamOf returns an open stream of a link.
+func (r *Relay) streamOf(l *Link, id uint32) *stream {
+	if s := r.streams[id]; s != nil && s.link == l {
+		return s
+	}
+	return nil
+}
+
+// owner returns the link that frames of the client about a stream go to; nil:
+// none.
+func (r *Relay) owner(id uint32) *Link {
+	if id == 0 || !r.split || id&1 == 0 {
+		return r.primary
+	}
+	if s := r.streams[id]; s != nil {
+		return s.link
+	}
+	if r.else_.has(id) || id > r.primary.last && id <= r.last {
+		return nil
+	}
+	return r.primary
+}
+
+// ownership remembers of the newest streams which have not gone to the primary
+// link: frames about them may come after their end.
+type ownership struct {
+	bits [ownershipSize / 64]uint64
+	top  uint32 // number of the newest stream, counted from the client's first
+}
+
+const ownershipSize = 4096
+
+func (o *ownership) add(id uint32, elsewhere bool) {
+	n := id >> 1
+	for k := o.top + 1; k < n && k < o.top+ownershipSize; k++ {
+		o.bits[k%ownershipSize/64] &^= 1 << (k % 64)
+	}
+	o.top = n
+	if elsewhere {
+		o.bits[n%ownershipSize/64] |= 1 << (n % 64)
+	} else {
+		o.bits[n%ownershipSize/64] &^= 1 << (n % 64)
+	}
+}
+
+func (o *ownership) has(id uint32) bool {
+	n := id >> 1
+	return n <= o.top && o.top-n < ownershipSize && o.bits[n%ownershipSize/64]&(1<<(n%64)) != 0
+}

@@ -1,0 +1,306 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package http2
+
+import (
+	"encoding/binary"
+	"slices"
+
+	wire "golang.org/x/net/http2"
+)
+
+// windows is the flow control that the relay does itself (RFC 9113, section 5.2).
+//
+// Streams of the primary link are its own business, and so is the connection, as
+// long as there is no other link. With others:
+//
+// Upload. What the client sends to another link is given back to its connection
+// window at once, unless too much is waiting already; the stream's window at the
+// client follows the one that the link gives, which may differ in the beginning.
+// What the link does not allow yet waits in the stream.
+//
+// Download. A link may send linkWindow bytes more than the client has taken from
+// it. What the client gives back pays the primary's bytes first, then those of
+// the others, and what is beyond goes to the primary. So the primary may at any
+// time send as much as the client allows and the others have taken, and what
+// exceeds the client's window waits in the stream that it belongs to.
+type windows struct {
+	clientConn int64 // what the client may be sent
+	owed       int64 // what it has been sent of the primary's and not given back
+	owedOthers int64 // of others'
+
+	refundable int64 // to the client's sending, by the next flush
+	withheld   int64 // the same, once less is waiting
+	buffered   int   // bytes that wait for links
+	stalled    []*stream
+}
+
+// linkWindow is how much a link other than the primary may send before the
+// client has taken it.
+const linkWindow = 256 << 10
+
+func (w *windows) init() { w.clientConn = initialWindow }
+
+// refund gives bytes that the client has sent back to its connection window.
+func (r *Relay) refund(n int) {
+	if r.buffered > r.sh.limits.BufferBytes {
+		r.withheld += int64(n)
+		return
+	}
+	r.refundable += int64(n)
+}
+
+// giveBack sends what is to be given back.
+func (r *Relay) giveBack() {
+	if r.withheld > 0 && r.buffered <= r.sh.limits.BufferBytes/2 {
+		r.refundable += r.withheld
+		r.withheld = 0
+	}
+	if r.refundable > 0 && !r.over {
+		_ = r.sh.to(&r.out).WriteWindowUpdate(0, uint32(min(r.refundable, maxWindow)))
+		r.refundable = 0
+	}
+	for _, l := range r.others {
+		if l.spent >= linkWindow/4 && !l.gone {
+			_ = r.sh.to(&l.out).WriteWindowUpdate(0, uint32(l.spent))
+			l.spent = 0
+		}
+	}
+}
+
+// clientWindowUpdate follows what the client allows. It reports whether the
+// frame has been dealt with.
+func (r *Relay) clientWindowUpdate(h head, payload []byte) bool {
+	if h.stream != 0 || len(payload) != 4 {
+		return false
+	}
+	n := int64(binary.BigEndian.Uint32(payload) & maxWindow)
+	r.clientConn += n
+	paid := min(n, r.owed)
+	r.owed -= paid
+	if !r.split {
+		return false
+	}
+	others := min(n-paid, r.owedOthers)
+	r.owedOthers -= others
+	if n > 0 && others == n {
+		r.resume()
+		return true
+	}
+	if others == 0 {
+		r.resume()
+		return false
+	}
+	_ = r.sh.to(&r.primary.out).WriteWindowUpdate(0, uint32(n-others))
+	r.resume()
+	return true
+}
+
+// delivered follows payload of a DATA frame to the client.
+func (r *Relay) delivered(l *Link, n int) {
+	r.clientConn -= int64(n)
+	if l == r.primary {
+		r.owed += int64(n)
+		return
+	}
+	r.owedOthers += int64(n)
+	if l != nil {
+		l.spent += int64(n)
+	}
+}
+
+// uploadWhole passes a DATA frame of the client on as it came, if it can.
+func (r *Relay) uploadWhole(s *stream, h head, raw []byte, end bool) bool {
+	l, n := s.link, int64(h.length)
+	if s.held != nil || !s.up.empty() || n > l.window || n > l.initial+s.maySend || h.length > l.frame {
+		return false
+	}
+	l.window -= n
+	s.maySend -= n
+	s.mayTake -= n
+	r.refund(h.length)
+	l.out.lend(r.sh, raw)
+	if end {
+		s.clientDone = true
+		r.finish(s)
+		return true
+	}
+	r.widen(s)
+	return true
+}
+
+// uploadPiece is upload of a piece of a frame.
+func (r *Relay) uploadPiece(id uint32, data []byte, pad int, end bool) {
+	s := r.streams[id]
+	if s == nil || s.link == nil || s.link == r.primary {
+		r.refund(len(data) + pad)
+		return
+	}
+	r.upload(s, data, pad, end)
+}
+
+// upload takes data of the client for a link other than the primary. Padding is
+// not passed on.
+func (r *Relay) upload(s *stream, data []byte, pad int, end bool) {
+	s.mayTake -= int64(len(data) + pad)
+	r.buffered += len(data)
+	s.up.data = append(s.up.data, data...)
+	s.up.end = s.up.end || end
+	r.refund(len(data) + pad)
+	r.sendUp(s)
+}
+
+// sendUp sends what waits of a stream's upload, as far as the link allows.
+func (r *Relay) sendUp(s *stream) {
+	l, u := s.link, &s.up
+	if s.held != nil || l.gone {
+		return
+	}
+	sent := 0
+	for sent < len(u.data) {
+		n := int(min(int64(len(u.data)-sent), l.window, l.initial+s.maySend, int64(l.frame)))
+		if n <= 0 {
+			break
+		}
+		last := u.end && u.trailers == nil && sent+n == len(u.data)
+		r.sh.writeData(&l.out, s.id, last, u.data[sent:sent+n])
+		sent += n
+		l.window -= int64(n)
+		s.maySend -= int64(n)
+		if last {
+			u.end = false
+			s.clientDone = true
+		}
+	}
+	r.buffered -= sent
+	if sent == len(u.data) {
+		u.data = nil
+	} else {
+		u.data = u.data[:copy(u.data, u.data[sent:])]
+		if l.window <= 0 && !u.queued {
+			u.queued = true
+			l.blocked = append(l.blocked, s)
+		}
+	}
+	if len(u.data) == 0 && !s.clientDone {
+		switch {
+		case u.trailers != nil:
+			flags := wire.Flags(0)
+			if u.end {
+				flags = wire.FlagHeadersEndStream
+				s.clientDone = true
+			}
+			r.sh.writeBlock(&l.out, wire.FrameHeaders, flags, s.id, nil, r.sh.encode(l.enc, u.trailers), l.frame)
+			u.trailers, u.end = nil, false
+		case u.end:
+			u.end = false
+			s.clientDone = true
+			r.sh.writeData(&l.out, s.id, true, nil)
+		}
+	}
+	if s.clientDone {
+		r.finish(s)
+		return
+	}
+	r.widen(s)
+}
+
+// widen lets the client send what the link allows.
+func (r *Relay) widen(s *stream) {
+	if s.clientDone || s.up.end {
+		return
+	}
+	n := s.link.initial + s.maySend - int64(len(s.up.data)) - r.primary.initial - s.mayTake
+	if n <= 0 {
+		return
+	}
+	s.mayTake += n
+	_ = r.sh.to(&r.out).WriteWindowUpdate(s.id, uint32(min(n, maxWindow)))
+}
+
+// downloadPiece is a piece of a link's DATA frame.
+func (r *Relay) downloadPiece(l *Link, id uint32, data []byte, pad int, end bool) {
+	s := r.streamOf(l, id)
+	if s == nil {
+		l.spent += int64(len(data) + pad)
+		return
+	}
+	// The relay has given nothing of the stream's window, so the client must hear of
+	// the padding as well: as a frame of its own, which is nothing but padding.
+	if pad > 0 {
+		b := make([]byte, 0, headLen+pad)
+		b = appendHead(b, head{length: pad, typ: wire.FrameData, flags: wire.FlagDataPadded, stream: id})
+		b = append(b, byte(pad-1))
+		r.download(l, s, append(b, make([]byte, pad-1)...), false)
+	}
+	if len(data) > 0 || end {
+		h := head{length: len(data), typ: wire.FrameData, stream: id}
+		if end {
+			h.flags = wire.FlagDataEndStream
+		}
+		b := appendHead(make([]byte, 0, headLen+len(data)), h)
+		r.download(l, s, append(b, data...), end)
+	}
+}
+
+// download sends a whole DATA frame to the client, now or when there is room in
+// its window.
+func (r *Relay) download(l *Link, s *stream, raw []byte, end bool) {
+	n := len(raw) - headLen
+	if len(s.down) == 0 && int64(n) <= r.clientConn && (len(r.stalled) == 0 || n == 0) {
+		r.delivered(l, n)
+		r.out.lend(r.sh, raw)
+		if end {
+			s.serverDone = true
+			r.finish(s)
+		}
+		return
+	}
+	r.stall(s, download{data: slices.Clone(raw), size: n, end: end})
+}
+
+// stall puts something behind what already waits of a stream.
+func (r *Relay) stall(s *stream, d download) {
+	if len(s.down) == 0 {
+		r.stalled = append(r.stalled, s)
+	}
+	s.down = append(s.down, d)
+}
+
+func (r *Relay) unstall(s *stream) {
+	if len(s.down) > 0 {
+		s.down = nil
+		r.stalled = slices.DeleteFunc(r.stalled, func(x *stream) bool { return x == s })
+	}
+}
+
+// resume sends what has waited for the client's window, one frame of each stream
+// in turns.
+func (r *Relay) resume() {
+	for len(r.stalled) > 0 {
+		s := r.stalled[0]
+		d := s.down[0]
+		if int64(d.size) > r.clientConn {
+			return
+		}
+		r.stalled = slices.Delete(r.stalled, 0, 1)
+		if s.down = s.down[1:]; len(s.down) > 0 {
+			r.stalled = append(r.stalled, s)
+		}
+		switch {
+		case d.reset:
+			_ = r.sh.to(&r.out).WriteRSTStream(s.id, d.code)
+			r.forget(s)
+			continue
+		case d.fields != nil:
+			r.sendBlock(d.head, d.fixed, d.fields)
+		default:
+			r.delivered(s.link, d.size)
+			r.out.write(r.sh, d.data)
+		}
+		if d.end {
+			s.serverDone = true
+			r.finish(s)
+		}
+	}
+}
