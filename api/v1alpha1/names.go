@@ -21,6 +21,9 @@ const (
 	// InjectLabel, when it is "true" on a pod of a sandbox, has the routing key
 	// added to the pod's HTTP requests.
 	InjectLabel = "sidetrack.dev/inject"
+	// ForkLabel is on everything that a fork consists of, its pods included; its
+	// value tells the forks of all sandboxes apart.
+	ForkLabel = "sidetrack.dev/fork"
 	// NetnsAnnotation names, in standalone mode, the network namespace that stands
 	// for the pod: a name below /var/run/netns or an absolute path.
 	NetnsAnnotation = "sidetrack.dev/netns"

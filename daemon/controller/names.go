@@ -18,7 +18,7 @@ const (
 	FieldManager = "sidetrack-controller"
 
 	// forkLabel tells a sandbox's forks apart; its value is a short hash.
-	forkLabel = v1alpha1.Group + "/fork"
+	forkLabel = v1alpha1.ForkLabel
 
 	managedByLabel = "app.kubernetes.io/managed-by"
 	managedBy      = "sidetrack"

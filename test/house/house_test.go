@@ -39,6 +39,7 @@ var mayImport = map[string][]string{
 	"daemon/controller": {"api"},
 	"daemon/agent":      {"routing", "loader", "daemon", "api"},
 	"cmd":               {"api", "daemon", "loader", "routing"},
+	"cmd/sidetrack":     {"api", "cmd/sidetrack"},
 	"deploy":            {"deploy"},
 	"bench":             {"api", "daemon", "loader", "routing", "test/lab", "bench"},
 	"test":              {"api", "daemon", "loader", "routing", "bpf", "test", "deploy"},
@@ -118,6 +119,25 @@ func TestImportsRunOneWay(t *testing.T) {
 			}
 			if under(path, "daemon/controller") && strings.HasPrefix(imp, module+"/loader") {
 				t.Errorf("the controller imports %s: it never touches the kernel", imp)
+			}
+		}
+	}
+}
+
+// TestTheUsersProgramRunsOnAnySystem keeps what only Linux has out of a program
+// that runs on people's laptops.
+func TestTheUsersProgramRunsOnAnySystem(t *testing.T) {
+	for _, system := range []string{"darwin", "windows"} {
+		cmd := exec.Command("go", "list", "-deps", "-f", "{{.ImportPath}} {{if .Error}}{{.Error}}{{end}}", module+"/cmd/sidetrack")
+		cmd.Env = append(os.Environ(), "GOOS="+system, "CGO_ENABLED=0")
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			t.Errorf("for %s: %v\n%s", system, err, out)
+		}
+		for _, name := range strings.Fields(string(out)) {
+			ours, ok := strings.CutPrefix(name, module+"/")
+			if ok && !under(ours, "cmd/sidetrack") && !under(ours, "api") {
+				t.Errorf("for %s: it contains %s", system, ours)
 			}
 		}
 	}
