@@ -71,23 +71,7 @@ func (c *sock) bind(a string) *sock {
 	return c
 }
 
-func (c *sock) connect(a string) error {
-	err := unix.Connect(c.fd, c.sockaddr(a))
-	if err != unix.EINTR {
-		return err
-	}
-	// The connection goes on.
-	for err == unix.EINTR {
-		_, err = unix.Poll([]unix.PollFd{{Fd: int32(c.fd), Events: unix.POLLOUT}}, int(soon.Milliseconds()))
-	}
-	c.must(err)
-	code, err := unix.GetsockoptInt(c.fd, unix.SOL_SOCKET, unix.SO_ERROR)
-	c.must(err)
-	if code != 0 {
-		return unix.Errno(code)
-	}
-	return nil
-}
+func (c *sock) connect(a string) error { return lab.Connect(c.fd, c.sockaddr(a)) }
 
 func (c *sock) mustConnect(a string) *sock {
 	c.Helper()

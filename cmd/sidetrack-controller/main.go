@@ -8,13 +8,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"log/slog"
-	"os"
-	"os/signal"
-	"runtime"
-	"runtime/debug"
-	"strings"
-	"syscall"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -22,32 +15,20 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 
+	"github.com/sidetrack-dev/sidetrack/cmd/internal/program"
 	"github.com/sidetrack-dev/sidetrack/daemon/controller"
 )
+
+const name = "sidetrack-controller"
 
 // version is set by the linker: -X main.version=v1.2.3.
 var version string
 
-func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
-	// A second signal ends the process at once.
-	context.AfterFunc(ctx, stop)
-	if err := command().ExecuteContext(ctx); err != nil {
-		fmt.Fprintln(os.Stderr, "sidetrack-controller: "+strings.ReplaceAll(err.Error(), "\n", "; "))
-		os.Exit(1)
-	}
-}
+func main() { program.Main(command()) }
 
 func command() *cobra.Command {
-	root := &cobra.Command{
-		Use:               "sidetrack-controller",
-		Short:             "Sidetrack's controller: makes forks, resolves redirects, and says what has become of Sandboxes",
-		SilenceUsage:      true,
-		SilenceErrors:     true,
-		CompletionOptions: cobra.CompletionOptions{DisableDefaultCmd: true},
-		Args:              cobra.NoArgs,
-	}
-	root.AddCommand(runCommand(), versionCommand())
+	root := program.Root(name, "Sidetrack's controller: makes forks, resolves redirects, and says what has become of Sandboxes")
+	root.AddCommand(runCommand(), program.VersionCommand(name, buildVersion()))
 	return root
 }
 
@@ -57,12 +38,11 @@ type runFlags struct {
 	kubeconfig   string
 	nodeSelector string
 	qps          float32
-	logLevel     string
-	logFormat    string
+	logs         program.LogFlags
 }
 
 func runCommand() *cobra.Command {
-	f := runFlags{config: controller.DefaultConfig(), qps: 100, logLevel: "info", logFormat: "text"}
+	f := runFlags{config: controller.DefaultConfig(), qps: 100}
 	cmd := &cobra.Command{
 		Use:   "run",
 		Short: "Run the controller until SIGTERM",
@@ -85,12 +65,11 @@ func (f *runFlags) register(flags *pflag.FlagSet) {
 	flags.StringVar(&f.nodeSelector, "node-selector", f.nodeSelector, "label `selector` of the nodes that agents run on, as the DaemonSet has it: all of them have to have a sandbox in force before it is Ready (default: every linux node)")
 	flags.IntVar(&f.config.Workers, "workers", f.config.Workers, "how many objects of a kind are worked on at a time")
 	flags.Float32Var(&f.qps, "kube-api-qps", f.qps, "most requests per second to the API server, over time; twice as many at once")
-	flags.StringVar(&f.logLevel, "log-level", f.logLevel, "least important `level` that is logged: debug, info, warn or error")
-	flags.StringVar(&f.logFormat, "log-format", f.logFormat, "`format` of the log: text or json")
+	f.logs.Register(flags)
 }
 
 func (f *runFlags) run(ctx context.Context, stderr io.Writer) error {
-	log, err := logger(stderr, f.logLevel, f.logFormat)
+	log, err := f.logs.Logger(stderr)
 	if err != nil {
 		return err
 	}
@@ -101,7 +80,7 @@ func (f *runFlags) run(ctx context.Context, stderr io.Writer) error {
 		return fmt.Errorf("find the API server: %w: give --kubeconfig outside of a cluster", err)
 	}
 	f.config.REST.QPS, f.config.REST.Burst = f.qps, int(2*f.qps)
-	f.config.REST.UserAgent = "sidetrack-controller/" + buildVersion()
+	f.config.REST.UserAgent = name + "/" + buildVersion()
 	f.config.Logger = log
 	controller.LogTo(log)
 	log.Info("sidetrack-controller runs", "version", buildVersion())
@@ -120,38 +99,4 @@ func restConfig(file string) (*rest.Config, error) {
 	return clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, nil).ClientConfig()
 }
 
-func logger(w io.Writer, name, format string) (*slog.Logger, error) {
-	var level slog.Level
-	if err := level.UnmarshalText([]byte(name)); err != nil {
-		return nil, fmt.Errorf("--log-level: %q is unknown: use debug, info, warn or error", name)
-	}
-	switch options := (&slog.HandlerOptions{Level: level}); format {
-	case "text":
-		return slog.New(slog.NewTextHandler(w, options)), nil
-	case "json":
-		return slog.New(slog.NewJSONHandler(w, options)), nil
-	}
-	return nil, fmt.Errorf("--log-format: %q is unknown: use text or json", format)
-}
-
-func versionCommand() *cobra.Command {
-	return &cobra.Command{
-		Use:   "version",
-		Short: "Print the version",
-		Args:  cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			_, err := fmt.Fprintf(cmd.OutOrStdout(), "sidetrack-controller %s (%s, %s/%s)\n", buildVersion(), runtime.Version(), runtime.GOOS, runtime.GOARCH)
-			return err
-		},
-	}
-}
-
-func buildVersion() string {
-	if version != "" {
-		return version
-	}
-	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
-		return info.Main.Version
-	}
-	return "unknown"
-}
+func buildVersion() string { return program.Version(version) }

@@ -116,7 +116,7 @@ func (o *originFlags) config(mark uint32) (*rest.Config, error) {
 	if err != nil {
 		return nil, fmt.Errorf("how the API server is reached: %w", err)
 	}
-	cfg.UserAgent = "sidetrackd/" + buildVersion()
+	cfg.UserAgent = name + "/" + buildVersion()
 	dialer := net.Dialer{
 		Timeout:   10 * time.Second,
 		KeepAlive: 15 * time.Second,

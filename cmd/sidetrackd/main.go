@@ -4,46 +4,28 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"fmt"
-	"os"
-	"os/signal"
-	"runtime"
-	"runtime/debug"
 	"strings"
-	"syscall"
 	"text/tabwriter"
 
 	"github.com/spf13/cobra"
 
+	"github.com/sidetrack-dev/sidetrack/cmd/internal/program"
 	"github.com/sidetrack-dev/sidetrack/daemon/pods"
 	"github.com/sidetrack-dev/sidetrack/loader"
 )
 
+const name = "sidetrackd"
+
 // version is set by the linker: -X main.version=v1.2.3.
 var version string
 
-func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
-	// A second signal ends the process at once.
-	context.AfterFunc(ctx, stop)
-	if err := command().ExecuteContext(ctx); err != nil {
-		fmt.Fprintln(os.Stderr, "sidetrackd: "+strings.ReplaceAll(err.Error(), "\n", "; "))
-		os.Exit(1)
-	}
-}
+func main() { program.Main(command()) }
 
 func command() *cobra.Command {
-	root := &cobra.Command{
-		Use:               "sidetrackd",
-		Short:             "Sidetrack's node agent: tagged flows and tagged requests go to forks, all else is untouched",
-		SilenceUsage:      true,
-		SilenceErrors:     true,
-		CompletionOptions: cobra.CompletionOptions{DisableDefaultCmd: true},
-		Args:              cobra.NoArgs,
-	}
-	root.AddCommand(runCommand(), readyCommand(), uninstallCommand(), checkCommand(), versionCommand(), waitCommand())
+	root := program.Root(name, "Sidetrack's node agent: tagged flows and tagged requests go to forks, all else is untouched")
+	root.AddCommand(runCommand(), readyCommand(), uninstallCommand(), checkCommand(), program.VersionCommand(name, buildVersion()), waitCommand())
 	return root
 }
 
@@ -91,26 +73,6 @@ func checkCommand() *cobra.Command {
 	return cmd
 }
 
-func versionCommand() *cobra.Command {
-	return &cobra.Command{
-		Use:   "version",
-		Short: "Print the version",
-		Args:  cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			_, err := fmt.Fprintf(cmd.OutOrStdout(), "sidetrackd %s (%s, %s/%s)\n", buildVersion(), runtime.Version(), runtime.GOOS, runtime.GOARCH)
-			return err
-		},
-	}
-}
-
-func buildVersion() string {
-	if version != "" {
-		return version
-	}
-	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
-		return info.Main.Version
-	}
-	return "unknown"
-}
+func buildVersion() string { return program.Version(version) }
 
 func oneLine(s string) string { return strings.Join(strings.Fields(s), " ") }

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"net/http"
 	"os"
 	"runtime/debug"
@@ -16,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"github.com/sidetrack-dev/sidetrack/cmd/internal/program"
 	"github.com/sidetrack-dev/sidetrack/daemon/agent"
 	"github.com/sidetrack-dev/sidetrack/daemon/metrics"
 	"github.com/sidetrack-dev/sidetrack/daemon/router"
@@ -37,7 +37,7 @@ type runFlags struct {
 	lease          time.Duration
 	drainTimeout   time.Duration
 	handover       handoverFlags
-	logs           logFlags
+	logs           program.LogFlags
 }
 
 func runCommand() *cobra.Command {
@@ -79,12 +79,12 @@ func (f *runFlags) register(flags *pflag.FlagSet) {
 	flags.DurationVar(&f.lease, "lease", f.lease, "how long flow redirects go on when no agent runs")
 	flags.DurationVar(&f.drainTimeout, "drain-timeout", f.drainTimeout, "how long requests under way may take at the end")
 	f.handover.register(flags)
-	f.logs.register(flags)
+	f.logs.Register(flags)
 }
 
 // run wires the agent together, inside out, and takes it apart in reverse.
 func (f *runFlags) run(ctx context.Context, stderr io.Writer) (err error) {
-	log, err := f.logs.logger(stderr)
+	log, err := f.logs.Logger(stderr)
 	if err != nil {
 		return err
 	}
@@ -176,26 +176,4 @@ func (f *runFlags) run(ctx context.Context, stderr io.Writer) (err error) {
 	err = a.Run(ctx)
 	log.Info("sidetrackd ends")
 	return err
-}
-
-// logFlags say how the log looks.
-type logFlags struct{ level, format string }
-
-func (l *logFlags) register(flags *pflag.FlagSet) {
-	flags.StringVar(&l.level, "log-level", "info", "least important `level` that is logged: debug, info, warn or error")
-	flags.StringVar(&l.format, "log-format", "text", "`format` of the log: text or json")
-}
-
-func (l *logFlags) logger(w io.Writer) (*slog.Logger, error) {
-	var level slog.Level
-	if err := level.UnmarshalText([]byte(l.level)); err != nil {
-		return nil, fmt.Errorf("--log-level: %q is unknown: use debug, info, warn or error", l.level)
-	}
-	switch options := (&slog.HandlerOptions{Level: level}); l.format {
-	case "text":
-		return slog.New(slog.NewTextHandler(w, options)), nil
-	case "json":
-		return slog.New(slog.NewJSONHandler(w, options)), nil
-	}
-	return nil, fmt.Errorf("--log-format: %q is unknown: use text or json", l.format)
 }

@@ -11,18 +11,19 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/sidetrack-dev/sidetrack/cmd/internal/program"
 	"github.com/sidetrack-dev/sidetrack/loader"
 )
 
 func uninstallCommand() *cobra.Command {
 	bpffs, run := loader.DefaultConfig().BPFFS, "/run"
-	var logs logFlags
+	var logs program.LogFlags
 	cmd := &cobra.Command{
 		Use:   "uninstall",
 		Short: "Remove everything that an agent which is gone has left: pins, links, its socket; nobody else's",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			log, err := logs.logger(cmd.ErrOrStderr())
+			log, err := logs.Logger(cmd.ErrOrStderr())
 			if err != nil {
 				return err
 			}
@@ -35,7 +36,7 @@ func uninstallCommand() *cobra.Command {
 	}
 	cmd.Flags().StringVar(&bpffs, "bpffs", bpffs, "`directory` where the BPF file system is mounted")
 	cmd.Flags().StringVar(&run, "run", run, "`directory` with the agent's folder sidetrack, in which its socket is")
-	logs.register(cmd.Flags())
+	logs.Register(cmd.Flags())
 	return cmd
 }
 

@@ -21,7 +21,6 @@ import (
 	"k8s.io/klog/v2"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
-	"sigs.k8s.io/controller-runtime/pkg/config"
 	"sigs.k8s.io/controller-runtime/pkg/event"
 	"sigs.k8s.io/controller-runtime/pkg/healthz"
 	crlog "sigs.k8s.io/controller-runtime/pkg/log"
@@ -54,9 +53,6 @@ type Config struct {
 	// Workers is how many objects of a kind are worked on at a time.
 	Workers int
 	Logger  *slog.Logger
-
-	// unnamed lets a test run several in one process.
-	unnamed bool
 }
 
 // DefaultConfig returns the defaults of everything but REST.
@@ -126,7 +122,6 @@ func newManager(ctx context.Context, c Config) (manager.Manager, error) {
 		RenewDeadline:                 &renewDeadline,
 		RetryPeriod:                   &retryPeriod,
 		Cache:                         cache.Options{ByObject: byObject, DefaultTransform: cache.TransformStripManagedFields()},
-		Controller:                    config.Controller{SkipNameValidation: &c.unnamed},
 	})
 	if err != nil {
 		return nil, fmt.Errorf("set the controller up: %w", err)

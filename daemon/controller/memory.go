@@ -3,6 +3,8 @@
 package controller
 
 import (
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -84,21 +86,13 @@ func (m *memory) wait(req reconcile.Request, waits bool) {
 func (m *memory) waiters() []reconcile.Request {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	out := make([]reconcile.Request, 0, len(m.waiting))
-	for r := range m.waiting {
-		out = append(out, r)
-	}
-	return out
+	return slices.Collect(maps.Keys(m.waiting))
 }
 
 func (m *memory) all() []reconcile.Request {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	out := make([]reconcile.Request, 0, len(m.objects))
-	for r := range m.objects {
-		out = append(out, r)
-	}
-	return out
+	return slices.Collect(maps.Keys(m.objects))
 }
 
 // at notes the version at which a generation and revision are seen, and returns

@@ -18,7 +18,6 @@ const (
 	reasonServiceNotFound   = "ServiceNotFound"
 	reasonPortNotFound      = "PortNotFound"
 	reasonRefNotPermitted   = "RefNotPermitted"
-	reasonNameTaken         = "NameTaken"
 	reasonRejected          = "Rejected"
 	reasonUnsupported       = "Unsupported"
 	reasonTooMany           = "TooMany"

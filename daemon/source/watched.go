@@ -43,6 +43,20 @@ type entry[V any] struct {
 	problems []routing.Problem
 }
 
+// entry is what is kept of an object; false: nothing.
+func (w *watched[O, V]) entry(o O) (entry[V], bool) {
+	v, keep, problems := w.convert(o)
+	e := entry[V]{value: v, problems: problems}
+	if w.revision != nil {
+		e.revision = w.revision(o)
+	}
+	return e, keep
+}
+
+func nameOf(o metav1.Object) routing.Name {
+	return routing.Name{Namespace: o.GetNamespace(), Name: o.GetName()}
+}
+
 // Add, Update, Delete, Replace, Resync and Bookmark are what client-go wants of a
 // store.
 
@@ -58,15 +72,11 @@ func (w *watched[O, V]) put(obj any) error {
 	if !ok {
 		return nil
 	}
-	v, keep, problems := w.convert(o)
+	next, keep := w.entry(o)
 	if !keep {
 		return w.Delete(obj)
 	}
-	next := entry[V]{value: v, problems: problems}
-	if w.revision != nil {
-		next.revision = w.revision(o)
-	}
-	name := routing.Name{Namespace: o.GetNamespace(), Name: o.GetName()}
+	name := nameOf(o)
 	k := w.of
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -94,7 +104,7 @@ func (w *watched[O, V]) Delete(obj any) error {
 	if !ok {
 		return nil
 	}
-	name := routing.Name{Namespace: o.GetNamespace(), Name: o.GetName()}
+	name := nameOf(o)
 	k := w.of
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -120,12 +130,8 @@ func (w *watched[O, V]) Replace(list []any, version string) error {
 		if !ok {
 			continue
 		}
-		if v, keep, problems := w.convert(o); keep {
-			e := entry[V]{value: v, problems: problems}
-			if w.revision != nil {
-				e.revision = w.revision(o)
-			}
-			objects[routing.Name{Namespace: o.GetNamespace(), Name: o.GetName()}] = e
+		if e, keep := w.entry(o); keep {
+			objects[nameOf(o)] = e
 		}
 	}
 	k := w.of

@@ -18,17 +18,21 @@ import (
 // joined or booted: no sandbox is ready before it has one, and then they are.
 func lateNode(t *testing.T) {
 	n := kube.Nodes[1]
+	// only lets agents run on one node; null: on each.
 	only := func(node string) {
 		t.Helper()
-		kubectl(t, "patch", "-n", system, "daemonset/sidetrack-agent", "--type=merge",
+		// Also when the chapter's context is at its end.
+		out, err := kube.Kubectl(context.WithoutCancel(t.Context()), "patch", "-n", system, "daemonset/sidetrack-agent", "--type=merge",
 			"--patch", `{"spec": {"template": {"spec": {"nodeSelector": {"kubernetes.io/hostname": `+node+`}}}}}`)
+		if err != nil {
+			t.Fatalf("let agents run on %s: %v\n%s", node, err, out)
+		}
 	}
 	only(`"` + kube.Nodes[0].Name + `"`)
 	// The chapters after this one need both agents, whatever happens here.
 	t.Cleanup(func() {
 		if t.Failed() {
-			_, _ = kube.Kubectl(context.WithoutCancel(t.Context()), "patch", "-n", system, "daemonset/sidetrack-agent", "--type=merge",
-				"--patch", `{"spec": {"template": {"spec": {"nodeSelector": {"kubernetes.io/hostname": null}}}}}`)
+			only("null")
 		}
 	})
 	eventually(t, 2*time.Minute, says("pr-42", v1alpha1.ConditionProgrammed, metav1.ConditionFalse, n.Name))

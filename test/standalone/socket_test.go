@@ -96,25 +96,7 @@ func written(sa unix.Sockaddr) string {
 	return fmt.Sprintf("%T", sa)
 }
 
-// connect is connect(2). Go's own signals interrupt calls on sockets that have a
-// timeout; the connection goes on then.
-func (s *sock) connect(to netip.AddrPort) error {
-	err := unix.Connect(s.fd, s.kind.address(to))
-	if err != unix.EINTR {
-		return err
-	}
-	for err == unix.EINTR {
-		_, err = unix.Poll([]unix.PollFd{{Fd: int32(s.fd), Events: unix.POLLOUT}}, 5000)
-	}
-	if err != nil {
-		return err
-	}
-	code, err := unix.GetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_ERROR)
-	if err == nil && code != 0 {
-		err = unix.Errno(code)
-	}
-	return err
-}
+func (s *sock) connect(to netip.AddrPort) error { return lab.Connect(s.fd, s.kind.address(to)) }
 
 func (s *sock) peer() string {
 	sa, err := unix.Getpeername(s.fd)

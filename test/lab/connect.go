@@ -1,0 +1,37 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package lab
+
+import (
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// connectWithin is how long a connection may take that a signal has interrupted.
+const connectWithin = 10 * time.Second
+
+// Connect is connect(2) of a blocking socket. Go's own signals interrupt it on
+// sockets that have a timeout (signal(7)); the connection goes on then, and is
+// waited for.
+func Connect(fd int, to unix.Sockaddr) error {
+	err := unix.Connect(fd, to)
+	if err != unix.EINTR {
+		return err
+	}
+	n := 0
+	for err == unix.EINTR {
+		n, err = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}, int(connectWithin.Milliseconds()))
+	}
+	if err != nil {
+		return err
+	}
+	if n == 0 {
+		return unix.ETIMEDOUT
+	}
+	code, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ERROR)
+	if err == nil && code != 0 {
+		err = unix.Errno(code)
+	}
+	return err
+}
