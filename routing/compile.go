@@ -101,6 +101,7 @@ func (p servicePort) compare(o servicePort) int {
 type member struct {
 	servicePort
 	name      string // the port's
+	http2     bool
 	redirects []memberRedirect
 	captured  bool
 	existing  ExistingPolicy
@@ -230,7 +231,7 @@ func (c *compiler) member(svc Name, p ServicePort) *member {
 	k := servicePort{svc, p.Port, p.Protocol}
 	m := c.members[k]
 	if m == nil {
-		m = &member{servicePort: k, name: p.Name}
+		m = &member{servicePort: k, name: p.Name, http2: p.HTTP2}
 		c.members[k] = m
 	}
 	return m

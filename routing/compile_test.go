@@ -33,10 +33,10 @@ const (
 func shop() Input {
 	return Input{
 		Services: []Service{
-			{Name: Name{"shop", "route"}, Addresses: addrs("10.96.0.7", "fd00:96::7"), Ports: []ServicePort{{"http", 80, TCP}}},
-			{Name: Name{"shop", "route-pr-42"}, Addresses: addrs("10.96.0.8"), Ports: []ServicePort{{"http", 80, TCP}}},
-			{Name: Name{"shop", "dns"}, Addresses: addrs("10.96.0.9"), Ports: []ServicePort{{"dns", 53, UDP}, {"dns-tcp", 53, TCP}}},
-			{Name: Name{"shop", "other"}, Addresses: addrs("10.96.0.10"), Ports: []ServicePort{{"", 443, TCP}}},
+			{Name: Name{"shop", "route"}, Addresses: addrs("10.96.0.7", "fd00:96::7"), Ports: []ServicePort{{Name: "http", Port: 80, Protocol: TCP}}},
+			{Name: Name{"shop", "route-pr-42"}, Addresses: addrs("10.96.0.8"), Ports: []ServicePort{{Name: "http", Port: 80, Protocol: TCP}}},
+			{Name: Name{"shop", "dns"}, Addresses: addrs("10.96.0.9"), Ports: []ServicePort{{Name: "dns", Port: 53, Protocol: UDP}, {Name: "dns-tcp", Port: 53, Protocol: TCP}}},
+			{Name: Name{"shop", "other"}, Addresses: addrs("10.96.0.10"), Ports: []ServicePort{{Name: "", Port: 443, Protocol: TCP}}},
 		},
 		Slices: []EndpointSlice{
 			{Name: Name{"shop", "route-1"}, Service: "route", Ports: []EndpointPort{{"http", 8080, TCP}},
@@ -210,7 +210,7 @@ func TestProblemsNameTheObjectTheFieldAndTheRemedy(t *testing.T) {
 		{"a port that is not there", func(in *Input) { in.Sandboxes[0].Redirects[0].From.Port = "81" },
 			`Sandbox shop/pr-42: spec.redirects[0].from.port: Service shop/route has no port "81", it has http (80/TCP): use one of these or leave it out for all; the redirect is not in force`},
 		{"a target's port that cannot be told", func(in *Input) {
-			in.Services[1].Ports = []ServicePort{{"a", 1, TCP}, {"b", 2, TCP}}
+			in.Services[1].Ports = []ServicePort{{Name: "a", Port: 1, Protocol: TCP}, {Name: "b", Port: 2, Protocol: TCP}}
 		}, `Sandbox shop/pr-42: spec.redirects[0].to: Service shop/route-pr-42 has no TCP port that answers to "http" or 80, it has a (1/TCP), b (2/TCP): set to.port; tagged traffic finds no fork until then`},
 		{"two redirects for one port", func(in *Input) {
 			in.Sandboxes[0].Redirects = append(in.Sandboxes[0].Redirects, Redirect{From: ServiceRef{Service: "route"}, To: Target{Address: ip("10.1.1.1")}, Field: "spec.redirects[2]"})
@@ -283,7 +283,7 @@ func TestOnlyServicesWithARedirectAreCaptured(t *testing.T) {
 
 func TestAnEndpointOfSeveralServicesIsRedirectedForEach(t *testing.T) {
 	in := shop()
-	in.Services = append(in.Services, Service{Name: Name{"shop", "a-headless"}, Ports: []ServicePort{{"http", 8080, TCP}}})
+	in.Services = append(in.Services, Service{Name: Name{"shop", "a-headless"}, Ports: []ServicePort{{Name: "http", Port: 8080, Protocol: TCP}}})
 	in.Slices = append(in.Slices, EndpointSlice{Name: Name{"shop", "a-headless-1"}, Service: "a-headless",
 		Ports: []EndpointPort{{"http", 8080, TCP}}, Endpoints: []Endpoint{{ip("10.244.1.5"), true}}})
 	in.Sandboxes = append(in.Sandboxes, Sandbox{Name: Name{"shop", "pr-43"}, Key: "key-of-pr-43",
@@ -357,7 +357,7 @@ func TestATaggedConnectionOutlivesItsEndpointsSlice(t *testing.T) {
 	tb = mustCompile(t, in, tb)
 	check("when the endpoint has left")
 
-	in.Services = append(in.Services, Service{Name: Name{"shop", "a-headless"}, Ports: []ServicePort{{"http", 8080, TCP}}})
+	in.Services = append(in.Services, Service{Name: Name{"shop", "a-headless"}, Ports: []ServicePort{{Name: "http", Port: 8080, Protocol: TCP}}})
 	in.Slices = append(in.Slices, EndpointSlice{Name: Name{"shop", "a-headless-1"}, Service: "a-headless",
 		Ports: []EndpointPort{{"http", 8080, TCP}}, Endpoints: []Endpoint{{ip("10.244.1.6"), true}}})
 	in.Sandboxes[0].Redirects = append(in.Sandboxes[0].Redirects, Redirect{From: ServiceRef{Service: "a-headless"}, To: Target{Address: ip("10.43.43.43")}})
@@ -387,7 +387,7 @@ func TestPortsThatPeopleHaveNotNamedAlike(t *testing.T) {
 	if d := request(t, tb, client, "10.244.1.5:8080", "x-sidetrack-key: key-of-pr-42"); d.Verdict != ToFork {
 		t.Errorf("to an endpoint: %+v, want the fork", d)
 	}
-	in.Services[0].Ports = append(in.Services[0].Ports, ServicePort{"admin", 81, TCP})
+	in.Services[0].Ports = append(in.Services[0].Ports, ServicePort{Name: "admin", Port: 81, Protocol: TCP})
 	_, problems := Compile(in, nil)
 	var got []string
 	for _, p := range problems {
@@ -487,7 +487,7 @@ func bigInput(sandboxes, redirects int) Input {
 	var in Input
 	for i := range redirects {
 		in.Services = append(in.Services, Service{Name: Name{"shop", fmt.Sprintf("svc%d", i)},
-			Addresses: []netip.Addr{netip.AddrFrom4([4]byte{10, 96, byte(i >> 8), byte(i)})}, Ports: []ServicePort{{"http", 80, TCP}}})
+			Addresses: []netip.Addr{netip.AddrFrom4([4]byte{10, 96, byte(i >> 8), byte(i)})}, Ports: []ServicePort{{Name: "http", Port: 80, Protocol: TCP}}})
 	}
 	for i := range sandboxes {
 		s := Sandbox{Name: Name{"shop", fmt.Sprintf("pr-%d", i)}, Key: fmt.Sprintf("routing-key-%d", i)}

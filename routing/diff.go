@@ -192,7 +192,7 @@ func (d *differ) putDests(added bool) bool {
 		if added == ok {
 			continue
 		}
-		o.Existing = v.Existing // the kernel does not know it
+		o.Existing, o.HTTP2 = v.Existing, v.HTTP2 // the kernel does not know them
 		if ok && o == v {
 			continue
 		}

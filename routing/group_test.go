@@ -165,7 +165,7 @@ func TestAGroupsKeyIsAGroups(t *testing.T) {
 
 func TestATargetMayBeInAnotherNamespace(t *testing.T) {
 	in := shop()
-	in.Services = append(in.Services, Service{Name: Name{"data", "route-pr-42"}, Ports: []ServicePort{{"http", 80, TCP}}})
+	in.Services = append(in.Services, Service{Name: Name{"data", "route-pr-42"}, Ports: []ServicePort{{Name: "http", Port: 80, Protocol: TCP}}})
 	in.Slices = append(in.Slices, EndpointSlice{Name: Name{"data", "x"}, Service: "route-pr-42",
 		Ports: []EndpointPort{{"http", 7070, TCP}}, Endpoints: []Endpoint{{ip("10.244.7.7"), true}}})
 	in.Sandboxes[0].Redirects[0].To.Namespace = "data"

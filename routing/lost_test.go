@@ -80,7 +80,7 @@ func TestATaggedConnectionOutlivesItsService(t *testing.T) {
 
 func TestAnotherPortsRedirectIsNotMissed(t *testing.T) {
 	in := shop()
-	in.Services[0].Ports = append(in.Services[0].Ports, ServicePort{"admin", 81, TCP})
+	in.Services[0].Ports = append(in.Services[0].Ports, ServicePort{Name: "admin", Port: 81, Protocol: TCP})
 	in.Sandboxes[0].Redirects[0].From.Port = "81"
 	in.Pods[1].Inject = true  // so that all ports are known
 	tb, _ := Compile(in, nil) // nobody answers at 81

@@ -82,6 +82,10 @@ type ServicePort struct {
 	Name     string
 	Port     uint16
 	Protocol Protocol
+	// HTTP2 says that the port is declared to speak HTTP/2 without TLS, as gRPC does.
+	// It decides about nothing but connections from before a redirect: what a new
+	// connection speaks is seen from its first bytes.
+	HTTP2 bool
 }
 
 // EndpointSlice is what routing needs of a discovery.k8s.io/v1 EndpointSlice.

@@ -48,6 +48,7 @@ func (c *compiler) numberDests() {
 		for _, m := range ms {
 			d.Captured = d.Captured || m.captured
 			d.Existing = max(d.Existing, m.existing)
+			d.HTTP2 = d.HTTP2 || m.http2
 		}
 		if old, ok := c.prev.dests[k]; ok {
 			d.ID = old.ID

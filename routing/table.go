@@ -46,8 +46,10 @@ type Dest struct {
 	// sandbox redirects or observes its Service. When false the destination is only known:
 	// connections of pods with inject are steered, nobody else's.
 	Captured bool
-	// Existing is what to do about connections opened before the capture.
+	// Existing is what to do about connections opened before the capture, HTTP2
+	// whether these are declared to speak it.
 	Existing ExistingPolicy
+	HTTP2    bool
 }
 
 // RouteKey finds a sandbox's redirect for a class of destinations.

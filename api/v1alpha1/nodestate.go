@@ -59,6 +59,13 @@ type NodeStateStatus struct {
 	// Pods counts the node's pods.
 	// +optional
 	Pods PodCoverage `json:"pods,omitempty"`
+	// Connections counts connections that were opened before a redirect of their
+	// Service and are not covered yet: tagged requests on them reach the baseline. Of
+	// the 256 Services with the most.
+	// +optional
+	// +listType=atomic
+	// +kubebuilder:validation:MaxItems=256
+	Connections []ServiceConnections `json:"connections,omitempty"`
 	// Problems are what the agent could not honour, the first 64 of them.
 	// +optional
 	// +listType=atomic
@@ -95,6 +102,19 @@ type PodCoverage struct {
 	// Uncovered is how many do not, though they run: tagged traffic of theirs
 	// reaches the baseline.
 	// +optional
+	Uncovered int32 `json:"uncovered"`
+}
+
+// ServiceConnections counts connections of a node's pods to a Service.
+type ServiceConnections struct {
+	// Namespace of the Service.
+	// +kubebuilder:validation:MaxLength=63
+	Namespace string `json:"namespace"`
+	// Service is its name.
+	// +kubebuilder:validation:MaxLength=253
+	Service string `json:"service"`
+	// Uncovered is how many of them were opened before a redirect and are still
+	// with the baseline.
 	Uncovered int32 `json:"uncovered"`
 }
 

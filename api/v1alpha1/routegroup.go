@@ -112,4 +112,9 @@ type RouteGroupStatus struct {
 	// Nodes counts the nodes that have this revision in force.
 	// +optional
 	Nodes *NodeCount `json:"nodes,omitempty"`
+	// UncoveredConnections is how many connections to redirected Services, on all
+	// nodes, were opened before the redirect and have not been closed yet (see
+	// spec.existingConnections): a tagged request on one of them reaches the baseline.
+	// +optional
+	UncoveredConnections int64 `json:"uncoveredConnections,omitempty"`
 }

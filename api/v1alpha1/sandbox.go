@@ -219,6 +219,11 @@ type SandboxStatus struct {
 	// Nodes counts the nodes that have this revision in force.
 	// +optional
 	Nodes *NodeCount `json:"nodes,omitempty"`
+	// UncoveredConnections is how many connections to redirected Services, on all
+	// nodes, were opened before the redirect and have not been closed yet (see
+	// spec.existingConnections): a tagged request on one of them reaches the baseline.
+	// +optional
+	UncoveredConnections int64 `json:"uncoveredConnections,omitempty"`
 	// ExpiresAt is when the sandbox will be deleted because its TTL has run out.
 	// +optional
 	ExpiresAt *metav1.Time `json:"expiresAt,omitempty"`

@@ -35,6 +35,7 @@ type runFlags struct {
 	keys           routing.KeyNames
 	loops          int
 	lease          time.Duration
+	existingLimit  time.Duration
 	drainTimeout   time.Duration
 	handover       handoverFlags
 	logs           program.LogFlags
@@ -46,6 +47,7 @@ func runCommand() *cobra.Command {
 		kernel:         loader.DefaultConfig(),
 		keys:           routing.DefaultKeyNames(),
 		lease:          5 * time.Minute,
+		existingLimit:  5 * time.Minute,
 		drainTimeout:   10 * time.Second,
 	}
 	cmd := &cobra.Command{
@@ -77,6 +79,7 @@ func (f *runFlags) register(flags *pflag.FlagSet) {
 	flags.Uint32Var(&f.kernel.MaxNamespaces, "max-namespaces", f.kernel.MaxNamespaces, "most pods on this node")
 	flags.Uint32Var(&f.kernel.MaxUDPPeers, "max-udp-peers", f.kernel.MaxUDPPeers, "most redirected peers of unconnected UDP sockets; the longest unused give way")
 	flags.DurationVar(&f.lease, "lease", f.lease, "how long flow redirects go on when no agent runs")
+	flags.DurationVar(&f.existingLimit, "existing-limit", f.existingLimit, "how long a connection from before a redirect that is never idle is left to the baseline (existingConnections: Idle); 0 for as long as it lasts")
 	flags.DurationVar(&f.drainTimeout, "drain-timeout", f.drainTimeout, "how long requests under way may take at the end")
 	f.handover.register(flags)
 	f.logs.Register(flags)
@@ -143,20 +146,21 @@ func (f *runFlags) run(ctx context.Context, stderr io.Writer) (err error) {
 	scrapes := metrics.NewEndpoint(f.metricsAddress, func() *http.Server { return m.Server() })
 	defer closing("close the metrics server", scrapes)
 	a, err := agent.New(agent.Config{
-		Source:       from.objects,
-		Pods:         resolver,
-		Kernel:       kernel,
-		Router:       rt,
-		Mark:         f.kernel.Mark,
-		Cgroup:       f.kernel.Cgroup,
-		Lease:        f.lease,
-		DrainTimeout: f.drainTimeout,
-		PodsOutlive:  f.origin.kubernetes,
-		Applied:      func(took time.Duration, err error) { m.Applied(took, err) },
-		Changed:      func(took time.Duration) { m.Changed(took) },
-		Reporter:     from.reporter,
-		Handover:     f.handover.turns(predecessor, kernel, rt, scrapes, f.origin.kubernetes),
-		Logger:       log,
+		Source:        from.objects,
+		Pods:          resolver,
+		Kernel:        kernel,
+		Router:        rt,
+		Mark:          f.kernel.Mark,
+		Cgroup:        f.kernel.Cgroup,
+		Lease:         f.lease,
+		ExistingLimit: f.existingLimit,
+		DrainTimeout:  f.drainTimeout,
+		PodsOutlive:   f.origin.kubernetes,
+		Applied:       func(took time.Duration, err error) { m.Applied(took, err) },
+		Changed:       func(took time.Duration) { m.Changed(took) },
+		Reporter:      from.reporter,
+		Handover:      f.handover.turns(predecessor, kernel, rt, scrapes, f.origin.kubernetes),
+		Logger:        log,
 	})
 	if err != nil {
 		return err

@@ -56,6 +56,9 @@ type Config struct {
 	Cgroup string
 	// Lease is how long flow redirects go on without an agent.
 	Lease time.Duration
+	// ExistingLimit is how long a connection from before a redirect that is never idle
+	// is left to the baseline under the policy Idle. Zero: for as long as it lasts.
+	ExistingLimit time.Duration
 	// DrainTimeout is how long requests under way may take when the agent ends.
 	DrainTimeout time.Duration
 	// PodsOutlive says that pods of a sandbox may outlive its object without anybody's
@@ -82,6 +85,9 @@ func (c Config) Validate() error {
 	}
 	if c.DrainTimeout < 0 {
 		return fmt.Errorf("drain timeout: %s is negative", c.DrainTimeout)
+	}
+	if c.ExistingLimit < 0 {
+		return fmt.Errorf("existing limit: %s is negative; use 0 for none", c.ExistingLimit)
 	}
 	return nil
 }
@@ -115,7 +121,7 @@ func New(cfg Config) (*Agent, error) {
 		cfg:       cfg,
 		log:       cfg.Logger,
 		listeners: listeners{router: cfg.Router, open: map[routing.Cookie]*listener{}},
-		sweeper:   newSweeper(cfg.Mark, cfg.Cgroup, cfg.Logger),
+		sweeper:   newSweeper(cfg.Mark, cfg.Cgroup, cfg.ExistingLimit, cfg.Logger),
 		problems:  problemLog{log: cfg.Logger},
 		report:    report{to: cfg.Reporter},
 	}
@@ -129,6 +135,7 @@ func New(cfg Config) (*Agent, error) {
 func (a *Agent) State() metrics.State {
 	s := *a.state.Load()
 	s.UncoveredConnections = a.sweeper.uncovered()
+	s.ClosedConnections = a.sweeper.endings()
 	if s.NotReady == "" {
 		s.NotReady = a.turns.notReady()
 	}
@@ -179,6 +186,8 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 			if a.failing {
 				a.reconcile()
 			}
+		case <-a.sweeper.changes:
+			a.tell(true)
 		case <-tidy.C:
 			debug.FreeOSMemory()
 		case <-a.listeners.due():

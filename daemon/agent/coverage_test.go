@@ -52,8 +52,8 @@ func TestConnectionsOfAMembersPodFromBeforeAGroupAreLookedFor(t *testing.T) {
 	if _, _, covered := before.of(member, dst); covered {
 		t.Error("covered without a group")
 	}
-	if policy, _, covered := after.of(member, dst); !covered || policy != routing.All {
-		t.Errorf("with a group: covered is %t, the policy %d", covered, policy)
+	if dest, _, covered := after.of(member, dst); !covered || dest.Existing != routing.All {
+		t.Errorf("with a group: covered is %t, the policy %d", covered, dest.Existing)
 	}
 	if gains := after.gains(before, all); len(gains) != 1 || gains[0].Cookie != member {
 		t.Errorf("gains %v, want the member's that redirects nothing", gains)

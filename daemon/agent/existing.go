@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/sidetrack-dev/sidetrack/daemon/metrics"
 	"github.com/sidetrack-dev/sidetrack/daemon/pods"
 	"github.com/sidetrack-dev/sidetrack/routing"
 )
@@ -28,6 +29,14 @@ const (
 	unsure = 300 * time.Millisecond
 	// leaveInterval is how often those are looked at that are only counted.
 	leaveInterval = 5 * time.Second
+	// calm is quiet for a connection that is declared to speak HTTP/2. There the
+	// client often has the last word although nobody waits (it has acknowledged
+	// SETTINGS or a PING, or opened a window), and the server although somebody does.
+	// Without the last word it takes longer.
+	calm     = time.Second
+	lastWord = 5 * time.Second
+	// tellInterval is how often the agent is told that the count has changed.
+	tellInterval = time.Second
 	// looks is how often the sockets of a namespace are listed for one change:
 	// once at once, and once more for those whose connect(2) was under way.
 	looks = 2
@@ -42,13 +51,13 @@ type coverage struct {
 
 // of says whether a new connection from ns to dst would be steered or
 // redirected, and what is wanted of those that are there already.
-func (c coverage) of(ns routing.Cookie, dst netip.AddrPort) (existing routing.ExistingPolicy, service routing.Name, covered bool) {
+func (c coverage) of(ns routing.Cookie, dst netip.AddrPort) (d routing.Dest, service routing.Name, covered bool) {
 	if c.table == nil {
-		return 0, routing.Name{}, false
+		return d, routing.Name{}, false
 	}
 	d, ok := c.table.LookupDest(dst, routing.TCP)
 	if !ok {
-		return 0, routing.Name{}, false
+		return d, routing.Name{}, false
 	}
 	service, _ = c.table.ServiceOf(d.Class)
 	id := c.table.Identity(ns)
@@ -62,7 +71,7 @@ func (c coverage) of(ns routing.Cookie, dst netip.AddrPort) (existing routing.Ex
 	case id.Sandbox == 0 || id.Inject || id.Grouped && flow.Reason == routing.NoRedirect:
 		covered = d.Captured && c.listening[ns]
 	}
-	return d.Existing, service, covered
+	return d, service, covered
 }
 
 // gains returns the namespaces in which c covers something that old does not.
@@ -121,15 +130,23 @@ func (c coverage) gains(old coverage, all []pods.Namespace) []pods.Namespace {
 // connection's first exchanges the acknowledgement may come without a delay;
 // a request that followed the answer before it within a tick is then taken for
 // answered, after a longer while.)
-func idle(s *tcpSocket) bool {
+//
+// On one that is declared to speak HTTP/2 the last word tells little, so there it
+// is silence alone that counts.
+func idle(s *tcpSocket, http2 bool) bool {
 	i := &s.info
+	silent := min(i.Last_data_sent, i.Last_data_recv)
 	switch {
 	case s.state != tcpEstablished, s.unread > 0, s.unsent > 0, i.Unacked > 0, i.Notsent_bytes > 0:
 		return false
-	case i.Last_data_sent < uint32(quiet.Milliseconds()) || i.Last_data_recv < uint32(quiet.Milliseconds()):
+	case silent < uint32(quiet.Milliseconds()):
 		return false
 	case i.Bytes_received == 0 && i.Data_segs_out == 0:
 		return true // never used
+	case http2 && i.Last_data_recv < i.Last_data_sent:
+		return silent >= uint32(calm.Milliseconds())
+	case http2:
+		return silent >= uint32(lastWord.Milliseconds())
 	case i.Bytes_received == 0:
 		return false
 	case i.Data_segs_out == 0:
@@ -146,14 +163,20 @@ func idle(s *tcpSocket) bool {
 type sweeper struct {
 	mark   uint32
 	cgroup string
+	limit  time.Duration // how long the policy Idle waits; zero: for ever
 	log    *slog.Logger
 	said   bool // that this kernel cannot do it
 
-	mu   sync.Mutex
-	now  coverage
-	todo map[routing.Cookie]*place
-	seen map[routing.Cookie]bool // all namespaces of the last sweep; nil before the first
-	left map[routing.Name]int    // connections that are still uncovered, by Service
+	mu     sync.Mutex
+	now    coverage
+	todo   map[routing.Cookie]*place
+	seen   map[routing.Cookie]bool // all namespaces of the last sweep; nil before the first
+	left   map[routing.Name]int    // connections that are still uncovered, by Service
+	closed metrics.ClosedConnections
+
+	changes chan struct{} // left has changed
+	untold  bool
+	told    time.Time
 
 	wake    chan struct{}
 	stop    chan struct{}
@@ -177,17 +200,20 @@ type place struct {
 type found struct {
 	socket tcpSocket
 	next   time.Time // when to look again
+	since  time.Time // when it was found
 	late   bool      // made by a pod that we did not know yet
 }
 
-func newSweeper(mark uint32, cgroup string, log *slog.Logger) *sweeper {
+func newSweeper(mark uint32, cgroup string, limit time.Duration, log *slog.Logger) *sweeper {
 	s := &sweeper{
-		mark:   mark,
-		cgroup: cgroup,
-		log:    log,
-		todo:   map[routing.Cookie]*place{},
-		wake:   make(chan struct{}, 1),
-		stop:   make(chan struct{}),
+		mark:    mark,
+		cgroup:  cgroup,
+		limit:   limit,
+		log:     log,
+		todo:    map[routing.Cookie]*place{},
+		changes: make(chan struct{}, 1),
+		wake:    make(chan struct{}, 1),
+		stop:    make(chan struct{}),
 	}
 	s.stopped.Go(s.run)
 	return s
@@ -204,6 +230,13 @@ func (s *sweeper) uncovered() map[routing.Name]int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return maps.Clone(s.left)
+}
+
+// endings returns how many connections have been closed, by why.
+func (s *sweeper) endings() metrics.ClosedConnections {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.closed
 }
 
 // sweep is called after every change of coverage, with all namespaces.
@@ -314,8 +347,16 @@ func (s *sweeper) pass(now time.Time) bool {
 		}
 	}
 	s.mu.Lock()
+	s.untold = s.untold || !maps.Equal(s.left, left)
 	s.left = left
 	s.mu.Unlock()
+	if s.untold && (len(left) == 0 || now.Sub(s.told) >= tellInterval) {
+		s.untold, s.told = false, now
+		select {
+		case s.changes <- struct{}{}:
+		default:
+		}
+	}
 	return len(places) > 0
 }
 
@@ -339,7 +380,7 @@ func (s *sweeper) visit(p *place, cover coverage, before *coverage, inside func(
 				return
 			}
 			if _, _, covered := before.of(p.cookie, t.peer); !covered {
-				p.found[t.cookie] = &found{socket: *t, late: p.late}
+				p.found[t.cookie] = &found{socket: *t, since: now, late: p.late}
 			}
 		})
 		if err != nil {
@@ -347,21 +388,28 @@ func (s *sweeper) visit(p *place, cover coverage, before *coverage, inside func(
 		}
 	}
 	for c, f := range p.found {
-		policy, service, covered := cover.of(p.cookie, f.socket.peer)
+		dest, service, covered := cover.of(p.cookie, f.socket.peer)
 		if !covered {
 			delete(p.found, c) // the redirect is gone again
 			continue
 		}
+		policy, closed := dest.Existing, &s.closed.Idle
 		// The policy is about connections from before a redirect. What a sandbox's
 		// own pod dialled before it was known as such is not: it is tagged, however
 		// busy it is.
 		if f.late && cover.table.LookupFlow(p.cookie, f.socket.peer, routing.TCP).Verdict != routing.ToBaseline {
 			policy = routing.All
 		}
-		gone := false
+		switch {
+		case policy == routing.All:
+			closed = &s.closed.All
+		case policy == routing.Idle && s.limit > 0 && now.Sub(f.since) >= s.limit:
+			policy, closed = routing.All, &s.closed.Limit
+		}
+		gone, ended := false, false
 		if !now.Before(f.next) {
 			var err error
-			if gone, err = p.end(f, policy); errors.Is(err, errNoDestroy) {
+			if gone, ended, err = p.end(f, policy, dest.HTTP2); errors.Is(err, errNoDestroy) {
 				f.next = now.Add(leaveInterval)
 				s.cannot(err)
 			} else if err != nil {
@@ -370,6 +418,11 @@ func (s *sweeper) visit(p *place, cover coverage, before *coverage, inside func(
 			if policy == routing.Leave {
 				f.next = now.Add(leaveInterval)
 			}
+		}
+		if ended {
+			s.mu.Lock()
+			*closed++
+			s.mu.Unlock()
 		}
 		if gone {
 			delete(p.found, c)
@@ -388,22 +441,22 @@ func (s *sweeper) cannot(err error) {
 	s.said = true
 }
 
-// end closes a connection if its policy lets it, and reports whether it is gone.
-// It looks right before it closes, so that a request has the least chance to
-// come in between.
-func (p *place) end(f *found, policy routing.ExistingPolicy) (gone bool, err error) {
+// end closes a connection if its policy lets it, and reports whether it is gone,
+// and whether that is its doing. It looks right before it closes, so that a request
+// has the least chance to come in between.
+func (p *place) end(f *found, policy routing.ExistingPolicy, http2 bool) (gone, ended bool, err error) {
 	now, ok, err := p.diag.query(&f.socket)
 	if err != nil || !ok {
-		return err == nil, err
+		return err == nil, false, err
 	}
 	if now.state != tcpEstablished && now.state != tcpSynSent {
-		return true, nil
+		return true, false, nil
 	}
-	if policy == routing.All || policy == routing.Idle && idle(&now) {
+	if policy == routing.All || policy == routing.Idle && idle(&now, http2) {
 		err := p.diag.destroy(&f.socket)
-		return err == nil, err
+		return err == nil, err == nil, err
 	}
-	return false, nil
+	return false, false, nil
 }
 
 // membersOf tells the sockets of a cgroup and those below it, which the kernel's

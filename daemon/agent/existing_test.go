@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/sidetrack-dev/sidetrack/daemon/metrics"
 	"github.com/sidetrack-dev/sidetrack/daemon/pods"
 	"github.com/sidetrack-dev/sidetrack/routing"
 	"github.com/sidetrack-dev/sidetrack/test/lab"
@@ -22,32 +23,37 @@ import (
 
 func TestIdleMeansThatNobodyWaits(t *testing.T) {
 	for _, tt := range []struct {
-		name string
-		s    tcpSocket
-		want bool
+		name  string
+		s     tcpSocket
+		http2 bool
+		want  bool
 	}{
-		{"answered in a later tick", tcpSocket{info: unix.TCPInfo{Last_data_sent: 204, Last_data_recv: 200, Last_ack_recv: 200}}, true},
-		{"answered in the same tick", tcpSocket{info: unix.TCPInfo{Last_data_sent: 300, Last_data_recv: 300, Last_ack_recv: 300}}, true},
-		{"answered in the same tick, perhaps", tcpSocket{info: unix.TCPInfo{Last_data_sent: 200, Last_data_recv: 200, Last_ack_recv: 200}}, false},
-		{"answered in the same tick, kept alive since", tcpSocket{info: unix.TCPInfo{Last_data_sent: 20000, Last_data_recv: 20000, Last_ack_recv: 5000}}, true},
-		{"waiting for an answer", tcpSocket{info: unix.TCPInfo{Last_data_sent: 200, Last_data_recv: 204, Last_ack_recv: 160}}, false},
-		{"waiting, the request followed an answer within a tick", tcpSocket{info: unix.TCPInfo{Last_data_sent: 200, Last_data_recv: 200, Last_ack_recv: 160}}, false},
-		{"in use a moment ago", tcpSocket{info: unix.TCPInfo{Last_data_sent: 96, Last_data_recv: 92, Last_ack_recv: 92}}, false},
-		{"an answer that has not been read", tcpSocket{unread: 1, info: unix.TCPInfo{Last_data_sent: 204, Last_data_recv: 200, Last_ack_recv: 200}}, false},
-		{"a request that has not arrived", tcpSocket{unsent: 1, info: unix.TCPInfo{Last_data_sent: 204, Last_data_recv: 200, Last_ack_recv: 200}}, false},
+		{"answered in a later tick", tcpSocket{info: unix.TCPInfo{Last_data_sent: 204, Last_data_recv: 200, Last_ack_recv: 200}}, false, true},
+		{"answered in the same tick", tcpSocket{info: unix.TCPInfo{Last_data_sent: 300, Last_data_recv: 300, Last_ack_recv: 300}}, false, true},
+		{"answered in the same tick, perhaps", tcpSocket{info: unix.TCPInfo{Last_data_sent: 200, Last_data_recv: 200, Last_ack_recv: 200}}, false, false},
+		{"answered in the same tick, kept alive since", tcpSocket{info: unix.TCPInfo{Last_data_sent: 20000, Last_data_recv: 20000, Last_ack_recv: 5000}}, false, true},
+		{"waiting for an answer", tcpSocket{info: unix.TCPInfo{Last_data_sent: 200, Last_data_recv: 204, Last_ack_recv: 160}}, false, false},
+		{"waiting, the request followed an answer within a tick", tcpSocket{info: unix.TCPInfo{Last_data_sent: 200, Last_data_recv: 200, Last_ack_recv: 160}}, false, false},
+		{"in use a moment ago", tcpSocket{info: unix.TCPInfo{Last_data_sent: 96, Last_data_recv: 92, Last_ack_recv: 92}}, false, false},
+		{"an answer that has not been read", tcpSocket{unread: 1, info: unix.TCPInfo{Last_data_sent: 204, Last_data_recv: 200, Last_ack_recv: 200}}, false, false},
+		{"a request that has not arrived", tcpSocket{unsent: 1, info: unix.TCPInfo{Last_data_sent: 204, Last_data_recv: 200, Last_ack_recv: 200}}, false, false},
+		{"of HTTP/2, answered a while ago", tcpSocket{info: unix.TCPInfo{Last_data_sent: 1004, Last_data_recv: 1000, Last_ack_recv: 1000}}, true, true},
+		{"of HTTP/2, answered a moment ago", tcpSocket{info: unix.TCPInfo{Last_data_sent: 904, Last_data_recv: 900, Last_ack_recv: 900}}, true, false},
+		{"of HTTP/2, the client had the last word long ago", tcpSocket{info: unix.TCPInfo{Last_data_sent: 5000, Last_data_recv: 5004, Last_ack_recv: 5000}}, true, true},
+		{"of HTTP/2, the client had the last word", tcpSocket{info: unix.TCPInfo{Last_data_sent: 2000, Last_data_recv: 2004, Last_ack_recv: 2000}}, true, false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			tt.s.state = tcpEstablished
 			tt.s.info.Bytes_received, tt.s.info.Data_segs_out = 100, 1
-			if got := idle(&tt.s); got != tt.want {
+			if got := idle(&tt.s, tt.http2); got != tt.want {
 				t.Errorf("idle: %v, want %v", got, tt.want)
 			}
 		})
 	}
-	if !idle(&tcpSocket{state: tcpEstablished, info: unix.TCPInfo{Last_data_sent: 200, Last_data_recv: 200}}) {
+	if !idle(&tcpSocket{state: tcpEstablished, info: unix.TCPInfo{Last_data_sent: 200, Last_data_recv: 200}}, false) {
 		t.Error("a connection that was never used is not idle")
 	}
-	if idle(&tcpSocket{state: tcpSynSent, info: unix.TCPInfo{Last_data_sent: 200, Last_data_recv: 200}}) {
+	if idle(&tcpSocket{state: tcpSynSent, info: unix.TCPInfo{Last_data_sent: 200, Last_data_recv: 200}}, false) {
 		t.Error("a connection that is being opened is idle")
 	}
 }
@@ -60,6 +66,8 @@ type scene struct {
 	address        netip.AddrPort
 	ns             pods.Namespace
 	sweeper        *sweeper
+	limit          time.Duration // the sweeper's
+	http2          bool          // what the server's port is declared to speak
 }
 
 const testMark = 0x3053
@@ -100,7 +108,7 @@ func (s *scene) watch(cgroup string) {
 	if s.sweeper != nil {
 		s.sweeper.close()
 	}
-	s.sweeper = newSweeper(testMark, cgroup, slog.New(slog.DiscardHandler))
+	s.sweeper = newSweeper(testMark, cgroup, s.limit, slog.New(slog.DiscardHandler))
 	s.t.Cleanup(s.sweeper.close)
 }
 
@@ -115,6 +123,8 @@ func (s *scene) redirect(policy routing.ExistingPolicy, tagged bool) {
 	}
 	svc := shopService
 	svc.Addresses = []netip.Addr{s.address.Addr()}
+	svc.Ports = []routing.ServicePort{svc.Ports[0]}
+	svc.Ports[0].HTTP2 = s.http2
 	v6 := svc
 	v6.Name.Name, v6.Addresses = "six", []netip.Addr{s.server.IPv6}
 	v6.Ports = []routing.ServicePort{{Port: 81, Protocol: routing.TCP}}
@@ -242,6 +252,82 @@ func TestABusyConnectionIsClosedOnceItIsIdle(t *testing.T) {
 		t.Fatalf("the request under way failed: %v", err)
 	}
 	s.ended(c)
+}
+
+func TestAConnectionThatIsNeverIdleIsClosedAfterTheLimit(t *testing.T) {
+	s := newScene(t)
+	s.limit = 1500 * time.Millisecond
+	s.watch("")
+	c := s.dial("tcp4")
+	began := time.Now()
+	s.redirect(routing.Idle, false)
+	ended := make(chan error, 1)
+	go func() {
+		// It is never quiet.
+		r := bufio.NewReader(c)
+		for {
+			if _, err := io.WriteString(c, "hello\n"); err != nil {
+				ended <- err
+				return
+			}
+			if _, err := r.ReadString('\n'); err != nil {
+				ended <- err
+				return
+			}
+			time.Sleep(quiet / 10)
+		}
+	}()
+	select {
+	case err := <-ended:
+		if !errors.Is(err, syscall.ECONNABORTED) {
+			t.Errorf("it ended with %v", err)
+		}
+		if took := time.Since(began); took < s.limit {
+			t.Errorf("a busy connection was closed after %s, before the limit", took)
+		}
+	case <-time.After(30 * time.Second):
+		t.Fatal("it is not closed")
+	}
+	if n := s.sweeper.endings(); n != (metrics.ClosedConnections{Limit: 1}) {
+		t.Errorf("what was closed is counted as %+v", n)
+	}
+	deadline := time.Now().Add(10 * time.Second)
+	for len(s.sweeper.uncovered()) > 0 {
+		if time.Now().After(deadline) {
+			t.Fatal("it is counted as uncovered still")
+		}
+		time.Sleep(time.Millisecond)
+	}
+	// Whoever is told of changes looks then, and sees the last one.
+	select {
+	case <-s.sweeper.changes:
+	case <-time.After(10 * time.Second):
+		t.Error("nobody is told that it is gone")
+	}
+}
+
+func TestOfDeclaredHTTP2TheClientsLastWordIsNoRequest(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		http2 bool
+	}{{"on a port that is declared to speak HTTP/2", true}, {"on any other port", false}} {
+		t.Run(tt.name, func(t *testing.T) {
+			s := newScene(t)
+			s.http2 = tt.http2
+			c := s.dial("tcp4")
+			s.use(c, "hello")
+			// As an HTTP/2 client's acknowledgement: no answer is due.
+			if _, err := io.WriteString(c, "half a line"); err != nil {
+				t.Fatal(err)
+			}
+			s.redirect(routing.Idle, false)
+			if tt.http2 {
+				s.ended(c)
+			} else {
+				s.lives(c, lastWord+2*calm)
+			}
+		})
+	}
 }
 
 func TestPoliciesAllAndLeave(t *testing.T) {

@@ -82,6 +82,9 @@ func (a *Agent) tell(urgent bool) {
 		return
 	}
 	s := a.report.now
+	if left := a.sweeper.uncovered(); len(left) > 0 {
+		s.Connections = left
+	}
 	if v := a.report.applied; a.applied != nil {
 		s.Applied = &v1alpha1.AppliedVersions{
 			Sandboxes:      v.Sandboxes,

@@ -121,6 +121,7 @@ func (r *groups) decide(v *view, g *v1alpha1.RouteGroup, known *remembered, req 
 	})
 	r.memory.wait(req, !prog.strict())
 	next.Nodes = nodeCount(prog.coverage)
+	next.UncoveredConnections = cluster.connectionsOf(g.Namespace, next.Redirects)
 
 	c := conditions{list: deepCopyConditions(old.Conditions), generation: g.Generation}
 	c.accept(refusals, res.notes)

@@ -12,6 +12,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/resourceversion"
 
 	"github.com/sidetrack-dev/sidetrack/api/v1alpha1"
@@ -227,10 +228,39 @@ func (c *coverage) describe() (reason, message string) {
 	return reason, message
 }
 
-// signature changes when a node becomes covered or uncovered.
+// signature changes when a node becomes covered or uncovered, and when connections
+// from before a redirect do.
 func (c *cluster) signature() string {
 	out := c.cover(versions{})
-	return fmt.Sprint(out.total, out.uncovered, out.exposed, out.ignored)
+	return fmt.Sprint(out.total, out.uncovered, out.exposed, out.ignored, c.connections())
+}
+
+// connections counts those from before a redirect that agents have not covered
+// yet, by Service. What an agent says that is silent does not count.
+func (c *cluster) connections() map[types.NamespacedName]int64 {
+	out := map[types.NamespacedName]int64{}
+	for i := range c.nodes {
+		n := &c.nodes[i]
+		if c.uncovered(n) != "" {
+			continue
+		}
+		for _, s := range c.states[n.Name].Status.Connections {
+			out[types.NamespacedName{Namespace: s.Namespace, Name: s.Service}] += int64(s.Uncovered)
+		}
+	}
+	return out
+}
+
+// connectionsOf is the sum of connections over the Services, in a namespace, that
+// are redirected.
+func (c *cluster) connectionsOf(namespace string, redirects []v1alpha1.RedirectStatus) (sum int64) {
+	all := c.connections()
+	for _, r := range redirects {
+		from := types.NamespacedName{Namespace: namespace, Name: r.From.Service}
+		sum += all[from]
+		delete(all, from)
+	}
+	return sum
 }
 
 // heartbeats says when agents were last heard of, by the controller's own clock:

@@ -254,3 +254,40 @@ func TestProgrammedHoldsWhileNodesTakeOverEndpoints(t *testing.T) {
 		t.Errorf("what has not been written is in force: %+v", p)
 	}
 }
+
+func TestConnectionsFromBeforeAreSummedOverNodesThatSpeak(t *testing.T) {
+	var h heartbeats
+	nodes := []corev1.Node{someNode("n1"), someNode("n2"), someNode("n3")}
+	states := []v1alpha1.NodeState{someState("n1"), someState("n2"), someState("n3"), someState("gone")}
+	for i := range states {
+		states[i].Status.Connections = []v1alpha1.ServiceConnections{
+			{Namespace: "shop", Service: "route", Uncovered: 2},
+			{Namespace: "shop", Service: "db", Uncovered: 1},
+			{Namespace: "other", Service: "route", Uncovered: 100},
+		}
+	}
+	states[2].Status.BootID = "before the last reboot"
+	c := clusterOf(&h, nodes, states, noon)
+	redirect := func(service string) v1alpha1.RedirectStatus {
+		return v1alpha1.RedirectStatus{From: v1alpha1.RedirectFrom{Service: service}}
+	}
+	for _, tt := range []struct {
+		name      string
+		redirects []v1alpha1.RedirectStatus
+		want      int64
+	}{
+		{"none is redirected", nil, 0},
+		{"one Service", []v1alpha1.RedirectStatus{redirect("route")}, 4},
+		{"two ports of one", []v1alpha1.RedirectStatus{redirect("route"), redirect("route")}, 4},
+		{"two Services", []v1alpha1.RedirectStatus{redirect("route"), redirect("db")}, 6},
+	} {
+		if got := c.connectionsOf("shop", tt.redirects); got != tt.want {
+			t.Errorf("%s: %d connections, want %d", tt.name, got, tt.want)
+		}
+	}
+	before := c.signature()
+	states[0].Status.Connections = nil
+	if c.signature() == before {
+		t.Error("that connections have been covered changes nothing that is looked at")
+	}
+}

@@ -434,6 +434,7 @@ func (p *sandboxPass) status(key string, refused *refusal, forks []fork, states 
 	p.in(again)
 	p.memory.wait(p.req, !prog.strict())
 	next.Nodes = nodeCount(prog.coverage)
+	next.UncoveredConnections = cluster.connectionsOf(p.sb.Namespace, next.Redirects)
 
 	c := conditions{list: deepCopyConditions(old.Conditions), generation: p.sb.Generation}
 	c.accept(refusals, res.notes)

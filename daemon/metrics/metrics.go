@@ -43,9 +43,16 @@ type State struct {
 	// redirect that still go to the baseline.
 	PodsWithoutNamespace, PodsWithoutListener int
 	UncoveredConnections                      map[routing.Name]int
+	// ClosedConnections counts those that the agent has closed.
+	ClosedConnections ClosedConnections
 	// Listeners is how many namespaces the router listens in.
 	Listeners int
 }
+
+// ClosedConnections counts connections from before a redirect that were closed,
+// by why: they were idle, they had been busy for as long as that is allowed, or the
+// policy is to close all.
+type ClosedConnections struct{ Idle, Limit, All uint64 }
 
 // Kernel is what is read of loader.Kernel.
 type Kernel interface {
@@ -150,6 +157,9 @@ var (
 	uncoveredDesc = prometheus.NewDesc("sidetrack_uncovered_connections",
 		"Connections from before a redirect that still go to the baseline, by the Service they lead to.",
 		[]string{"namespace", "service"}, nil)
+	closedDesc = prometheus.NewDesc("sidetrack_closed_connections_total",
+		"Connections from before a redirect that the agent has closed, by why: idle, limit (busy for too long) or all (the policy).",
+		[]string{"why"}, nil)
 	problemsDesc = prometheus.NewDesc("sidetrack_problems",
 		"What is wrong at present and said in the log, by where it is.", []string{"in"}, nil)
 	entriesDesc = prometheus.NewDesc("sidetrack_table_entries",
@@ -158,7 +168,7 @@ var (
 
 // Describe implements prometheus.Collector.
 func (c *stateCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{generationDesc, readyDesc, listenersDesc, podsDesc, gapsDesc, uncoveredDesc, problemsDesc, entriesDesc} {
+	for _, d := range []*prometheus.Desc{generationDesc, readyDesc, listenersDesc, podsDesc, gapsDesc, uncoveredDesc, closedDesc, problemsDesc, entriesDesc} {
 		ch <- d
 	}
 }
@@ -203,6 +213,9 @@ func (c *stateCollector) Collect(ch chan<- prometheus.Metric) {
 		gauge(uncoveredDesc, float64(rest), "", other)
 	}
 	gauge(gapsDesc, float64(connections), "connection")
+	for why, n := range map[string]uint64{"idle": s.ClosedConnections.Idle, "limit": s.ClosedConnections.Limit, "all": s.ClosedConnections.All} {
+		ch <- prometheus.MustNewConstMetric(closedDesc, prometheus.CounterValue, float64(n), why)
+	}
 	for _, in := range slices.Sorted(maps.Keys(s.Problems)) {
 		gauge(problemsDesc, float64(s.Problems[in]), in)
 	}

@@ -114,6 +114,7 @@ func TestMetricsNameSandboxAndServiceAndNeverAKey(t *testing.T) {
 			return State{
 				Table: table, Listeners: 2, PodsWithoutListener: 1, PodsCovered: 7, PodsWithoutNamespace: 3,
 				Problems:             map[string]int{"manifest": 1, "object": 0, "kernel": 0},
+				ClosedConnections:    ClosedConnections{Idle: 1, Limit: 2, All: 3},
 				UncoveredConnections: map[routing.Name]int{{Namespace: "shop", Name: "route"}: 5},
 			}
 		},
@@ -135,6 +136,9 @@ func TestMetricsNameSandboxAndServiceAndNeverAKey(t *testing.T) {
 		`sidetrack_apply_duration_seconds_count{result="ok"} 1`,
 		`sidetrack_change_seconds_sum 0.04`,
 		`sidetrack_change_seconds_count 1`,
+		`sidetrack_closed_connections_total{why="all"} 3`,
+		`sidetrack_closed_connections_total{why="idle"} 1`,
+		`sidetrack_closed_connections_total{why="limit"} 2`,
 		`sidetrack_coverage_gaps{kind="connection"} 5`,
 		`sidetrack_coverage_gaps{kind="pod_without_listener"} 1`,
 		`sidetrack_coverage_gaps{kind="pod_without_namespace"} 3`,

@@ -9,13 +9,16 @@
 package nodestate
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -50,6 +53,7 @@ const (
 
 	manager     = "sidetrackd"
 	maxProblems = 64
+	maxServices = 256
 	bootIDFile  = "/proc/sys/kernel/random/boot_id"
 )
 
@@ -59,6 +63,9 @@ type State struct {
 	Applied *v1alpha1.AppliedVersions
 	// Covered and Uncovered count pods.
 	Covered, Uncovered int
+	// Connections counts those from before a redirect that are not covered, by
+	// Service.
+	Connections map[routing.Name]int
 	// Problems are what could not be honoured.
 	Problems []routing.Problem
 }
@@ -324,6 +331,7 @@ func (r *Reporter) apply(ctx context.Context, version string) error {
 			HeartbeatTime: &now,
 			Applied:       s.Applied,
 			Pods:          v1alpha1.PodCoverage{Covered: int32(s.Covered), Uncovered: int32(s.Uncovered)},
+			Connections:   connections(s.Connections),
 			Problems:      problems(s.Problems),
 		},
 	}
@@ -387,4 +395,16 @@ func cut(text string, most int) string {
 		return text
 	}
 	return strings.ToValidUTF8(text[:most], "")
+}
+
+// connections are the Services with the most connections, most first.
+func connections(all map[routing.Name]int) []v1alpha1.ServiceConnections {
+	var out []v1alpha1.ServiceConnections
+	for name, n := range all {
+		out = append(out, v1alpha1.ServiceConnections{Namespace: name.Namespace, Service: name.Name, Uncovered: int32(min(n, math.MaxInt32))})
+	}
+	slices.SortFunc(out, func(a, b v1alpha1.ServiceConnections) int {
+		return cmp.Or(cmp.Compare(b.Uncovered, a.Uncovered), cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Service, b.Service))
+	})
+	return out[:min(len(out), maxServices)]
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"strconv"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -65,10 +66,25 @@ func convertService(o *corev1.Service) (routing.Service, field.ErrorList) {
 			ok = false
 		}
 		if ok {
-			s.Ports = append(s.Ports, routing.ServicePort{Name: p.Name, Port: uint16(p.Port), Protocol: proto})
+			s.Ports = append(s.Ports, routing.ServicePort{Name: p.Name, Port: uint16(p.Port), Protocol: proto, HTTP2: speaksHTTP2(&p)})
 		}
 	}
 	return s, errs
+}
+
+// speaksHTTP2 reports whether a port is declared to speak HTTP/2 without TLS: by
+// appProtocol (KEP-3726 has kubernetes.io/h2c; the others are what meshes and
+// gateways take) or else by the prefix of its name, as Istio has made usual.
+func speaksHTTP2(p *corev1.ServicePort) bool {
+	if p.AppProtocol != nil {
+		switch strings.ToLower(*p.AppProtocol) {
+		case "kubernetes.io/h2c", "h2c", "http2", "grpc":
+			return true
+		}
+		return false
+	}
+	name, _, _ := strings.Cut(p.Name, "-")
+	return name == "h2c" || name == "http2" || name == "grpc"
 }
 
 // protocol returns ok when flows of the protocol can be redirected. SCTP cannot,

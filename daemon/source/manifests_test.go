@@ -110,7 +110,7 @@ spec:
   clusterIPs: [10.96.0.7, "fd00::7"]
   externalIPs: [192.0.2.7]
   ports:
-  - {name: http, port: 80, targetPort: 8080}
+  - {name: http, port: 80, appProtocol: kubernetes.io/h2c, targetPort: 8080}
   - {name: dns, port: 53, protocol: UDP}
   - {name: sig, port: 9, protocol: SCTP}
 status: {loadBalancer: {ingress: [{ip: 192.0.2.8}, {hostname: lb.example}]}}
@@ -188,7 +188,7 @@ spec:
 				{
 					Name:      routing.Name{Namespace: "shop", Name: "route"},
 					Addresses: []netip.Addr{netip.MustParseAddr("10.96.0.7"), netip.MustParseAddr("fd00::7")},
-					Ports:     []routing.ServicePort{{Name: "http", Port: 80, Protocol: routing.TCP}, {Name: "dns", Port: 53, Protocol: routing.UDP}},
+					Ports:     []routing.ServicePort{{Name: "http", Port: 80, Protocol: routing.TCP, HTTP2: true}, {Name: "dns", Port: 53, Protocol: routing.UDP}},
 				},
 				{Name: routing.Name{Namespace: "shop", Name: "headless"}, Ports: []routing.ServicePort{{Port: 80, Protocol: routing.TCP}}},
 				{Name: routing.Name{Namespace: "shop", Name: "alias"}, ExternalName: "db.example"},
