@@ -111,6 +111,8 @@ func start(ctx context.Context) (chan error, error) {
 type agent struct {
 	behind    atomic.Bool
 	uncovered atomic.Int32
+	// connections are those from before, to a Service.
+	connections atomic.Pointer[v1alpha1.ServiceConnections]
 }
 
 func (a *agent) join(ctx context.Context) error {
@@ -130,6 +132,7 @@ func (a *agent) join(ctx context.Context) error {
 // is to fall behind.
 func (a *agent) run(ctx context.Context) error {
 	last, said := "", int32(0)
+	var counted *v1alpha1.ServiceConnections
 	for {
 		select {
 		case <-ctx.Done():
@@ -141,8 +144,8 @@ func (a *agent) run(ctx context.Context) error {
 		}
 		// All versions are of one counter here.
 		var all v1alpha1.SandboxList
-		uncovered := a.uncovered.Load()
-		if err := api.List(ctx, &all); err != nil || all.ResourceVersion == last && uncovered == said {
+		uncovered, connections := a.uncovered.Load(), a.connections.Load()
+		if err := api.List(ctx, &all); err != nil || all.ResourceVersion == last && uncovered == said && connections == counted {
 			continue
 		}
 		version := all.ResourceVersion
@@ -158,8 +161,11 @@ func (a *agent) run(ctx context.Context) error {
 		if uncovered > 0 {
 			s.Status.Problems = []v1alpha1.NodeProblem{{Kind: "Pod", Namespace: "shop", Name: "web-0", Message: "its namespace cannot be opened"}}
 		}
+		if connections != nil {
+			s.Status.Connections = []v1alpha1.ServiceConnections{*connections}
+		}
 		if api.Status().Update(ctx, &s) == nil {
-			last, said = s.ResourceVersion, uncovered
+			last, said, counted = s.ResourceVersion, uncovered, connections
 		}
 	}
 }

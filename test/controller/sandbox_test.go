@@ -256,6 +256,33 @@ func TestPodsThatStayUncoveredEndReady(t *testing.T) {
 	ready(t, sb)
 }
 
+func TestConnectionsFromBeforeShowInTheStatusUntilTheyAreGone(t *testing.T) {
+	ns := namespace(t)
+	service(t, ns, "route")
+	sb := &v1alpha1.Sandbox{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: "pr-1"}}
+	sb.Spec.Redirects = []v1alpha1.Redirect{{From: v1alpha1.RedirectFrom{Service: "route"}, To: v1alpha1.RedirectTo{Address: "10.1.0.9"}}}
+	create(t, sb)
+	ready(t, sb)
+	counted := func(want int64) {
+		t.Helper()
+		eventually(t, func() error {
+			if err := api.Get(t.Context(), client.ObjectKeyFromObject(sb), sb); err != nil {
+				return err
+			}
+			if got := sb.Status.UncoveredConnections; got != want {
+				return fmt.Errorf("status.uncoveredConnections is %d, want %d", got, want)
+			}
+			return nil
+		})
+	}
+	nodes.connections.Store(&v1alpha1.ServiceConnections{Namespace: ns, Service: "route", Uncovered: 3})
+	t.Cleanup(func() { nodes.connections.Store(nil) })
+	counted(3)
+	ready(t, sb)
+	nodes.connections.Store(nil)
+	counted(0)
+}
+
 func TestTwoSandboxesForkOneWorkload(t *testing.T) {
 	ns := namespace(t)
 	baseline(t, ns, "route")
