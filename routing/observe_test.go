@@ -38,7 +38,7 @@ func TestEveryServiceOfTheNamespaceIsObservedAndNoneOfAnother(t *testing.T) {
 	in := shop()
 	in.Sandboxes[0].ObserveAll = true
 	in.Services = append(in.Services,
-		Service{Name: Name{"else", "where"}, Addresses: addrs("10.96.0.77"), Ports: []ServicePort{{"", 80, TCP}}},
+		Service{Name: Name{"else", "where"}, Addresses: addrs("10.96.0.77"), Ports: []ServicePort{{Name: "", Port: 80, Protocol: TCP}}},
 		Service{Name: Name{"shop", "alias"}, ExternalName: "example.com"})
 	tb := mustCompile(t, in, nil)
 	for dst, want := range map[string]bool{"10.96.0.9:53": true, "10.96.0.10:443": true, "10.96.0.8:80": true, "10.96.0.77:80": false} {
