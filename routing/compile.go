@@ -46,6 +46,8 @@ func Compile(in Input, prev *Table) (*Table, []Problem) {
 			sandboxes:  make(map[SandboxID]*SandboxInfo, len(in.Sandboxes)),
 			byName:     make(map[sandboxName]*SandboxInfo, len(in.Sandboxes)),
 			byKey:      make(map[string]*SandboxInfo, len(in.Sandboxes)),
+			answering:  make(map[netip.AddrPort]Name, len(prev.answering)),
+			behind:     make(map[Name][]Name, len(prev.behind)),
 		},
 	}
 	c.index(in)
@@ -58,6 +60,7 @@ func Compile(in Input, prev *Table) (*Table, []Problem) {
 	}
 	c.identify(in.Pods)
 	c.collectDests()
+	c.namePods()
 	c.numberDests()
 	c.retire()
 	slices.SortFunc(c.problems, func(a, b Problem) int {
@@ -76,6 +79,7 @@ type compiler struct {
 	sandboxes []*Sandbox                // sorted by name, without duplicates
 	deleted   map[Name]bool             // of these
 	grouped   map[SandboxID]bool        // members of a group that has a key
+	watching  map[SandboxID]bool        // those whose pods' requests are wanted in the ledger
 	inject    bool                      // some pod here wants every Service
 
 	members map[servicePort]*member // Service ports that matter
@@ -475,7 +479,7 @@ func (c *compiler) identify(pods []Pod) {
 		if _, taken := c.t.identities[p.Netns]; taken {
 			continue // another pod of the same namespace; daemon/pods reports where they differ
 		}
-		c.t.identities[p.Netns] = Identity{Sandbox: info.ID, Inject: inject, Grouped: c.grouped[info.ID] && !inject}
+		c.t.identities[p.Netns] = Identity{Sandbox: info.ID, Inject: inject, Grouped: (c.grouped[info.ID] || c.watching[info.ID]) && !inject}
 		c.inject = c.inject || inject
 	}
 }

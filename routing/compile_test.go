@@ -40,13 +40,13 @@ func shop() Input {
 		},
 		Slices: []EndpointSlice{
 			{Name: Name{"shop", "route-1"}, Service: "route", Ports: []EndpointPort{{"http", 8080, TCP}},
-				Endpoints: []Endpoint{{ip("10.244.1.5"), true}, {ip("10.244.1.6"), false}}},
+				Endpoints: []Endpoint{{Addr: ip("10.244.1.5"), Ready: true}, {Addr: ip("10.244.1.6"), Ready: false}}},
 			{Name: Name{"shop", "route-2"}, Service: "route", Ports: []EndpointPort{{"http", 8080, TCP}},
-				Endpoints: []Endpoint{{ip("fd00:244::5"), true}}},
+				Endpoints: []Endpoint{{Addr: ip("fd00:244::5"), Ready: true}}},
 			{Name: Name{"shop", "route-pr-42-1"}, Service: "route-pr-42", Ports: []EndpointPort{{"http", 9090, TCP}},
-				Endpoints: []Endpoint{{ip("10.244.2.9"), true}, {ip("10.244.2.8"), true}, {ip("10.244.2.7"), false}}},
+				Endpoints: []Endpoint{{Addr: ip("10.244.2.9"), Ready: true}, {Addr: ip("10.244.2.8"), Ready: true}, {Addr: ip("10.244.2.7"), Ready: false}}},
 			{Name: Name{"shop", "dns-1"}, Service: "dns", Ports: []EndpointPort{{"dns", 5353, UDP}, {"dns-tcp", 5353, TCP}},
-				Endpoints: []Endpoint{{ip("10.244.1.20"), true}}},
+				Endpoints: []Endpoint{{Addr: ip("10.244.1.20"), Ready: true}}},
 		},
 		Pods: []Pod{
 			{Name: Name{"shop", "client"}, Netns: client},
@@ -285,7 +285,7 @@ func TestAnEndpointOfSeveralServicesIsRedirectedForEach(t *testing.T) {
 	in := shop()
 	in.Services = append(in.Services, Service{Name: Name{"shop", "a-headless"}, Ports: []ServicePort{{Name: "http", Port: 8080, Protocol: TCP}}})
 	in.Slices = append(in.Slices, EndpointSlice{Name: Name{"shop", "a-headless-1"}, Service: "a-headless",
-		Ports: []EndpointPort{{"http", 8080, TCP}}, Endpoints: []Endpoint{{ip("10.244.1.5"), true}}})
+		Ports: []EndpointPort{{"http", 8080, TCP}}, Endpoints: []Endpoint{{Addr: ip("10.244.1.5"), Ready: true}}})
 	in.Sandboxes = append(in.Sandboxes, Sandbox{Name: Name{"shop", "pr-43"}, Key: "key-of-pr-43",
 		Redirects: []Redirect{{From: ServiceRef{Service: "a-headless"}, To: Target{Address: ip("10.43.43.43")}}}})
 	tb := mustCompile(t, in, nil)
@@ -359,7 +359,7 @@ func TestATaggedConnectionOutlivesItsEndpointsSlice(t *testing.T) {
 
 	in.Services = append(in.Services, Service{Name: Name{"shop", "a-headless"}, Ports: []ServicePort{{Name: "http", Port: 8080, Protocol: TCP}}})
 	in.Slices = append(in.Slices, EndpointSlice{Name: Name{"shop", "a-headless-1"}, Service: "a-headless",
-		Ports: []EndpointPort{{"http", 8080, TCP}}, Endpoints: []Endpoint{{ip("10.244.1.6"), true}}})
+		Ports: []EndpointPort{{"http", 8080, TCP}}, Endpoints: []Endpoint{{Addr: ip("10.244.1.6"), Ready: true}}})
 	in.Sandboxes[0].Redirects = append(in.Sandboxes[0].Redirects, Redirect{From: ServiceRef{Service: "a-headless"}, To: Target{Address: ip("10.43.43.43")}})
 	tb = mustCompile(t, in, tb)
 	check("when another Service shares the rest")

@@ -126,7 +126,7 @@ func (w world) input() Input {
 			slice.Ports = append(slice.Ports, EndpointPort{p.Name, uint16(8080 + w.r.IntN(2)), p.Protocol})
 		}
 		for range w.r.IntN(4) {
-			slice.Endpoints = append(slice.Endpoints, Endpoint{w.addr(), w.chance(80)})
+			slice.Endpoints = append(slice.Endpoints, Endpoint{Addr: w.addr(), Ready: w.chance(80)})
 		}
 		in.Services = append(in.Services, svc)
 		in.Slices = append(in.Slices, slice)

@@ -22,7 +22,7 @@ func withGroup() Input {
 			Redirects: append(slices.Clone(in.Sandboxes[0].Redirects), other)},
 	)
 	in.Slices = append(in.Slices, EndpointSlice{Name: Name{"shop", "other-1"}, Service: "other",
-		Ports: []EndpointPort{{"", 443, TCP}}, Endpoints: []Endpoint{{ip("10.244.1.30"), true}}})
+		Ports: []EndpointPort{{"", 443, TCP}}, Endpoints: []Endpoint{{Addr: ip("10.244.1.30"), Ready: true}}})
 	return in
 }
 
@@ -167,7 +167,7 @@ func TestATargetMayBeInAnotherNamespace(t *testing.T) {
 	in := shop()
 	in.Services = append(in.Services, Service{Name: Name{"data", "route-pr-42"}, Ports: []ServicePort{{Name: "http", Port: 80, Protocol: TCP}}})
 	in.Slices = append(in.Slices, EndpointSlice{Name: Name{"data", "x"}, Service: "route-pr-42",
-		Ports: []EndpointPort{{"http", 7070, TCP}}, Endpoints: []Endpoint{{ip("10.244.7.7"), true}}})
+		Ports: []EndpointPort{{"http", 7070, TCP}}, Endpoints: []Endpoint{{Addr: ip("10.244.7.7"), Ready: true}}})
 	in.Sandboxes[0].Redirects[0].To.Namespace = "data"
 	tb := mustCompile(t, in, nil)
 	if got, want := flow(tb, tester, "10.96.0.7:80", TCP), "fork 10.244.7.7:7070"; got != want {

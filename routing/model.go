@@ -109,6 +109,9 @@ type EndpointPort struct {
 type Endpoint struct {
 	Addr  netip.Addr
 	Ready bool
+	// Pod is the name of the pod, of the slice's namespace, that has the address;
+	// empty: none is known to.
+	Pod string
 }
 
 // Pod is a pod on this node.

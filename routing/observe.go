@@ -2,6 +2,11 @@
 
 package routing
 
+import (
+	"net/netip"
+	"slices"
+)
+
 // observe has the Services captured that a sandbox wants to know about without
 // redirecting them. Their traffic goes where it went: they have no route. Without
 // a key, the sandbox's own or a group's, there is nothing to look for.
@@ -41,4 +46,90 @@ func (c *compiler) capture(s *Sandbox, svc *Service) {
 			m.existing = max(m.existing, s.Existing)
 		}
 	}
+}
+
+// namePods notes which pods are behind the Services that matter: those of
+// destinations, and those that redirects lead to.
+func (c *compiler) namePods() {
+	named := map[Name]bool{}
+	name := func(svc Name) {
+		if named[svc] {
+			return
+		}
+		named[svc] = true
+		for _, s := range c.slices[svc] {
+			for _, e := range s.Endpoints {
+				if e.Pod == "" {
+					continue
+				}
+				pod := Name{svc.Namespace, e.Pod}
+				for _, p := range s.Ports {
+					c.t.answering[netip.AddrPortFrom(e.Addr.Unmap().WithZone(""), p.Port)] = pod
+				}
+				if !slices.Contains(c.t.behind[pod], svc) {
+					c.t.behind[pod] = append(c.t.behind[pod], svc)
+				}
+			}
+		}
+	}
+	for p := range c.members {
+		name(p.service)
+	}
+	for k := range c.targets {
+		name(k.service)
+	}
+}
+
+// PodAt names the pod that has an address and port, if it is behind a Service that
+// matters: one that is captured or redirected, or that a redirect leads to.
+func (t *Table) PodAt(a netip.AddrPort) (Name, bool) {
+	pod, ok := t.answering[netip.AddrPortFrom(a.Addr().Unmap().WithZone(""), a.Port())]
+	return pod, ok
+}
+
+// Behind reports whether a pod is behind a Service that matters.
+func (t *Table) Behind(pod, service Name) bool { return slices.Contains(t.behind[pod], service) }
+
+// ServicePort returns which port of a Service a destination is; zero when it is
+// none, or not known.
+func (t *Table) ServicePort(id DestID, service Name) uint16 {
+	if info := t.byID[id]; info != nil {
+		for _, p := range info.ports {
+			if p.service == service {
+				return p.port
+			}
+		}
+	}
+	return 0
+}
+
+// SandboxNamed returns a Sandbox, or a RouteGroup, by its name; nil: there is none.
+func (t *Table) SandboxNamed(name Name, group bool) *SandboxInfo {
+	return t.byName[sandboxName{name, group}]
+}
+
+// Sandbox returns a Sandbox by its number; nil: there is none.
+func (t *Table) Sandbox(id SandboxID) *SandboxInfo { return t.sandboxes[id] }
+
+// Lacking returns the sandbox whose key a request lacks that is known to belong to
+// it: it came without any, and d is what was decided. It is nil where the sandbox
+// is gone, or where the key would not count: what the source's own identity says
+// goes before it.
+func (t *Table) Lacking(source Cookie, dest DestID, d *Decision, owner *SandboxInfo) *SandboxInfo {
+	sb := t.sandboxes[owner.ID]
+	if sb == nil || sb.Key == "" || d.Reason == UnknownDest {
+		return nil
+	}
+	id := t.identities[source]
+	if id.Sandbox == 0 || id.Sandbox == sb.ID || sb.members[id.Sandbox] && !t.redirects(id.Sandbox, dest) {
+		return sb
+	}
+	return nil
+}
+
+// DecideFor says where a request goes that lacks a sandbox's key, and has it added.
+func (t *Table) DecideFor(sb *SandboxInfo, dest DestID) Decision {
+	d := t.decide(sb, dest)
+	d.Inject = sb.Key
+	return d
 }

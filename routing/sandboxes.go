@@ -12,7 +12,7 @@ func (c *compiler) numberSandboxes(all []Sandbox) {
 		c.sandboxes = append(c.sandboxes, &all[i])
 	}
 	slices.SortStableFunc(c.sandboxes, func(a, b *Sandbox) int { return a.key().compare(b.key()) })
-	c.deleted = map[Name]bool{}
+	c.deleted, c.watching = map[Name]bool{}, map[SandboxID]bool{}
 	c.sandboxes = slices.CompactFunc(c.sandboxes, func(a, b *Sandbox) bool { return a.key() == b.key() })
 
 	claimed := make(map[string]sandboxName, len(c.sandboxes))
@@ -45,6 +45,7 @@ func (c *compiler) numberSandboxes(all []Sandbox) {
 			claimed[s.Key] = s.key()
 			c.t.byKey[s.Key] = info
 		}
+		c.watching[info.ID] = info.Key != "" && !s.Group && (len(s.Observe) > 0 || s.ObserveAll || s.Propagate)
 		if s.Deleted {
 			c.deleted[s.Name] = true
 		}

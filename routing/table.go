@@ -74,8 +74,9 @@ type Identity struct {
 	// and get the routing key.
 	Inject bool
 	// Grouped says that, without Inject, a group's routing key may count in its
-	// requests: where its sandbox redirects nothing, a group that it is a member of
-	// may. Connections to captured destinations go through the router then.
+	// requests, where its sandbox redirects nothing: a group's that it is a member of.
+	// Or the sandbox wants to know of them (Observe, Propagate). Connections to
+	// captured destinations go through the router then.
 	Grouped bool
 }
 
@@ -208,6 +209,8 @@ type Table struct {
 	byName     map[sandboxName]*SandboxInfo
 	byKey      map[string]*SandboxInfo
 	captures   bool
+	answering  map[netip.AddrPort]Name // endpoints of Services that matter -> pod
+	behind     map[Name][]Name         // the same pods -> these Services
 
 	next counters
 }

@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/sidetrack-dev/sidetrack/daemon/ledger"
 	"github.com/sidetrack-dev/sidetrack/daemon/metrics"
 	"github.com/sidetrack-dev/sidetrack/daemon/pods"
 	"github.com/sidetrack-dev/sidetrack/daemon/source"
@@ -48,6 +49,8 @@ type Config struct {
 	Pods   *pods.Resolver
 	Kernel Kernel
 	Router Router
+	// Ledger is told which pods and sandboxes there are; nil: there is none.
+	Ledger *ledger.Ledger
 	// Mark is the SO_MARK of the agent's own sockets: these are not closed as
 	// connections from before a redirect.
 	Mark uint32
@@ -217,6 +220,7 @@ func (a *Agent) reconcile() {
 	// The router answers for ids of the old table as well, so it goes first.
 	a.compiled = table
 	a.cfg.Router.SetTable(table)
+	a.inform(table)
 	problems = append(problems, a.resolved.Problems...)
 
 	uncovered := a.listeners.want(table, a.resolved.Namespaces)
@@ -290,6 +294,27 @@ func (a *Agent) applyTable(t *routing.Table) error {
 	a.applied = t
 	a.sweeper.sweep(coverage{t, a.listeners.cookies()}, a.resolved.Namespaces)
 	return nil
+}
+
+// inform tells the ledger whose traffic it is that comes now.
+func (a *Agent) inform(t *routing.Table) {
+	if a.cfg.Ledger == nil {
+		return
+	}
+	workloads := make(map[routing.Name]string, len(a.snapshot.Pods))
+	for i := range a.snapshot.Pods {
+		p := &a.snapshot.Pods[i]
+		workloads[p.Name] = p.Workload
+	}
+	known := make(map[routing.Cookie]*ledger.Pod, len(a.resolved.Pods))
+	for i := range a.resolved.Pods {
+		p := &a.resolved.Pods[i]
+		if p.Netns != 0 && known[p.Netns] == nil {
+			known[p.Netns] = &ledger.Pod{Name: p.Name, Workload: workloads[p.Name], Sandbox: p.Sandbox}
+		}
+	}
+	a.cfg.Ledger.SetPods(known)
+	a.cfg.Ledger.SetTable(t)
 }
 
 // podOf returns a pod of a namespace.

@@ -37,6 +37,8 @@ type Pod struct {
 	// Sandbox and Inject are the pod's labels; see routing.Pod.
 	Sandbox string
 	Inject  bool
+	// Workload is what the pod belongs to, such as Deployment/cart, for people.
+	Workload string
 }
 
 // path is the file that stands for the pod's namespace.

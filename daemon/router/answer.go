@@ -96,16 +96,19 @@ loop:
 				continue
 			}
 			n += l.resp.Len
+			c.answerBegins(&l.resp)
 			c.answerHead(&l.resp)
 		case inAnswerLength:
 			k := min(c.rleft, int64(len(b)-n))
 			n += int(k)
+			c.receivedMore(int(k))
 			if c.rleft -= k; c.rleft == 0 {
 				c.answered()
 			}
 		case inAnswerChunks:
 			k, out := c.rchunks.Feed(b[n:], true)
 			n += k
+			c.receivedMore(k)
 			switch out {
 			case http1.Complete:
 				c.answered()
@@ -114,6 +117,10 @@ loop:
 				c.doubt()
 			}
 		case blind:
+			if c.flow != nil {
+				c.flow.Received += int64(len(b) - n)
+			}
+			c.receivedMore(len(b) - n)
 			n = len(b)
 		}
 	}
@@ -139,6 +146,7 @@ func (c *conn) answerHead(r *http1.Response) {
 		c.answer = blind
 	case http1.Tunnel:
 		if c.upgrade && c.asked.len() == 1 {
+			c.tunnels()
 			c.asked.pop()
 			c.becomeTunnel()
 		} else {
@@ -150,6 +158,7 @@ func (c *conn) answerHead(r *http1.Response) {
 
 // answered follows an answer's last byte.
 func (c *conn) answered() {
+	c.complete()
 	c.asked.pop()
 	c.answer = atAnswerHead
 	c.cur.served, c.cur.retried = true, false
@@ -170,6 +179,7 @@ func (c *conn) answered() {
 func (c *conn) doubt() {
 	c.answer, c.doubtful = blind, true
 	c.held = false
+	c.endExchanges(doubtfulAnswers)
 	if c.phase == atAnswer {
 		c.phase = opaque
 	}
@@ -216,6 +226,6 @@ func (c *conn) upstreamEnded(u *upstream, reset bool) {
 	}
 	if reset {
 		l.stats.errors[upstreamReset]++
-		c.end = sendRST
+		c.end, c.why = sendRST, answerReset
 	}
 }

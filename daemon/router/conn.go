@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/sidetrack-dev/sidetrack/daemon/ledger"
 	"github.com/sidetrack-dev/sidetrack/daemon/router/http1"
 	"github.com/sidetrack-dev/sidetrack/routing"
 )
@@ -99,6 +100,11 @@ type conn struct {
 	end       ending
 	finSent   bool
 	resetting bool
+
+	// What the ledger is to be told, see exchange.go.
+	exchanges []*exchange   // in the order of their requests
+	flow      *ledger.Entry // of the connection, where it is no HTTP or has become a tunnel
+	why       string        // it ended, if not as connections do
 
 	timer  timer
 	queued bool // in loop.again
@@ -194,6 +200,7 @@ func (c *conn) clientEvent() {
 		// The client has reset the connection. What it sent before that is read first
 		// where that is possible: then the RST shows as an error of the read.
 		c.loop.stats.errors[clientReset]++
+		c.why = callerReset
 		c.abort()
 		return
 	}
@@ -286,6 +293,7 @@ func (c *conn) sent(n int, e unix.Errno, want int) bool {
 	default:
 		// The client has gone; whoever still works for it must know.
 		c.loop.stats.errors[clientReset]++
+		c.why = callerReset
 		c.abort()
 		return false
 	}
@@ -405,6 +413,7 @@ func (c *conn) later(d time.Duration, f func()) {
 
 func (c *conn) refuseSilent() {
 	if c.cur == nil && c.phase == atHead && !c.served {
+		c.refusedSilent()
 		c.abort()
 	}
 }
@@ -437,6 +446,7 @@ func (c *conn) close() {
 func (c *conn) bury() {
 	l := c.loop
 	c.dead = true
+	c.endExchanges(c.why)
 	c.ups, c.cur = nil, nil
 	l.timers.clear(&c.timer)
 	l.forget(&c.sock)
@@ -504,6 +514,8 @@ type askedQueue struct {
 	methods [maxAsked]http1.Method
 	first   uint8
 	n       uint8
+
+	asked, answered uint64 // how many were pushed and popped
 }
 
 func (q *askedQueue) len() int            { return int(q.n) }
@@ -512,9 +524,11 @@ func (q *askedQueue) front() http1.Method { return q.methods[q.first] }
 func (q *askedQueue) push(m http1.Method) {
 	q.methods[(q.first+q.n)%maxAsked] = m
 	q.n++
+	q.asked++
 }
 
 func (q *askedQueue) pop() {
 	q.first = (q.first + 1) % maxAsked
 	q.n--
+	q.answered++
 }

@@ -217,6 +217,11 @@ func (l *loop) unwatch(s *socket) {
 // reset its peers learn of it; without, another process goes on with it.
 func (c *conn) letGo(reset bool) {
 	l := c.loop
+	if reset {
+		c.endExchanges("")
+	} else {
+		c.endExchanges(movedAway)
+	}
 	for _, s := range c.sockets() {
 		if reset {
 			resetFD(s.fd)

@@ -24,6 +24,7 @@ func (c *conn) becomeOpaque(scan bool) {
 	d := c.table().DecideConnection(c.ns.cookie, c.dest)
 	if c.cur == nil || c.doubtful && c.cur.fork != (d.Verdict == routing.ToFork) {
 		l.stats.connection(&d)
+		c.refuseFlow(&d, "")
 		c.abort()
 		return
 	}
@@ -48,6 +49,8 @@ func (c *conn) openBothWays(scan bool) {
 		}
 	}
 	l.stats.connection(&d)
+	c.endExchanges(notHTTPAnyMore)
+	c.openFlow(&d)
 	c.dropOthers()
 	c.dropRetry()
 	l.timers.clear(&c.timer)
@@ -78,13 +81,22 @@ func (c *conn) leadsElsewhere(value []byte) bool {
 	l.keys.Reset()
 	l.keys.Add(&l.router.cfg.KeyNames, routing.InHeader, value)
 	d := t.DecideRequest(c.ns.cookie, c.dest, &l.keys)
+	// What it was is still in l.keys when the answer is yes.
 	return d.Verdict != routing.ToBaseline && d.Sandbox != t.DecideConnection(c.ns.cookie, c.dest).Sandbox
 }
 
 // scanEnd is a scan of the client's bytes at their end.
 func (c *conn) scanEnd() {
 	if c.scan != nil && c.scan.End(c.leadsElsewhere) {
-		c.loop.stats.errors[keyInOpaque]++
-		c.abort()
+		c.keyInOpaque()
 	}
+}
+
+// keyInOpaque ends a connection in whose bytes leadsElsewhere has found a key.
+func (c *conn) keyInOpaque() {
+	c.loop.stats.errors[keyInOpaque]++
+	if e := c.refuseFound(keyInBytes); e != nil {
+		c.loop.router.finish(e)
+	}
+	c.abort()
 }

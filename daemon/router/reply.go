@@ -18,16 +18,21 @@ const (
 
 // refuse answers a request that carries a key and cannot be framed beyond doubt.
 // Where it ends is not known, so the connection ends with it.
-func (c *conn) refuse(status, reason string) {
+//
+// keyed are the bytes in which the key is, if the ledger does not know of the
+// request.
+func (c *conn) refuse(status, reason string, keyed []byte) {
+	c.refuseKeyed(keyed, status, reason)
 	c.reply(status, "sidetrack: this request carries a routing key and cannot be routed: "+reason+".\n", false, false)
 }
 
-// unavailable answers the last request, whose fork cannot be reached.
-func (c *conn) unavailable(expect bool) {
+// unavailable answers the last request, whose fork cannot be reached, and returns
+// how long the answer is.
+func (c *conn) unavailable(expect bool) int {
 	text := refusal(&c.last.decision) + "\n"
 	keep := c.last.keepAlive && !c.last.hasBody && !expect && !c.loop.draining && !c.fin
 	c.served = true
-	c.reply(unavailable503, text, c.last.method == http1.HeadMethod, keep)
+	return c.reply(unavailable503, text, c.last.method == http1.HeadMethod, keep)
 }
 
 // refusal says why a decision's fork does not answer.
@@ -48,7 +53,7 @@ func refusal(d *routing.Decision) string {
 
 // reply sends an answer of the router's own. Without keep the client is sent
 // away.
-func (c *conn) reply(status, text string, head, keep bool) {
+func (c *conn) reply(status, text string, head, keep bool) (sent int) {
 	l := c.loop
 	b := append(l.made[:0], "HTTP/1.1 "...)
 	b = append(b, status...)
@@ -67,6 +72,7 @@ func (c *conn) reply(status, text string, head, keep bool) {
 		c.sendAway()
 	}
 	c.toClient(b)
+	return len(b)
 }
 
 // sendAway ends the connection behind an answer. What the client still sends is
@@ -76,6 +82,7 @@ func (c *conn) sendAway() {
 	for _, u := range c.ups {
 		u.close(false)
 	}
+	c.endExchanges("")
 	c.ups, c.cur = c.ups[:0], nil
 	c.asked = askedQueue{}
 	c.dropRetry()
@@ -105,6 +112,7 @@ func (c *conn) unreachable() {
 			c.later(refusedHeadDelay, c.refuseSilent)
 		}
 	case !u.fork || c.phase == opaque || c.asked.len() == 0:
+		c.why = nobodyReached
 		c.abort()
 	case c.last.decision.FallBack:
 		waiting, fin := u.out, u.wantFIN
@@ -118,6 +126,9 @@ func (c *conn) unreachable() {
 			waiting.drop(&l.bufs)
 		}
 		c.last.decision.Verdict, c.last.decision.Reason = routing.ToBaseline, routing.Unavailable
+		if x := c.exchange(); x != nil {
+			x.entry.Decided(c.table(), c.dest, &c.last.decision)
+		}
 		if c.cur.state == connected {
 			c.count()
 			c.cur.send(nil)
@@ -130,10 +141,11 @@ func (c *conn) unreachable() {
 		c.count()
 		u.close(false)
 		c.remove(u)
+		e := c.take()
 		if c.asked.pop(); c.phase == atAnswer {
 			c.phase = atHead
 		}
 		c.held = false
-		c.unavailable(false)
+		c.refusedRequest(e, c.unavailable(false), nobodyReached)
 	}
 }

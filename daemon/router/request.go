@@ -5,6 +5,7 @@ package router
 import (
 	"golang.org/x/sys/unix"
 
+	"github.com/sidetrack-dev/sidetrack/daemon/ledger"
 	"github.com/sidetrack-dev/sidetrack/daemon/router/http1"
 	"github.com/sidetrack-dev/sidetrack/routing"
 )
@@ -65,6 +66,7 @@ func (c *conn) takeFromClient() (moved bool) {
 			return moved
 		case e != noError:
 			l.stats.errors[clientReset]++
+			c.why = callerReset
 			c.abort()
 			return true
 		case n == 0:
@@ -117,12 +119,14 @@ func (c *conn) consume(b []byte) (n int) {
 		case inLength:
 			k := min(c.left, int64(len(b)-n))
 			n += int(k)
+			c.sentMore(int(k))
 			if c.left -= k; c.left == 0 {
 				c.requestDone()
 			}
 		case inChunks:
 			k, out := c.chunks.Feed(b[n:], false)
 			n += k
+			c.sentMore(k)
 			switch out {
 			case http1.Complete:
 				c.requestDone()
@@ -133,9 +137,11 @@ func (c *conn) consume(b []byte) (n int) {
 			}
 		case opaque:
 			if c.scan != nil && c.scan.Scan(b[n:], c.leadsElsewhere) {
-				c.loop.stats.errors[keyInOpaque]++
-				c.abort()
+				c.keyInOpaque()
 				return n
+			}
+			if c.flow != nil {
+				c.flow.Sent += int64(len(b) - n)
 			}
 			n = len(b)
 		case discarded:
@@ -193,10 +199,10 @@ func (c *conn) consumeHead(b []byte, n, from int) (int, int) {
 		c.becomeOpaque(true)
 	case out == http1.Ambiguous:
 		l.stats.errors[ambiguousRefused]++
-		c.refuse(badRequest, l.req.Reason)
+		c.refuse(badRequest, l.req.Reason, b[n:])
 	default:
 		l.stats.errors[headTooLarge]++
-		c.refuse(fieldsTooLarge, "its head is too large")
+		c.refuse(fieldsTooLarge, "its head is too large", b[n:])
 	}
 	return n, n
 }
@@ -206,7 +212,12 @@ func (c *conn) consumeHead(b []byte, n, from int) (int, int) {
 func (c *conn) consumeRequest(b []byte, n, from int) (int, int) {
 	l := c.loop
 	r := &l.req
-	d := c.table().DecideRequest(c.ns.cookie, c.dest, &l.keys)
+	t := c.table()
+	d := t.DecideRequest(c.ns.cookie, c.dest, &l.keys)
+	var e *ledger.Entry
+	if l.router.cfg.Ledger.Concerns(&d) {
+		e = c.opened(t, &d)
+	}
 	busy := c.asked.len() > 0
 	if busy && (c.asked.len() == maxAsked || c.cur.state == dialling) {
 		c.hold()
@@ -218,6 +229,7 @@ func (c *conn) consumeRequest(b []byte, n, from int) (int, int) {
 		switch {
 		case c.doubtful:
 			l.stats.errors[doubtfulAnswer]++
+			c.lastOf(e, doubtfulAnswers)
 			c.abort()
 			return n, n
 		case busy:
@@ -234,10 +246,11 @@ func (c *conn) consumeRequest(b []byte, n, from int) (int, int) {
 			}
 			l.stats.request(&d)
 			c.last = request{decision: d, counted: true, method: r.Method, hasBody: r.Framing != http1.NoBody, keepAlive: r.KeepAlive}
-			c.unavailable(r.Expect)
+			c.refusedRequest(e, c.unavailable(r.Expect), "")
 			return n + r.Len, n + r.Len
 		}
 		if !fork && c.refused && !c.served {
+			c.lastOf(e, nobodyReached)
 			c.abort()
 			return n, n
 		}
@@ -247,6 +260,9 @@ func (c *conn) consumeRequest(b []byte, n, from int) (int, int) {
 	c.last = request{decision: d, method: r.Method, hasBody: r.Framing != http1.NoBody, keepAlive: r.KeepAlive}
 	if c.answer != blind {
 		c.asked.push(r.Method)
+	}
+	if e != nil {
+		c.record(e, u)
 	}
 	if u.state == connected {
 		c.count()
@@ -333,7 +349,11 @@ func (c *conn) badChunk() {
 		// rest of this one to another.
 		l.stats.errors[ambiguousRefused]++
 		if c.asked.len() == 1 && c.answer == atAnswerHead && c.rin.len() == 0 {
-			c.refuse(badRequest, "a chunk of its body is malformed")
+			if x := c.exchange(); x != nil {
+				x.entry.Status = 400
+				x.entry.Fail(notFramed + "a chunk of its body is malformed")
+			}
+			c.refuse(badRequest, "a chunk of its body is malformed", nil)
 		} else {
 			c.abort()
 		}

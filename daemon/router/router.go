@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/sidetrack-dev/sidetrack/daemon/ledger"
 	"github.com/sidetrack-dev/sidetrack/daemon/router/http2"
 	"github.com/sidetrack-dev/sidetrack/routing"
 )
@@ -35,7 +36,9 @@ type Config struct {
 	// V6OnlyDest finds what the client's socket with this cookie has dialled when
 	// it came to the listener on ::1. It is called by the loops and must not block.
 	V6OnlyDest func(socketCookie uint64) (routing.DestID, bool)
-	Logger     *slog.Logger
+	// Ledger is told of every tagged request and connection; nil: nobody is.
+	Ledger *ledger.Ledger
+	Logger *slog.Logger
 }
 
 const (

@@ -159,7 +159,13 @@ func (w *world) capturedAt(p *lab.Pod, dialled string) string {
 // writing takes very long.
 func (w *world) dial(p *lab.Pod) *peer {
 	w.t.Helper()
-	c, err := p.Dial("tcp", w.captured(p))
+	return w.dialAt(p, "10.96.0.7:80")
+}
+
+// dialAt is dial to another destination that is captured.
+func (w *world) dialAt(p *lab.Pod, dialled string) *peer {
+	w.t.Helper()
+	c, err := p.Dial("tcp", w.capturedAt(p, dialled))
 	if err != nil {
 		w.t.Fatal(err)
 	}

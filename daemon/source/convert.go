@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 
+	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
@@ -140,13 +141,17 @@ func convertSlice(o *discoveryv1.EndpointSlice) (routing.EndpointSlice, bool, fi
 	for i, e := range o.Endpoints {
 		// Unknown means ready, as the API says.
 		ready := e.Conditions.Ready == nil || *e.Conditions.Ready
+		pod := ""
+		if r := e.TargetRef; r != nil && r.Kind == "Pod" && (r.Namespace == "" || r.Namespace == o.Namespace) {
+			pod = r.Name
+		}
 		for j, text := range e.Addresses {
 			addr, err := netip.ParseAddr(text)
 			if err != nil {
 				errs = append(errs, invalid(field.NewPath("endpoints").Index(i).Child("addresses").Index(j), "%q is not an IP address", text))
 				continue
 			}
-			s.Endpoints = append(s.Endpoints, routing.Endpoint{Addr: addr, Ready: ready})
+			s.Endpoints = append(s.Endpoints, routing.Endpoint{Addr: addr, Ready: ready, Pod: pod})
 		}
 	}
 	return s, true, errs
@@ -162,8 +167,28 @@ func convertPod(o *corev1.Pod) (pods.Pod, bool) {
 		HostNetwork: o.Spec.HostNetwork,
 		Sandbox:     o.Labels[v1alpha1.SandboxLabel],
 		Inject:      o.Labels[v1alpha1.InjectLabel] == "true",
+		Workload:    workloadOf(o),
 	}
 	return p, o.Status.Phase != corev1.PodSucceeded && o.Status.Phase != corev1.PodFailed
+}
+
+// workloadOf names what a pod belongs to, as people know it, such as
+// Deployment/cart; empty for a pod that nothing owns. A ReplicaSet that a Deployment
+// has made is called after it and the hash that its pods are labelled with; anything
+// else is named as the pod's owner reference does.
+func workloadOf(o *corev1.Pod) string {
+	for i := range o.OwnerReferences {
+		r := &o.OwnerReferences[i]
+		if r.Controller == nil || !*r.Controller || r.Kind == "Node" {
+			continue
+		}
+		hash := o.Labels[appsv1.DefaultDeploymentUniqueLabelKey]
+		if name, ok := strings.CutSuffix(r.Name, "-"+hash); ok && r.Kind == "ReplicaSet" && hash != "" {
+			return "Deployment/" + name
+		}
+		return r.Kind + "/" + r.Name
+	}
+	return ""
 }
 
 // podAdvice says what about a pod's labels has no effect.

@@ -6,7 +6,9 @@ import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 // Record is what one hop of tagged traffic left behind: a request or a connection
 // at the request router, or a flow at the kernel's hooks. It is made when the
-// request or connection is over, a flow's when it begins.
+// request or connection is over, a flow's when it begins. Datagrams that one socket
+// sends to one destination are one record, and another one after 10 seconds for as
+// long as it goes on.
 type Record struct {
 	// Time is when the request's head was read, or the flow began.
 	Time metav1.MicroTime `json:"time"`
@@ -59,10 +61,6 @@ type Record struct {
 	// long the connection lasted. Zero for flows.
 	// +optional
 	LatencyNanos int64 `json:"latencyNanos,omitempty"`
-	// Datagrams is how many sends of one socket to one destination a record of hook
-	// SendMsg stands for.
-	// +optional
-	Datagrams int64 `json:"datagrams,omitempty"`
 	// TraceID is the trace that the request's traceparent named, 32 hexadecimal
 	// digits.
 	// +optional
@@ -221,6 +219,10 @@ type NodeAnswer struct {
 	// memory for them is bounded.
 	// +optional
 	Dropped int64 `json:"dropped,omitempty"`
+	// MissedFlows is how many flows of the node's sandboxes, whichever, left no record
+	// because too many began at once.
+	// +optional
+	MissedFlows int64 `json:"missedFlows,omitempty"`
 	// Omitted is how many more records match than the limit let through.
 	// +optional
 	Omitted int64 `json:"omitted,omitempty"`

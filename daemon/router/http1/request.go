@@ -45,6 +45,11 @@ type Request struct {
 	// Reason says what is wrong, in words that follow "the request is refused:".
 	Reason string
 
+	// Verb, Target and Authority are the request line's method and target and the
+	// Host field, and Traceparent is the value of the field of that name, empty when
+	// there are several. They are valid as long as the bytes that were parsed are.
+	Verb, Target, Authority, Traceparent []byte
+
 	baggageEnd   int // where the last baggage field's value ends; 0: there is none
 	baggageEmpty bool
 }
@@ -81,6 +86,8 @@ func (r *Request) strict(buf []byte) (ok bool, reason string) {
 	r.Method, r.Framing, r.Length = OtherMethod, NoBody, 0
 	r.KeepAlive, r.Upgrade, r.Expect = false, false, false
 	r.baggageEnd, r.baggageEmpty = 0, false
+	r.Authority, r.Traceparent = nil, nil
+	traces := 0
 
 	pos := 0
 	for len(buf) >= pos+2 && buf[pos] == '\r' && buf[pos+1] == '\n' {
@@ -122,6 +129,18 @@ func (r *Request) strict(buf []byte) (ok bool, reason string) {
 			return false, reason
 		}
 		switch len(name) {
+		case len("host"):
+			if equalFold(name, "host") {
+				r.Authority = value
+			}
+		case len("traceparent"):
+			if equalFold(name, "traceparent") {
+				if traces++; traces == 1 {
+					r.Traceparent = value
+				} else {
+					r.Traceparent = nil
+				}
+			}
 		case len("expect"):
 			if equalFold(name, "expect") {
 				r.Expect = r.Expect || len(value) > 0
@@ -210,6 +229,7 @@ func (r *Request) requestLine(line []byte) (http11 bool, reason string) {
 		}
 		return false, badStartLine
 	}
+	r.Verb, r.Target = method, target
 	switch string(method) {
 	case "GET", "OPTIONS", "TRACE", "PUT", "DELETE":
 		r.Method = SafeMethod

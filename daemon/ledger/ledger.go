@@ -1,0 +1,278 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ledger
+
+import (
+	"cmp"
+	"context"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/sidetrack-dev/sidetrack/routing"
+)
+
+// Config bounds a Ledger.
+type Config struct {
+	// Node is the name of the node, for records.
+	Node string
+	// MaxBytes bounds all records together, and MaxSandboxBytes those of one Sandbox.
+	// Zero: 64 MiB and 8 MiB. A record takes about 500 bytes.
+	MaxBytes, MaxSandboxBytes int64
+}
+
+const (
+	defaultMaxBytes        = 64 << 20
+	defaultMaxSandboxBytes = 8 << 20
+)
+
+// Owner names a Sandbox, or a RouteGroup.
+type Owner struct {
+	Name  routing.Name
+	Group bool
+}
+
+// Pod is what is known of a pod of this node.
+type Pod struct {
+	Name     routing.Name
+	Workload string // such as Deployment/cart
+	Sandbox  string
+}
+
+// Ledger keeps the records of one node. See the package's comment.
+type Ledger struct {
+	cfg    Config
+	began  time.Time
+	traces traces
+	pods   atomic.Pointer[map[routing.Cookie]*Pod]
+	table  atomic.Pointer[routing.Table]
+
+	mu    sync.Mutex
+	seq   uint64
+	bytes int64
+	books map[Owner]*book
+	added chan struct{} // closed, and another one made, when a record is added and somebody waits
+	wants bool
+
+	dropped uint64
+	unread  uint64 // see Missed
+}
+
+// book is one owner's records, the oldest first.
+type book struct {
+	id      routing.SandboxID
+	entries []*Entry // from first on
+	first   int
+	bytes   int64
+	dropped int64
+}
+
+// New returns an empty Ledger.
+func New(cfg Config) *Ledger {
+	cfg.MaxBytes = cmp.Or(cfg.MaxBytes, defaultMaxBytes)
+	cfg.MaxSandboxBytes = cmp.Or(cfg.MaxSandboxBytes, defaultMaxSandboxBytes)
+	l := &Ledger{cfg: cfg, began: time.Now(), books: map[Owner]*book{}, added: make(chan struct{})}
+	l.pods.Store(&map[routing.Cookie]*Pod{})
+	l.table.Store(new(routing.Table))
+	return l
+}
+
+// SetPods says which pods are on this node. The map is the Ledger's from then on.
+func (l *Ledger) SetPods(pods map[routing.Cookie]*Pod) { l.pods.Store(&pods) }
+
+func (l *Ledger) podOf(c routing.Cookie) *Pod { return (*l.pods.Load())[c] }
+
+// SetTable says what is in force. Ledgers of Sandboxes that are gone are forgotten,
+// and so are traces that are too old.
+func (l *Ledger) SetTable(t *routing.Table) {
+	l.table.Store(t)
+	l.traces.tick(time.Now())
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for o, b := range l.books {
+		if sb := t.SandboxNamed(o.Name, o.Group); sb == nil || sb.ID != b.id {
+			l.forget(o)
+		}
+	}
+}
+
+func (l *Ledger) forget(o Owner) {
+	if b := l.books[o]; b != nil {
+		l.bytes -= b.bytes
+		delete(l.books, o)
+	}
+}
+
+func ownerOf(sb *routing.SandboxInfo) Owner { return Owner{sb.Name, sb.Group} }
+
+// Add takes in an entry, which must not be changed any more.
+func (l *Ledger) Add(e *Entry) {
+	e.caller = l.podOf(e.Source)
+	if e.Answer.IsValid() {
+		e.answering, _ = l.table.Load().PodAt(e.Answer)
+	}
+	o := ownerOf(e.Owner)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	b := l.books[o]
+	switch {
+	case b != nil && b.id > e.Owner.ID:
+		return // of a Sandbox that was deleted, and made anew
+	case b != nil && b.id < e.Owner.ID:
+		l.forget(o)
+		b = nil
+	}
+	if b == nil {
+		b = &book{id: e.Owner.ID}
+		l.books[o] = b
+	}
+	l.seq++
+	e.seq = l.seq
+	b.entries = append(b.entries, e)
+	l.grow(b, e.size())
+	for b.bytes > l.cfg.MaxSandboxBytes {
+		l.drop(b)
+	}
+	for l.bytes > l.cfg.MaxBytes {
+		l.drop(l.largest())
+	}
+	if l.wants {
+		l.wants = false
+		close(l.added)
+		l.added = make(chan struct{})
+	}
+}
+
+func (l *Ledger) grow(b *book, n int64) {
+	b.bytes += n
+	l.bytes += n
+}
+
+// drop forgets a book's oldest record.
+func (l *Ledger) drop(b *book) {
+	l.grow(b, -b.entries[b.first].size())
+	b.entries[b.first] = nil
+	b.first++
+	b.dropped++
+	l.dropped++
+	if b.first > len(b.entries)/2 {
+		b.entries = slices.Clone(b.entries[b.first:])
+		b.first = 0
+	}
+}
+
+func (l *Ledger) largest() (most *book) {
+	for _, b := range l.books {
+		if most == nil || b.bytes > most.bytes {
+			most = b
+		}
+	}
+	return most
+}
+
+// Missed counts flows that left no record, because the ring between the kernel and
+// this process was full. Whose they were nobody knows, so every ledger's Page says it.
+func (l *Ledger) Missed(n uint64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.unread += n
+}
+
+// Query says which entries are wanted.
+type Query struct {
+	// After leaves out what the reader has: Page.Next of the page before.
+	After uint64
+	// Since leaves out what is older; the zero Time: nothing.
+	Since time.Time
+	// Trace leaves out what is not of this trace; the zero TraceID: nothing.
+	Trace TraceID
+	// Limit is how many there are at most, the newest. Zero: all.
+	Limit int
+}
+
+// Page is a part of a ledger.
+type Page struct {
+	// Entries are in the order in which they were added; to be read only.
+	Entries []*Entry
+	// Next is the After of the next query.
+	Next uint64
+	// Since is when the ledger begins.
+	Since time.Time
+	// Dropped is how many records have been dropped, and Omitted how many more
+	// would have been on the page without its limit.
+	Dropped, Omitted int64
+	// Unread is how many flows of this node left no record, whosever they were.
+	Unread int64
+}
+
+// Read returns a part of an owner's ledger. An owner that nobody has heard of has
+// an empty one.
+func (l *Ledger) Read(o Owner, q Query) Page {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	p := Page{Next: l.seq, Since: l.began, Unread: int64(l.unread)}
+	b := l.books[o]
+	if b == nil {
+		return p
+	}
+	all := b.entries[b.first:]
+	p.Dropped = b.dropped
+	if b.dropped > 0 && len(all) > 0 {
+		p.Since = all[0].At
+	}
+	from, _ := slices.BinarySearchFunc(all, q.After+1, func(e *Entry, seq uint64) int { return cmp.Compare(e.seq, seq) })
+	for i := len(all) - 1; i >= from; i-- {
+		e := all[i]
+		switch {
+		case e.At.Before(q.Since) || q.Trace != (TraceID{}) && e.Trace != q.Trace:
+		case q.Limit > 0 && len(p.Entries) == q.Limit:
+			p.Omitted++
+		default:
+			p.Entries = append(p.Entries, e)
+		}
+	}
+	slices.Reverse(p.Entries)
+	return p
+}
+
+// Wait returns when something was added after the record that after stands for, to
+// whichever ledger, or ctx is over.
+func (l *Ledger) Wait(ctx context.Context, after uint64) error {
+	for {
+		l.mu.Lock()
+		if l.seq > after {
+			l.mu.Unlock()
+			return nil
+		}
+		l.wants = true
+		added := l.added
+		l.mu.Unlock()
+		select {
+		case <-added:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// Stats are figures for metrics.
+type Stats struct {
+	// Records and Bytes are what is kept now.
+	Records, Bytes int64
+	// Added and Dropped count records; Unread counts flows that left none.
+	Added, Dropped, Unread uint64
+	// Traces is how many traces are remembered.
+	Traces int64
+}
+
+// Stats returns the figures.
+func (l *Ledger) Stats() Stats {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	s := Stats{Bytes: l.bytes, Added: l.seq, Dropped: l.dropped, Unread: l.unread, Traces: l.traces.known.Load()}
+	for _, b := range l.books {
+		s.Records += int64(len(b.entries) - b.first)
+	}
+	return s
+}

@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ledger
+
+import (
+	"net/netip"
+	"time"
+
+	"github.com/sidetrack-dev/sidetrack/routing"
+)
+
+// Call is a request whose head has been read and that a table has decided about.
+type Call struct {
+	Table    *routing.Table
+	Source   routing.Cookie
+	Dest     routing.DestID
+	Dialled  netip.AddrPort
+	Protocol Protocol
+	// Keyed says that the request came with a routing key, known or not.
+	Keyed bool
+	// Traceparent is the value of the header of this name; empty where there is
+	// none, or more than one.
+	Traceparent []byte
+}
+
+// Concerns reports whether Open is to be asked about a request that was decided
+// about like this. For nearly all untagged ones it is not. A nil Ledger is
+// concerned with nothing.
+func (l *Ledger) Concerns(d *routing.Decision) bool {
+	return l != nil && (d.Sandbox != nil || l.traces.any())
+}
+
+// Open begins the entry of a request, and returns nil for one that leaves none.
+// Where the request belongs to a tagged trace, has lost the key, and the trace's
+// sandbox has asked for it (propagate), Open changes the decision into what it
+// would have been with the key.
+func (l *Ledger) Open(c *Call, d *routing.Decision) *Entry {
+	now := time.Now()
+	id, parent := parseTraceparent(c.Traceparent)
+	lost, healed := false, false
+	owner := d.Sandbox
+	keyed := c.Keyed && d.Sandbox != nil || d.Inject != ""
+	if !keyed && !c.Keyed && id != (TraceID{}) {
+		if tr := l.traces.lookup(id); tr != nil {
+			if sb := c.Table.Lacking(c.Source, c.Dest, d, tr.owner); sb != nil {
+				pod := l.podOf(c.Source)
+				lost = pod != nil && tr.received(pod.Name, c.Table)
+				if sb.Propagate {
+					*d = c.Table.DecideFor(sb, c.Dest)
+					healed, keyed = true, true
+				}
+				if lost || healed {
+					owner = sb
+				}
+			}
+		}
+	}
+	if owner == nil {
+		return nil
+	}
+	if keyed && id != (TraceID{}) {
+		h := hop{service: d.Service}
+		if d.Verdict == routing.ToFork {
+			h.endpoints = d.Endpoints
+		}
+		if d.Verdict != routing.Refuse {
+			l.traces.note(id, owner, h, now)
+		}
+	}
+	e := &Entry{
+		At: now, Hook: AtRouter, Protocol: c.Protocol,
+		Owner: owner, Source: c.Source, Dialled: c.Dialled,
+		Trace: id, Parent: parent, Lost: lost, Healed: healed,
+	}
+	e.Decided(c.Table, c.Dest, d)
+	return e
+}
+
+// OpenConnection begins the entry of a connection that is no HTTP, by what its
+// source's identity has decided, and returns nil for one that leaves none. A nil
+// Ledger opens none.
+func (l *Ledger) OpenConnection(c *Call, d *routing.Decision) *Entry {
+	if l == nil || d.Sandbox == nil {
+		return nil
+	}
+	e := &Entry{
+		At: time.Now(), Hook: AtRouter, Protocol: Opaque,
+		Owner: d.Sandbox, Source: c.Source, Dialled: c.Dialled,
+	}
+	e.Decided(c.Table, c.Dest, d)
+	return e
+}
+
+// Decided notes a decision, also one that has changed since the entry was opened.
+func (e *Entry) Decided(t *routing.Table, dest routing.DestID, d *routing.Decision) {
+	e.Verdict, e.Reason, e.Target, e.Service = d.Verdict, d.Reason, d.Target, d.Service
+	e.Port = t.ServicePort(dest, d.Service)
+	if d.Refused != "" {
+		e.Fail(d.Refused)
+	}
+}
+
+// Finish takes in an entry whose request or connection is over now.
+func (l *Ledger) Finish(e *Entry) {
+	e.Latency = time.Since(e.At)
+	l.Add(e)
+}

@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ledger
+
+import (
+	"encoding/hex"
+)
+
+// TraceID and SpanID are those of W3C Trace Context. The zero value is none.
+type (
+	TraceID [16]byte
+	SpanID  [8]byte
+)
+
+// String returns 32 hexadecimal digits; empty for none.
+func (t TraceID) String() string {
+	if t == (TraceID{}) {
+		return ""
+	}
+	return hex.EncodeToString(t[:])
+}
+
+// String returns 16 hexadecimal digits; empty for none.
+func (s SpanID) String() string {
+	if s == (SpanID{}) {
+		return ""
+	}
+	return hex.EncodeToString(s[:])
+}
+
+// ParseTraceID reads 32 hexadecimal digits; the zero TraceID means that they are
+// none.
+func ParseTraceID(s string) (t TraceID) {
+	if len(s) != 2*len(t) || !digits(t[:], []byte(s)) {
+		return TraceID{}
+	}
+	return t
+}
+
+// parseTraceparent reads the value of a traceparent header (W3C Trace Context,
+// section 3.2): version 00, or a later one that begins the same way. Both ids are
+// zero when it is none. It does not allocate.
+func parseTraceparent(v []byte) (t TraceID, s SpanID) {
+	const length = len("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01")
+	var version, flags [1]byte
+	if len(v) < length || v[2] != '-' || v[35] != '-' || v[52] != '-' ||
+		!digits(version[:], v[:2]) || version[0] == 0xff || !digits(flags[:], v[53:55]) {
+		return TraceID{}, SpanID{}
+	}
+	if len(v) > length && (version[0] == 0 || v[length] != '-') {
+		return TraceID{}, SpanID{}
+	}
+	if !digits(t[:], v[3:35]) || !digits(s[:], v[36:52]) || t == (TraceID{}) || s == (SpanID{}) {
+		return TraceID{}, SpanID{}
+	}
+	return t, s
+}
+
+// digits reads hexadecimal digits in small letters, the only ones that are
+// allowed.
+func digits(dst, src []byte) bool {
+	for i := range dst {
+		hi, lo := digit(src[2*i]), digit(src[2*i+1])
+		if hi > 15 || lo > 15 {
+			return false
+		}
+		dst[i] = hi<<4 | lo
+	}
+	return true
+}
+
+func digit(c byte) byte {
+	switch {
+	case '0' <= c && c <= '9':
+		return c - '0'
+	case 'a' <= c && c <= 'f':
+		return c - 'a' + 10
+	}
+	return 0xff
+}

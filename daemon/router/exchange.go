@@ -1,0 +1,263 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package router
+
+import (
+	"strconv"
+
+	"github.com/sidetrack-dev/sidetrack/daemon/ledger"
+	"github.com/sidetrack-dev/sidetrack/daemon/router/http1"
+	"github.com/sidetrack-dev/sidetrack/routing"
+)
+
+// A request that leaves a record has an exchange from the moment that its head is
+// sent until its answer's last byte has been, or is not to be expected any more. A
+// connection with untagged requests alone has none, and what is said here costs it
+// one comparison for each request and answer.
+
+// exchange is a request whose record is being made.
+type exchange struct {
+	entry *ledger.Entry
+	// turn is which of the connection's requests it is.
+	turn uint64
+	// status is there, and what follows the answer's head is the answer's end.
+	answering, untilClose bool
+}
+
+// Why an exchange ended otherwise than with its answer.
+const (
+	callerReset     = "the caller reset the connection"
+	noAnswer        = "the connection ended before there was an answer"
+	answerReset     = "the answering side reset the connection"
+	answerCut       = "the connection ended before the answer did"
+	doubtfulAnswers = "answers on this connection cannot be told apart, so this one's is not known"
+	notHTTPAnyMore  = "the connection is no HTTP any more"
+	notFramed       = "the request cannot be framed beyond doubt, and the router answered it: "
+	keyInBytes      = "there is a routing key in bytes that are no request that can be routed, so the connection was reset"
+	movedAway       = "another agent has taken the connection over; how it ended is not known"
+	nobodyReached   = "no endpoint can be reached"
+)
+
+// opened begins the record of the request that has just been parsed and that d is
+// about, if it leaves one. d may be another decision then: see ledger.Open.
+func (c *conn) opened(t *routing.Table, d *routing.Decision) *ledger.Entry {
+	l := c.loop
+	r := &l.req
+	e := l.router.cfg.Ledger.Open(&ledger.Call{
+		Table: t, Source: c.ns.cookie, Dest: c.dest, Dialled: c.addr, Protocol: ledger.HTTP1,
+		Keyed: l.keys.Seen(), Traceparent: r.Traceparent,
+	}, d)
+	if e != nil {
+		e.Ask(r.Verb, r.Authority, r.Target)
+		e.Sent = int64(r.Len)
+	}
+	return e
+}
+
+// record keeps the exchange of the request that was sent to u last. What comes of
+// its body is added to it.
+func (c *conn) record(e *ledger.Entry, u *upstream) {
+	e.Answer = u.addr
+	if c.answer == blind {
+		// Nobody can tell which answer is its.
+		e.Fail(doubtfulAnswers)
+		c.loop.router.finish(e)
+		return
+	}
+	c.exchanges = append(c.exchanges, &exchange{entry: e, turn: c.asked.asked - 1})
+}
+
+// exchange returns the one that the next answer belongs to, or nil.
+func (c *conn) exchange() *exchange {
+	if len(c.exchanges) > 0 {
+		if x := c.exchanges[0]; x.turn == c.asked.answered {
+			return x
+		}
+	}
+	return nil
+}
+
+// sending returns the exchange whose body is being read, or nil.
+func (c *conn) sending() *exchange {
+	if n := len(c.exchanges); n > 0 {
+		if x := c.exchanges[n-1]; x.turn+1 == c.asked.asked {
+			return x
+		}
+	}
+	return nil
+}
+
+// sentMore counts bytes of the caller behind a head.
+func (c *conn) sentMore(n int) {
+	if x := c.sending(); x != nil {
+		x.entry.Sent += int64(n)
+	}
+}
+
+// receivedMore counts bytes of an answer.
+func (c *conn) receivedMore(n int) {
+	if x := c.exchange(); x != nil {
+		x.entry.Received += int64(n)
+	}
+}
+
+// answerBegins notes an answer's head.
+func (c *conn) answerBegins(r *http1.Response) {
+	x := c.exchange()
+	if x == nil {
+		return
+	}
+	x.entry.Received += int64(r.Len)
+	x.entry.Answer = c.cur.addr
+	if r.Framing != http1.Interim {
+		x.entry.Status, x.answering = r.Status, true
+		x.untilClose = r.Framing == http1.ByClose || r.Framing == http1.Tunnel
+	}
+}
+
+// complete ends the exchange that the answer which has just ended belongs to.
+func (c *conn) complete() {
+	if e := c.take(); e != nil {
+		c.loop.router.finish(e)
+	}
+}
+
+// take returns the record that the next answer belongs to, or nil, and forgets it.
+func (c *conn) take() *ledger.Entry {
+	x := c.exchange()
+	if x == nil {
+		return nil
+	}
+	c.exchanges = c.exchanges[1:]
+	return x.entry
+}
+
+// tunnels goes on with the record of the request after whose answer the connection
+// is no HTTP any more: it ends with the connection.
+func (c *conn) tunnels() {
+	if e := c.take(); e != nil {
+		c.flow = e
+	}
+}
+
+// endExchanges ends all that are left: their answers will not come. why is empty
+// where the connection has ended as connections do.
+func (c *conn) endExchanges(why string) {
+	if len(c.exchanges) == 0 && c.flow == nil {
+		return
+	}
+	for _, x := range c.exchanges {
+		switch {
+		case x.untilClose && (why == "" || why == callerReset):
+			// That was its end.
+		case why != "":
+			x.entry.Fail(why)
+		case x.answering:
+			x.entry.Fail(answerCut)
+		default:
+			x.entry.Fail(noAnswer)
+		}
+		c.loop.router.finish(x.entry)
+	}
+	c.exchanges = nil
+	if e := c.flow; e != nil {
+		c.flow = nil
+		if why != "" && why != callerReset {
+			e.Fail(why)
+		}
+		c.loop.router.finish(e)
+	}
+}
+
+// refusedRequest records a request that the router has answered with 503. e may be
+// nil.
+func (c *conn) refusedRequest(e *ledger.Entry, received int, why string) {
+	if e == nil {
+		return
+	}
+	e.Verdict, e.Reason = c.last.decision.Verdict, c.last.decision.Reason
+	e.Status, e.Received = 503, int64(received)
+	if why != "" {
+		e.Fail(why)
+	}
+	c.loop.router.finish(e)
+}
+
+// lastOf records a request that was read and went nowhere. e may be nil.
+func (c *conn) lastOf(e *ledger.Entry, why string) {
+	if e != nil {
+		e.Fail(why)
+		c.loop.router.finish(e)
+	}
+}
+
+// openFlow begins the record of a connection that is no HTTP, where its source is
+// tagged.
+func (c *conn) openFlow(d *routing.Decision) {
+	if e := c.connection(d); e != nil {
+		e.Answer = c.cur.addr
+		c.flow = e
+	}
+}
+
+// refuseFlow records a connection of a tagged source that goes nowhere.
+func (c *conn) refuseFlow(d *routing.Decision, why string) {
+	if e := c.connection(d); e != nil {
+		c.lastOf(e, why)
+	}
+}
+
+// refusedSilent records that a connection is ended on which nobody has said
+// anything, because there is nobody to answer.
+func (c *conn) refusedSilent() {
+	d := c.table().DecideConnection(c.ns.cookie, c.dest)
+	why := "the redirect's target has no ready endpoint"
+	if d.Verdict != routing.Refuse {
+		why = nobodyReached
+	}
+	c.refuseFlow(&d, why)
+}
+
+func (c *conn) connection(d *routing.Decision) *ledger.Entry {
+	return c.loop.router.cfg.Ledger.OpenConnection(&ledger.Call{
+		Table: c.table(), Source: c.ns.cookie, Dest: c.dest, Dialled: c.addr,
+	}, d)
+}
+
+// refuseKeyed records that bytes with a routing key were answered by the router,
+// because nobody can tell where the request in them ends.
+func (c *conn) refuseKeyed(b []byte, status, why string) {
+	l := c.loop
+	if l.router.cfg.Ledger == nil {
+		return
+	}
+	find := func(value []byte) bool {
+		l.keys.Reset()
+		l.keys.Add(&l.router.cfg.KeyNames, routing.InHeader, value)
+		d := c.table().DecideRequest(c.ns.cookie, c.dest, &l.keys)
+		return d.Sandbox != nil
+	}
+	if s := http1.NewScanner(&l.router.cfg.KeyNames); s.Scan(b, find) || s.End(find) {
+		e := c.refuseFound(notFramed + why)
+		if e == nil {
+			return
+		}
+		e.Protocol, e.Sent = ledger.HTTP1, int64(len(b))
+		e.Status, _ = strconv.Atoi(status[:3])
+		l.router.finish(e)
+	}
+}
+
+// refuseFound begins the record of bytes that go nowhere, whose key is in l.keys.
+func (c *conn) refuseFound(why string) *ledger.Entry {
+	d := c.table().DecideRequest(c.ns.cookie, c.dest, &c.loop.keys)
+	d.Verdict = routing.Refuse
+	e := c.connection(&d)
+	if e != nil {
+		e.Fail(why)
+	}
+	return e
+}
+
+// finish hands a record over.
+func (r *Router) finish(e *ledger.Entry) { r.cfg.Ledger.Finish(e) }
