@@ -3,21 +3,16 @@
 package cluster
 
 import (
-	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"runtime"
 	"slices"
 	"strings"
-	"sync"
-	"time"
 
-	"golang.org/x/sys/unix"
+	"github.com/sidetrack-dev/sidetrack/test/programs"
 )
 
 // ProgramsEnv names a folder that already holds the cluster's programs; nothing
@@ -33,15 +28,12 @@ type module struct {
 	ldflags  func(version string) string
 }
 
-func strip(string) string { return "-s -w" }
-
 // Those who only want a control plane wait for the first two modules only.
 var modules = []module{
 	{
 		name:     "etcd",
 		require:  "go.etcd.io/etcd/server/v3",
 		packages: []string{"go.etcd.io/etcd/server/v3"},
-		ldflags:  strip,
 	},
 	{
 		name:    "kubernetes",
@@ -76,8 +68,7 @@ var modules = []module{
 			"github.com/containernetworking/plugins/plugins/main/ptp",
 			"github.com/containernetworking/plugins/plugins/main/loopback",
 		},
-		args:    []string{"-tags", "no_btrfs,no_zfs,no_devmapper"},
-		ldflags: strip,
+		args: []string{"-tags", "no_btrfs,no_zfs,no_devmapper"},
 	},
 }
 
@@ -109,30 +100,35 @@ func Programs(ctx context.Context, names ...string) (string, error) {
 		}
 		return dir, nil
 	}
-	source, err := sourceDir(ctx)
+	checkout, err := programs.Checkout(ctx)
 	if err != nil {
 		return "", err
 	}
-	versions := make([]string, len(modules))
+	built := make([]programs.Module, len(modules))
 	key := ""
 	for i, m := range modules {
-		if versions[i], err = required(filepath.Join(source, "programs", m.name, "go.mod"), m.require); err != nil {
+		built[i] = programs.Module{Dir: filepath.Join(checkout, "test", "cluster", "programs", m.name), Args: m.args}
+		version, err := built[i].Required(m.require)
+		if err != nil {
 			return "", err
 		}
-		key += m.name + "-" + versions[i] + "_"
+		if m.ldflags != nil {
+			built[i].Ldflags = m.ldflags(version)
+		}
+		key += m.name + "-" + version + "_"
 	}
-	user, err := os.UserCacheDir()
+	cache, err := programs.Cache("cluster")
 	if err != nil {
-		return "", fmt.Errorf("find the cache folder: %w", err)
+		return "", err
 	}
-	dir := filepath.Join(user, "sidetrack", "cluster", key+runtime.GOARCH)
+	dir := filepath.Join(cache, key+runtime.GOARCH)
 	for i, m := range modules {
 		for _, pkg := range m.packages {
 			name := program(pkg)
 			if len(names) > 0 && !slices.Contains(names, name) {
 				continue
 			}
-			if err := buildOnce(ctx, dir, name, filepath.Join(source, "programs", m.name), m, versions[i], pkg); err != nil {
+			if _, err := built[i].Build(ctx, dir, name, pkg); err != nil {
 				return "", err
 			}
 		}
@@ -140,97 +136,5 @@ func Programs(ctx context.Context, names ...string) (string, error) {
 	return dir, nil
 }
 
-// sourceDir is the folder of this package in the checkout.
-var sourceDir = func() func(context.Context) (string, error) {
-	var mu sync.Mutex
-	var known string
-	return func(ctx context.Context) (string, error) {
-		mu.Lock()
-		defer mu.Unlock()
-		if known != "" {
-			return known, nil
-		}
-		out, err := output(ctx, exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Dir}}", "github.com/sidetrack-dev/sidetrack"))
-		if err != nil {
-			return "", fmt.Errorf("find the checkout: %w", err)
-		}
-		known = filepath.Join(strings.TrimSpace(string(out)), "test", "cluster")
-		return known, nil
-	}
-}()
-
-// required returns the version of a module that a go.mod requires.
-func required(file, path string) (string, error) {
-	text, err := os.ReadFile(file)
-	if err != nil {
-		return "", fmt.Errorf("find the version of %s: %w", path, err)
-	}
-	m := regexp.MustCompile(`(?m)^\s*(?:require\s+)?` + regexp.QuoteMeta(path) + `\s+(v\S+)`).FindSubmatch(text)
-	if m == nil {
-		return "", fmt.Errorf("%s does not require %s", file, path)
-	}
-	return string(m[1]), nil
-}
-
-func buildOnce(ctx context.Context, dir, name, in string, m module, version, pkg string) error {
-	file := filepath.Join(dir, name)
-	if _, err := os.Stat(file); err == nil {
-		return nil
-	}
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return fmt.Errorf("make the cache of programs: %w", err)
-	}
-	lock, err := os.OpenFile(filepath.Join(dir, "."+name+".lock"), os.O_CREATE|os.O_RDWR|unix.O_CLOEXEC, 0o600)
-	if err != nil {
-		return fmt.Errorf("lock the cache of programs: %w", err)
-	}
-	defer lock.Close()
-	for unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB) != nil {
-		select {
-		case <-time.After(200 * time.Millisecond):
-		case <-ctx.Done():
-			return fmt.Errorf("wait for another process that builds %s: %w", name, ctx.Err())
-		}
-	}
-	if _, err := os.Stat(file); err == nil {
-		return nil
-	}
-	fmt.Fprintf(os.Stderr, "cluster: building %s %s\n", name, version)
-	began := time.Now()
-	unfinished := file + ".unfinished"
-	args := append([]string{"build", "-trimpath", "-ldflags", m.ldflags(version), "-o", unfinished}, m.args...)
-	cmd := exec.CommandContext(ctx, "go", append(args, pkg)...)
-	cmd.Dir = in
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=-mod=readonly", "GOWORK=off")
-	if _, err := output(ctx, cmd); err != nil {
-		return fmt.Errorf("build %s: %w", name, err)
-	}
-	if err := os.Rename(unfinished, file); err != nil {
-		return fmt.Errorf("keep %s: %w", name, err)
-	}
-	fmt.Fprintf(os.Stderr, "cluster: built %s in %.0f s\n", name, time.Since(began).Seconds())
-	return nil
-}
-
-// output runs a command and returns its standard output; the error has the end
-// of its standard error.
-func output(ctx context.Context, cmd *exec.Cmd) ([]byte, error) {
-	var stdout, stderr bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &stdout, &stderr
-	cmd.WaitDelay = 5 * time.Second
-	err := cmd.Run()
-	if err == nil {
-		return stdout.Bytes(), nil
-	}
-	if ctx.Err() != nil {
-		err = errors.Join(err, ctx.Err())
-	}
-	said := strings.TrimSpace(stderr.String())
-	if len(said) > 2000 {
-		said = "…" + said[len(said)-2000:]
-	}
-	if said != "" {
-		err = fmt.Errorf("%w: %s", err, said)
-	}
-	return stdout.Bytes(), fmt.Errorf("%s: %w", filepath.Base(cmd.Path), err)
-}
+// output is programs.Output.
+func output(ctx context.Context, cmd *exec.Cmd) ([]byte, error) { return programs.Output(ctx, cmd) }
