@@ -30,6 +30,7 @@ func TestConnectServersAreTheSameThroughTheRouter(t *testing.T) {
 	runner, server := program(t, "connect", "connectconformance"), program(t, "connect", "referenceserver")
 	self, conf := executable(t), absolute(t, "testdata/connect.yaml")
 	w := newWorld(t)
+	w.decoy(t, every(forkPorts)...)
 	comparison{cases: 1900, failing: []string{}, run: func(t *testing.T, v way, only []string) results {
 		return conformance(t, w.from(v), only, runner, "--mode", "server", "--conf", conf, "--vv", "--",
 			self, shimArg, w.to(v).Path, w.Cgroup, "responses", field(responseHost, serviceIP), "--",
@@ -45,6 +46,7 @@ func TestConnectClientsAreTheSameThroughTheRouter(t *testing.T) {
 	runner, client := program(t, "connect", "connectconformance"), program(t, "connect", "referenceclient")
 	self, conf := executable(t), absolute(t, "testdata/connect.yaml")
 	w := newWorld(t)
+	w.decoy(t, every(forkPorts)...)
 	comparison{cases: 2600, failing: []string{}, run: func(t *testing.T, v way, only []string) results {
 		fields := field(requestHost, serviceIP)
 		if key := w.key(v); key != "" {
@@ -52,7 +54,7 @@ func TestConnectClientsAreTheSameThroughTheRouter(t *testing.T) {
 		}
 		return conformance(t, w.to(v), only, runner, "--mode", "client", "--conf", conf, "--vv", "--bind", "0.0.0.0", "--",
 			self, shimArg, w.from(v).Path, w.Cgroup, "requests", fields, "--", client)
-	}}.over(t, untagged, tagged)
+	}}.over(t, untagged)
 }
 
 // What the runner says of a case: that it begins, that it failed, and how many

@@ -48,6 +48,7 @@ func TestH2specIsTheSameThroughTheRouter(t *testing.T) {
 		for v, port := range ports {
 			server.start(t, w.to(v), port)
 		}
+		w.decoy(t, ports[injected])
 		w.relay(t, ports[direct])
 		ports[relayed] = ports[direct]
 		// Nearly all of the time is waiting for what does not come.

@@ -21,8 +21,12 @@ var interopCases = []string{
 	"empty_unary", "large_unary", "client_streaming", "server_streaming", "ping_pong", "empty_stream",
 	"timeout_on_sleeping_server", "cancel_after_begin", "cancel_after_first_response", "status_code_and_message",
 	"special_status_message", "custom_metadata", "unimplemented_method", "unimplemented_service",
-	"rpc_soak", "channel_soak", "orca_per_rpc", "orca_oob",
+	"rpc_soak", "channel_soak",
 }
+
+// orcaCases make a call of their own accord, which gets none of the metadata that
+// the client's user adds: it is not tagged.
+var orcaCases = []string{"orca_per_rpc", "orca_oob"}
 
 // TestGRPCInteropIsTheSameThroughTheRouter: grpc-go's own client and server of
 // the gRPC interoperability tests.
@@ -33,15 +37,20 @@ func TestGRPCInteropIsTheSameThroughTheRouter(t *testing.T) {
 	for v, port := range ports {
 		w.serve(t, w.to(v), port, server, "-port", strconv.Itoa(port))
 	}
-	comparison{cases: len(interopCases), failing: []string{}, run: func(t *testing.T, v way, only []string) results {
-		got := results{}
-		for _, name := range interopCases {
-			if len(only) == 0 || slices.Contains(only, name) {
-				got[name] = w.interop(t, v, client, ports[v], name)
+	w.decoy(t, ports[tagged], ports[injected])
+	run := func(cases ...string) run {
+		return func(t *testing.T, v way, only []string) results {
+			got := results{}
+			for _, name := range cases {
+				if len(only) == 0 || slices.Contains(only, name) {
+					got[name] = w.interop(t, v, client, ports[v], name)
+				}
 			}
+			return got
 		}
-		return got
-	}}.over(t, untagged, tagged, injected)
+	}
+	comparison{cases: len(interopCases), failing: []string{}, run: run(interopCases...)}.over(t, untagged, tagged, injected)
+	comparison{cases: len(orcaCases), failing: []string{}, run: run(orcaCases...)}.over(t, untagged, injected)
 }
 
 // interop runs one case of the interop client.

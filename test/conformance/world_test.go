@@ -15,6 +15,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -27,9 +28,12 @@ import (
 // The Service that everything is sent to. Its address is the baseline's pod's.
 const serviceIP = "10.96.0.10"
 
-// The Service has these ports, and its endpoints the same ones. Programs that
-// choose their own ports choose among them.
-const firstPort, lastPort = 20000, 20399
+// The Service has these ports, and its endpoints the same ones.
+const firstPort, lastPort = 20000, 20299
+
+// Programs that let the kernel choose their ports get some of these; world.port
+// gives out what is below.
+var basePorts, forkPorts = [2]int{20100, 20199}, [2]int{20200, 20299}
 
 // The sandboxes' keys: each has a fork.
 var keys = map[string]string{
@@ -226,10 +230,10 @@ func newWorld(t *testing.T) *world {
 	docs := []string{podObject(w.client), podObject(w.base),
 		podObject(w.runner, "sidetrack.dev/sandbox: a", `sidetrack.dev/inject: "true"`),
 		service("web", serviceIP, w.base)}
-	ports(t, w.base)
+	ports(t, w.base, basePorts)
 	for name, key := range keys {
 		fork := w.MustPod("fork-" + name)
-		ports(t, fork)
+		ports(t, fork, forkPorts)
 		w.forks[name] = fork
 		docs = append(docs, podObject(fork), service("web-"+name, "None", fork), sandbox(name, key, "web", "web-"+name))
 	}
@@ -240,23 +244,57 @@ func newWorld(t *testing.T) *world {
 	return w
 }
 
-// ports makes the kernel choose the Service's ports for whoever asks for none.
-func ports(t *testing.T, p *lab.Pod) {
+// ports makes the kernel choose these ports for whoever asks for none.
+func ports(t *testing.T, p *lab.Pod, which [2]int) {
 	t.Helper()
-	// The upper half is chosen from: the lower one is nextPort's.
-	value := fmt.Sprintf("%d %d", (firstPort+lastPort+1)/2, lastPort)
 	err := p.Do(func() error {
-		return os.WriteFile("/proc/sys/net/ipv4/ip_local_port_range", []byte(value), 0)
+		return os.WriteFile("/proc/sys/net/ipv4/ip_local_port_range", fmt.Appendf(nil, "%d %d", which[0], which[1]), 0)
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
 }
 
+// decoy answers on ports of the baseline whose servers are a fork's. HTTP/2
+// clients hear from the baseline first, before they have said where they want to
+// go. Nothing else may come here: the test fails when a request does.
+func (w *world) decoy(t *testing.T, ports ...int) {
+	t.Helper()
+	s := &http.Server{Protocols: new(http.Protocols), ErrorLog: quiet}
+	s.Protocols.SetHTTP1(true)
+	s.Protocols.SetUnencryptedHTTP2(true)
+	var astray atomic.Int64
+	s.Handler = http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		if astray.Add(1) == 1 {
+			t.Errorf("a tagged request has reached the baseline: %s %s %s", r.Proto, r.Method, r.URL)
+		}
+		rw.WriteHeader(http.StatusTeapot)
+	})
+	for _, port := range ports {
+		l, err := w.base.Listen("tcp", fmt.Sprintf(":%d", port))
+		if err != nil {
+			t.Fatal(err)
+		}
+		go func() {
+			// Serve always ends in an error: Close's.
+			_ = s.Serve(l)
+		}()
+	}
+	t.Cleanup(func() { s.Close() })
+}
+
+// every lists a range of ports.
+func every(which [2]int) (all []int) {
+	for n := which[0]; n <= which[1]; n++ {
+		all = append(all, n)
+	}
+	return all
+}
+
 // port takes a port of the Service that nobody has used in this world.
 func (w *world) port() int {
 	w.nextPort++
-	if w.nextPort >= (firstPort+lastPort)/2 {
+	if w.nextPort >= basePorts[0] {
 		w.t.Fatal("a test wants more ports than the Service has")
 	}
 	return w.nextPort
