@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"log"
-	"net"
 	"net/http"
 	"os"
 	"path"
@@ -22,8 +21,6 @@ import (
 	"testing"
 	"time"
 	"unicode/utf8"
-
-	"golang.org/x/net/http2"
 
 	"github.com/sidetrack-dev/sidetrack/test/lab"
 )
@@ -41,7 +38,7 @@ func TestH2specIsTheSameThroughTheRouter(t *testing.T) {
 		start func(t *testing.T, p *lab.Pod, port int)
 	}{
 		{"nginx", w.startNginx},
-		{"x-net-http2", startH2},
+		{"net-http", startH2},
 		{"grpc-go", func(t *testing.T, p *lab.Pod, port int) { w.serve(t, p, port, interop, "-port", strconv.Itoa(port)) }},
 	} {
 		ports := map[way]int{direct: w.port(), untagged: w.port(), injected: w.port()}
@@ -54,7 +51,8 @@ func TestH2specIsTheSameThroughTheRouter(t *testing.T) {
 		// Nearly all of the time is waiting for what does not come.
 		wg.Go(func() {
 			t.Run(server.name, func(t *testing.T) {
-				comparison{cases: 140, plain: []way{relayed}, run: func(t *testing.T, v way, only []string) results {
+				// A header block that is encoded anew fits into frames, whatever it came in.
+				comparison{cases: 140, plain: []way{relayed}, open: []string{"http2/4.2/3"}, run: func(t *testing.T, v way, only []string) results {
 					return w.h2spec(t, v, h2spec, ports[v], "", only)
 				}}.over(t, untagged, injected)
 			})
@@ -128,6 +126,11 @@ var (
 	fourTuple   = regexp.MustCompile(`\d+(\.\d+){3}:\d+->\d+(\.\d+){3}:\d+`)
 )
 
+// asReset is the report of a connection that was to be closed and was reset.
+// h2spec means that to be the same, but knows the error only as Go did not wrap it
+// yet. Which of both it is depends on what the server had read when it closed.
+var asReset = regexp.MustCompile(`(?s)Connection closed\s.*read: connection reset by peer\s*$`)
+
 // readJUnit reads a report of all cases, or of those given. The report has the
 // cases of a section in order and without their numbers.
 func readJUnit(text []byte, only []string) (results, error) {
@@ -174,6 +177,9 @@ func readJUnit(text []byte, only []string) (results, error) {
 				}
 				what = fourTuple.ReplaceAllString(frameLength.ReplaceAllString(what, "length:…"), "…")
 				got[name] = "failed: " + strings.TrimSpace(what)
+				if asReset.MatchString(what) {
+					got[name] = passed
+				}
 			case c.Skipped != nil:
 				got[name] = "skipped"
 			default:
@@ -204,30 +210,25 @@ func (w *world) startNginx(t *testing.T, p *lab.Pod, port int) {
 	w.serve(t, p, port, "nginx", "-p", dir, "-e", "stderr", "-c", file)
 }
 
-// startH2 serves HTTP/2 without TLS by x/net/http2, in this process.
+// startH2 serves HTTP/2 without TLS by net/http, whose server is x/net/http2's, in
+// this process.
 func startH2(t *testing.T, p *lab.Pod, port int) {
 	t.Helper()
 	l, err := p.Listen("tcp", fmt.Sprintf(":%d", port))
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { l.Close() })
-	handler := http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+	s := &http.Server{Protocols: new(http.Protocols), ErrorLog: quiet}
+	s.Protocols.SetUnencryptedHTTP2(true)
+	s.Handler = http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 		if _, err := io.Copy(io.Discard, r.Body); err != nil {
 			return
 		}
 		fmt.Fprint(rw, strings.Repeat("hello, ", 100))
 	})
+	t.Cleanup(func() { s.Close() })
 	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go func(c net.Conn) {
-				new(http2.Server).ServeConn(c, &http2.ServeConnOpts{Handler: handler, BaseConfig: &http.Server{ErrorLog: quiet}})
-				c.Close()
-			}(c)
-		}
+		// Serve always ends in an error: Close's.
+		_ = s.Serve(l)
 	}()
 }

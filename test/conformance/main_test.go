@@ -21,7 +21,6 @@ package conformance
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -147,9 +146,9 @@ func heavy(t *testing.T) {
 // eventually waits until f is content.
 func eventually(t *testing.T, patience time.Duration, f func() error) {
 	t.Helper()
-	err := errors.New("never asked")
 	for end := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
-		if err = f(); err == nil {
+		err := f()
+		if err == nil {
 			return
 		}
 		if time.Now().After(end) {

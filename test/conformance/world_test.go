@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -120,10 +121,27 @@ func (w *world) host(v way) string {
 // relay makes a port of the way relayed lead where the way direct does.
 func (w *world) relay(t *testing.T, port int) {
 	t.Helper()
-	w.relayBy(t, relayed, port, func(to, from net.Conn) error {
-		_, err := io.Copy(struct{ io.Writer }{to}, struct{ io.Reader }{from})
-		return err
-	})
+	w.relayBy(t, relayed, port, pieces)
+}
+
+// pieces copies bytes, now and then late and in two pieces: whatever can happen to
+// them on a real way.
+func pieces(to, from net.Conn) error {
+	b := make([]byte, 16<<10)
+	for {
+		n, err := from.Read(b)
+		for _, part := range [2][]byte{b[:n/2], b[n/2 : n]} {
+			if rand.IntN(2) == 0 {
+				time.Sleep(rand.N(3 * time.Millisecond))
+			}
+			if _, err := to.Write(part); err != nil {
+				return err
+			}
+		}
+		if err != nil {
+			return err
+		}
+	}
 }
 
 // relayBy is relay with a function that copies what the server sends.
@@ -139,7 +157,7 @@ func (w *world) relayBy(t *testing.T, v way, port int, answers func(to, from net
 		var wg sync.WaitGroup
 		// Whatever ends a direction, the other one goes on.
 		wg.Go(func() {
-			_, _ = io.Copy(struct{ io.Writer }{s}, struct{ io.Reader }{c})
+			_ = pieces(s, c)
 			_ = s.(*net.TCPConn).CloseWrite()
 		})
 		wg.Go(func() {
