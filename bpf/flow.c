@@ -6,6 +6,7 @@
  * they connect or send, and applications are shown the one they asked for.
  * Pinned: works on, by itself, while no agent runs, until the lease is over.
  */
+#include "events.h"
 #include "socket.h"
 
 static __always_inline bool lease_over(void)
@@ -36,9 +37,11 @@ static __always_inline void count_hit(const struct answer *a)
 }
 
 /* decide is what connect and sendmsg have in common. It fills a, and answers
- * whether there is anything to do. */
+ * whether there is anything to do. socket is the cookie of one that sends
+ * datagrams, and zero for one that connects. */
 static __always_inline bool decide(struct bpf_sock_addr *ctx, enum program program, bool mapped_ok,
-				   __u32 pick, const struct endpoint *to, struct answer *a)
+				   __u32 pick, __u64 socket, const struct endpoint *to,
+				   struct answer *a)
 {
 	struct question q = {
 		.dst.port = to->port,
@@ -58,6 +61,9 @@ static __always_inline bool decide(struct bpf_sock_addr *ctx, enum program progr
 	} else {
 		q.source = source_of(ctx);
 		lookup_flow(&q, a);
+		/* A class has what is tagged and known. */
+		if (a->class && !(socket && told_lately(socket, &q, a)))
+			tell_flow(&q, a, program);
 	}
 	if (a->verdict == VERDICT_BASELINE) {
 		count(program, a->reason);
@@ -79,7 +85,7 @@ static __always_inline int flow_connect(struct bpf_sock_addr *ctx, enum program 
 		noted->flags &= DIALLED_DATAGRAMS;
 
 	read_addr(ctx, v6, &to);
-	if (!decide(ctx, program, v6 && !v6_only(ctx), bpf_get_prandom_u32(), &to, &a))
+	if (!decide(ctx, program, v6 && !v6_only(ctx), bpf_get_prandom_u32(), 0, &to, &a))
 		return 1;
 	redirect = a.verdict == VERDICT_FORK;
 	known = note_dialled(ctx, &to, &a.endpoint, redirect ? DIALLED_CONNECTED : DIALLED_REFUSED);
@@ -146,7 +152,7 @@ static __always_inline int flow_sendmsg(struct bpf_sock_addr *ctx, enum program 
 	read_addr(ctx, v6, &to);
 	/* The kernel does not let an IPv6 datagram become an IPv4 one here
 	 * (ENOTSUPP); IPv4 datagrams of IPv6 sockets come by sendmsg4. */
-	if (!decide(ctx, program, false, spread(socket), &to, &a)) {
+	if (!decide(ctx, program, false, spread(socket), socket, &to, &a)) {
 		forget_peer(ctx, socket, &to);
 		return 1;
 	}

@@ -127,6 +127,32 @@ struct {
 	__type(value, __u64);
 } sd_lease SEC(".maps");
 
+/* Tagged flows as they begin, for the ledger. Written by connect and sendmsg, read by
+ * the agent. Full: the flow is not told, and sd_untold counts it. */
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 256 * 1024);
+} sd_events SEC(".maps");
+
+/* 0 -> how many flows found no place in sd_events. Written by connect and sendmsg,
+ * read by the agent. Cannot be full. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u64);
+} sd_untold SEC(".maps");
+
+/* Datagrams of a socket -> when they were last told of (nanoseconds since boot), so
+ * that a busy socket does not fill sd_events. Written and read by sendmsg. Full: the
+ * entry longest unused goes, and its socket is told of once more. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 4096);
+	__type(key, struct told_key);
+	__type(value, __u64);
+} sd_told SEC(".maps");
+
 /*
  * SNAPSHOT copies the value of a key and says whether there is one. A hash's
  * element can be reused for another key while a program still looks at it

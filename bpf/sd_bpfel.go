@@ -62,6 +62,18 @@ type SdEndpoint struct {
 	Pad  uint16
 }
 
+type SdFlowEvent struct {
+	_        structs.HostLayout
+	Time     uint64
+	Source   uint64
+	Dst      SdDestKey
+	Endpoint SdEndpoint
+	Sandbox  uint32
+	Verdict  SdVerdict
+	Reason   SdReason
+	Program  SdProgram
+}
+
 type SdHits struct {
 	_          structs.HostLayout
 	Redirected uint64
@@ -105,7 +117,8 @@ type SdLookupTest struct {
 		Class    uint32
 		Endpoint SdEndpoint
 	}
-	Unused SdProgram
+	Unused  SdProgram
+	NoEvent SdFlowEvent
 }
 
 type SdPeerKey struct {
@@ -177,6 +190,13 @@ type SdRouteKey struct {
 	Class   uint32
 }
 
+type SdToldKey struct {
+	_       structs.HostLayout
+	Socket  uint64
+	Dst     SdDestKey
+	Verdict SdVerdict
+}
+
 type SdVerdict uint32
 
 const (
@@ -192,13 +212,16 @@ const (
 	SdMapSdBackends    = "sd_backends"
 	SdMapSdDests       = "sd_dests"
 	SdMapSdDialled     = "sd_dialled"
+	SdMapSdEvents      = "sd_events"
 	SdMapSdExits       = "sd_exits"
 	SdMapSdHits        = "sd_hits"
 	SdMapSdIdentities  = "sd_identities"
 	SdMapSdLease       = "sd_lease"
 	SdMapSdNamespaces  = "sd_namespaces"
 	SdMapSdRoutes      = "sd_routes"
+	SdMapSdTold        = "sd_told"
 	SdMapSdUdpPeers    = "sd_udp_peers"
+	SdMapSdUntold      = "sd_untold"
 	SdMapSdV6only      = "sd_v6only"
 	SdProgSdCapture4   = "sd_capture4"
 	SdProgSdCapture6   = "sd_capture6"
@@ -277,13 +300,16 @@ type SdMapSpecs struct {
 	SdBackends   *ebpf.MapSpec `ebpf:"sd_backends"`
 	SdDests      *ebpf.MapSpec `ebpf:"sd_dests"`
 	SdDialled    *ebpf.MapSpec `ebpf:"sd_dialled"`
+	SdEvents     *ebpf.MapSpec `ebpf:"sd_events"`
 	SdExits      *ebpf.MapSpec `ebpf:"sd_exits"`
 	SdHits       *ebpf.MapSpec `ebpf:"sd_hits"`
 	SdIdentities *ebpf.MapSpec `ebpf:"sd_identities"`
 	SdLease      *ebpf.MapSpec `ebpf:"sd_lease"`
 	SdNamespaces *ebpf.MapSpec `ebpf:"sd_namespaces"`
 	SdRoutes     *ebpf.MapSpec `ebpf:"sd_routes"`
+	SdTold       *ebpf.MapSpec `ebpf:"sd_told"`
 	SdUdpPeers   *ebpf.MapSpec `ebpf:"sd_udp_peers"`
+	SdUntold     *ebpf.MapSpec `ebpf:"sd_untold"`
 	SdV6only     *ebpf.MapSpec `ebpf:"sd_v6only"`
 }
 
@@ -318,13 +344,16 @@ type SdMaps struct {
 	SdBackends   *ebpf.Map `ebpf:"sd_backends"`
 	SdDests      *ebpf.Map `ebpf:"sd_dests"`
 	SdDialled    *ebpf.Map `ebpf:"sd_dialled"`
+	SdEvents     *ebpf.Map `ebpf:"sd_events"`
 	SdExits      *ebpf.Map `ebpf:"sd_exits"`
 	SdHits       *ebpf.Map `ebpf:"sd_hits"`
 	SdIdentities *ebpf.Map `ebpf:"sd_identities"`
 	SdLease      *ebpf.Map `ebpf:"sd_lease"`
 	SdNamespaces *ebpf.Map `ebpf:"sd_namespaces"`
 	SdRoutes     *ebpf.Map `ebpf:"sd_routes"`
+	SdTold       *ebpf.Map `ebpf:"sd_told"`
 	SdUdpPeers   *ebpf.Map `ebpf:"sd_udp_peers"`
+	SdUntold     *ebpf.Map `ebpf:"sd_untold"`
 	SdV6only     *ebpf.Map `ebpf:"sd_v6only"`
 }
 
@@ -333,13 +362,16 @@ func (m *SdMaps) Close() error {
 		m.SdBackends,
 		m.SdDests,
 		m.SdDialled,
+		m.SdEvents,
 		m.SdExits,
 		m.SdHits,
 		m.SdIdentities,
 		m.SdLease,
 		m.SdNamespaces,
 		m.SdRoutes,
+		m.SdTold,
 		m.SdUdpPeers,
+		m.SdUntold,
 		m.SdV6only,
 	)
 }

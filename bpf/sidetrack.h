@@ -173,10 +173,32 @@ struct answer {
 };
 _Static_assert(sizeof(struct answer) == 36, "shared with Go");
 
+/* What connect and sendmsg tell of a tagged flow to a destination that is known. */
+struct flow_event {
+	__u64 time;   /* nanoseconds since boot */
+	__u64 source; /* see HOST_POD */
+	struct dest_key dst;
+	struct endpoint endpoint; /* zero where it was not redirected */
+	__u32 sandbox;
+	enum verdict verdict;
+	enum reason reason;
+	enum program program;
+};
+_Static_assert(sizeof(struct flow_event) == 72, "shared with Go");
+
+/* Datagrams of one socket to one destination with one outcome. */
+struct told_key {
+	__u64 socket; /* cookie */
+	struct dest_key dst;
+	enum verdict verdict;
+};
+_Static_assert(sizeof(struct told_key) == 32, "shared with Go");
+
 /* The context of the test program. */
 struct lookup_test {
 	struct question question;
 	struct answer answer;
-	enum program unused; /* puts the enum into BTF, for Go */
+	enum program unused; /* these put their types into BTF, for Go */
+	struct flow_event no_event;
 };
-_Static_assert(sizeof(struct lookup_test) == 80, "shared with Go");
+_Static_assert(sizeof(struct lookup_test) == 152, "shared with Go");

@@ -3,7 +3,6 @@
 package loader
 
 import (
-	"encoding/binary"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
@@ -65,7 +64,7 @@ func (a *asker) ask(source routing.Cookie, dst netip.AddrPort, p routing.Protoco
 		got.Verdict = routing.ToBaseline
 	case bpf.SdVerdictVERDICT_FORK:
 		got.Verdict = routing.ToFork
-		got.Endpoint = []netip.AddrPort{addrPortOf(r.Endpoint)}
+		got.Endpoint = []netip.AddrPort{goAddrPort(r.Endpoint.Addr, r.Endpoint.Port)}
 	case bpf.SdVerdictVERDICT_REFUSE:
 		got.Verdict = routing.Refuse
 	default:
@@ -83,15 +82,6 @@ func (a *asker) ask(source routing.Cookie, dst netip.AddrPort, p routing.Protoco
 		a.Fatalf("reason %d", r.Reason)
 	}
 	return got, r.Reason
-}
-
-func addrPortOf(e bpf.SdEndpoint) netip.AddrPort {
-	var b [16]byte
-	for i, w := range e.Addr {
-		binary.NativeEndian.PutUint32(b[4*i:], w)
-	}
-	port := binary.NativeEndian.AppendUint16(nil, e.Port)
-	return netip.AddrPortFrom(netip.AddrFrom16(b).Unmap(), binary.BigEndian.Uint16(port))
 }
 
 // check compares the kernel's answer with the table's.

@@ -39,8 +39,9 @@ var capturePrograms = []program{
 
 // mapNames are all maps, each pinned by its name.
 var mapNames = []string{
-	bpf.SdMapSdBackends, bpf.SdMapSdDests, bpf.SdMapSdDialled, bpf.SdMapSdExits, bpf.SdMapSdHits, bpf.SdMapSdIdentities,
-	bpf.SdMapSdLease, bpf.SdMapSdNamespaces, bpf.SdMapSdRoutes, bpf.SdMapSdUdpPeers, bpf.SdMapSdV6only,
+	bpf.SdMapSdBackends, bpf.SdMapSdDests, bpf.SdMapSdDialled, bpf.SdMapSdEvents, bpf.SdMapSdExits, bpf.SdMapSdHits,
+	bpf.SdMapSdIdentities, bpf.SdMapSdLease, bpf.SdMapSdNamespaces, bpf.SdMapSdRoutes, bpf.SdMapSdTold, bpf.SdMapSdUdpPeers,
+	bpf.SdMapSdUntold, bpf.SdMapSdV6only,
 }
 
 // tableMaps are the maps that routing.Table.Diff writes. All others keep what is

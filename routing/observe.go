@@ -133,3 +133,16 @@ func (t *Table) DecideFor(sb *SandboxInfo, dest DestID) Decision {
 	d.Inject = sb.Key
 	return d
 }
+
+// Leads names the Service that a destination is for a sandbox and, where it
+// redirects it, says in words where to.
+func (t *Table) Leads(sb *SandboxInfo, id DestID) (service Name, target string) {
+	info := t.byID[id]
+	if info == nil {
+		return Name{}, ""
+	}
+	if r := t.routes[RouteKey{sb.ID, info.class}]; r != nil {
+		return r.service, r.target
+	}
+	return info.service, ""
+}

@@ -37,6 +37,8 @@ static void *(*bpf_sk_storage_get)(void *map, void *sk, void *value, __u64 flags
 static __u64 (*bpf_get_netns_cookie)(void *ctx) = (void *)122;
 static __u64 (*bpf_get_current_ancestor_cgroup_id)(int ancestor_level) = (void *)123;
 static __u64 (*bpf_ktime_get_boot_ns)(void) = (void *)125;
+static void *(*bpf_ringbuf_reserve)(void *ringbuf, __u64 size, __u64 flags) = (void *)131;
+static void (*bpf_ringbuf_submit)(void *data, __u64 flags) = (void *)132;
 static struct tcp6_sock *(*bpf_skc_to_tcp6_sock)(void *sk) = (void *)136;
 static struct udp6_sock *(*bpf_skc_to_udp6_sock)(void *sk) = (void *)140;
 static int (*bpf_get_retval)(void) = (void *)186;

@@ -17,6 +17,7 @@ import (
 
 	"github.com/sidetrack-dev/sidetrack/cmd/internal/program"
 	"github.com/sidetrack-dev/sidetrack/daemon/agent"
+	"github.com/sidetrack-dev/sidetrack/daemon/ledger"
 	"github.com/sidetrack-dev/sidetrack/daemon/metrics"
 	"github.com/sidetrack-dev/sidetrack/daemon/router"
 	"github.com/sidetrack-dev/sidetrack/loader"
@@ -38,6 +39,7 @@ type runFlags struct {
 	existingLimit  time.Duration
 	drainTimeout   time.Duration
 	handover       handoverFlags
+	ledger         ledgerFlags
 	logs           program.LogFlags
 }
 
@@ -82,6 +84,7 @@ func (f *runFlags) register(flags *pflag.FlagSet) {
 	flags.DurationVar(&f.existingLimit, "existing-limit", f.existingLimit, "how long a connection from before a redirect that is never idle is left to the baseline (existingConnections: Idle); 0 for as long as it lasts")
 	flags.DurationVar(&f.drainTimeout, "drain-timeout", f.drainTimeout, "how long requests under way may take at the end")
 	f.handover.register(flags)
+	f.ledger.register(flags)
 	f.logs.Register(flags)
 }
 
@@ -95,6 +98,9 @@ func (f *runFlags) run(ctx context.Context, stderr io.Writer) (err error) {
 		return err
 	}
 	if err := f.keys.Validate(); err != nil {
+		return err
+	}
+	if err := f.ledger.validate(); err != nil {
 		return err
 	}
 	if os.Getenv("GOGC") == "" {
@@ -130,11 +136,14 @@ func (f *runFlags) run(ctx context.Context, stderr io.Writer) (err error) {
 	defer predecessor.Close()
 	defer closing("let go of the kernel", kernel)
 
+	f.ledger.config.Node = f.origin.nodeName
+	records := ledger.New(f.ledger.config)
 	rt, err := router.New(router.Config{
 		Loops:      f.loops,
 		Mark:       f.kernel.Mark,
 		KeyNames:   f.keys,
 		V6OnlyDest: kernel.V6OnlyDest,
+		Ledger:     records,
 		Logger:     log,
 	})
 	if err != nil {
@@ -150,6 +159,8 @@ func (f *runFlags) run(ctx context.Context, stderr io.Writer) (err error) {
 		Pods:          resolver,
 		Kernel:        kernel,
 		Router:        rt,
+		Ledger:        records,
+		Flows:         kernel,
 		Mark:          f.kernel.Mark,
 		Cgroup:        f.kernel.Cgroup,
 		Lease:         f.lease,
@@ -165,7 +176,7 @@ func (f *runFlags) run(ctx context.Context, stderr io.Writer) (err error) {
 	if err != nil {
 		return err
 	}
-	m = metrics.New(buildVersion(), metrics.Sources{Kernel: kernel, Router: rt, State: a.State})
+	m = metrics.New(buildVersion(), metrics.Sources{Kernel: kernel, Router: rt, Ledger: records, State: a.State})
 
 	if err := endpoint(scrapes, predecessor); err != nil {
 		return err
@@ -175,6 +186,11 @@ func (f *runFlags) run(ctx context.Context, stderr io.Writer) (err error) {
 		return err
 	}
 	defer closing("close the socket for probes", probes)
+	readers, err := f.ledger.serve(records, log)
+	if err != nil {
+		return err
+	}
+	defer closing("close the ledger's socket", readers)
 
 	log.Info("sidetrackd runs", "version", buildVersion(), "manifests", f.origin.manifests, "node", f.origin.nodeName, "metrics", scrapes.Bound())
 	err = a.Run(ctx)

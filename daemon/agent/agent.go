@@ -51,6 +51,8 @@ type Config struct {
 	Router Router
 	// Ledger is told which pods and sandboxes there are; nil: there is none.
 	Ledger *ledger.Ledger
+	// Flows tells of tagged flows, for the Ledger; nil: nobody does.
+	Flows Flows
 	// Mark is the SO_MARK of the agent's own sockets: these are not closed as
 	// connections from before a redirect.
 	Mark uint32
@@ -153,6 +155,11 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 		return err
 	}
 	defer a.sweeper.close()
+	stopFlows, err := a.recordFlows()
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, stopFlows()) }()
 	// More often than the lease needs: it is cheap, it looks after the cgroup as
 	// well, and after the host has slept it brings flow redirects back soon.
 	lease := time.NewTicker(min(a.cfg.Lease/3, retryInterval))
@@ -199,6 +206,7 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 			s.Listeners = len(a.listeners.open)
 			a.state.Store(&s)
 		case <-lease.C:
+			a.countUntold()
 			if err := a.cfg.Kernel.RenewLease(a.cfg.Lease); err != nil {
 				a.log.Error("lease is not renewed; flow redirects will end when it is over", "err", err)
 			}

@@ -171,12 +171,13 @@ func (l *Ledger) largest() (most *book) {
 	return most
 }
 
-// Missed counts flows that left no record, because the ring between the kernel and
-// this process was full. Whose they were nobody knows, so every ledger's Page says it.
+// Missed says how many flows left no record, since the agent started, because the
+// ring between the kernel and this process was full. Whose they were nobody knows, so
+// every ledger's Page says it.
 func (l *Ledger) Missed(n uint64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.unread += n
+	l.unread = n
 }
 
 // Query says which entries are wanted.

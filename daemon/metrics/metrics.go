@@ -14,6 +14,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
+	"github.com/sidetrack-dev/sidetrack/daemon/ledger"
 	"github.com/sidetrack-dev/sidetrack/daemon/router"
 	"github.com/sidetrack-dev/sidetrack/loader"
 	"github.com/sidetrack-dev/sidetrack/routing"
@@ -63,10 +64,14 @@ type Kernel interface {
 // Router is what is read of router.Router.
 type Router interface{ Stats() router.Stats }
 
+// Ledger is what is read of ledger.Ledger.
+type Ledger interface{ Stats() ledger.Stats }
+
 // Sources are what a scrape reads. All of them may be called at any time.
 type Sources struct {
 	Kernel Kernel
 	Router Router
+	Ledger Ledger
 	State  func() State
 }
 
@@ -109,6 +114,7 @@ func New(version string, src Sources) *Metrics {
 		build, m.applies, m.changes,
 		&kernelCollector{kernel: src.Kernel, state: src.State},
 		&routerCollector{router: src.Router},
+		&ledgerCollector{ledger: src.Ledger},
 		&stateCollector{state: src.State},
 		collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),

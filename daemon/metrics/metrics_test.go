@@ -16,6 +16,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/sidetrack-dev/sidetrack/daemon/ledger"
 	"github.com/sidetrack-dev/sidetrack/daemon/router"
 	"github.com/sidetrack-dev/sidetrack/loader"
 	"github.com/sidetrack-dev/sidetrack/routing"
@@ -75,6 +76,10 @@ func routes(t *routing.Table) map[routing.RouteKey]loader.HitCount {
 	return out
 }
 
+type records ledger.Stats
+
+func (r records) Stats() ledger.Stats { return ledger.Stats(r) }
+
 func get(t *testing.T, m *Metrics, path string) (int, string) {
 	t.Helper()
 	w := httptest.NewRecorder()
@@ -110,6 +115,7 @@ func TestMetricsNameSandboxAndServiceAndNeverAKey(t *testing.T) {
 			},
 			Errors: map[string]uint64{"client_reset": 6},
 		},
+		Ledger: records{Records: 3, Bytes: 1500, Added: 5, Dropped: 2, Unread: 1},
 		State: func() State {
 			return State{
 				Table: table, Listeners: 2, PodsWithoutListener: 1, PodsCovered: 7, PodsWithoutNamespace: 3,
@@ -145,6 +151,11 @@ func TestMetricsNameSandboxAndServiceAndNeverAKey(t *testing.T) {
 		`sidetrack_flows_total{namespace="shop",sandbox="pr-0000",service="route",verdict="fork"} 3`,
 		`sidetrack_flows_total{namespace="shop",sandbox="pr-0000",service="route",verdict="reject"} 1`,
 		`sidetrack_generation 1`,
+		`sidetrack_ledger_bytes 1500`,
+		`sidetrack_ledger_dropped_total 2`,
+		`sidetrack_ledger_records 3`,
+		`sidetrack_ledger_records_total 5`,
+		`sidetrack_ledger_untold_flows_total 1`,
 		`sidetrack_listeners 2`,
 		`sidetrack_pods{coverage="covered"} 7`,
 		`sidetrack_pods{coverage="uncovered"} 4`,
@@ -178,7 +189,7 @@ func TestMetricsNameSandboxAndServiceAndNeverAKey(t *testing.T) {
 
 func TestSeriesAreBoundedAndTheirSumIsKept(t *testing.T) {
 	table := compile(t, maxSeries+50)
-	m := New("v0", Sources{Kernel: counters{hits: routes(table)}, Router: stats{}, State: func() State { return State{Table: table} }})
+	m := New("v0", Sources{Kernel: counters{hits: routes(table)}, Router: stats{}, Ledger: records{}, State: func() State { return State{Table: table} }})
 	_, text := get(t, m, "/metrics")
 	n := strings.Count(text, `sidetrack_flows_total{namespace="shop"`)
 	if n != 2*maxSeries {
@@ -209,7 +220,7 @@ func TestWhoIsShownByNameStaysSoWhileItIsThere(t *testing.T) {
 
 func TestReadyzSaysWhyNot(t *testing.T) {
 	state := State{NotReady: "the first table is not in the kernel: raise --max-destinations"}
-	m := New("v0", Sources{Kernel: counters{}, Router: stats{}, State: func() State { return state }})
+	m := New("v0", Sources{Kernel: counters{}, Router: stats{}, Ledger: records{}, State: func() State { return state }})
 	if code, body := get(t, m, "/readyz"); code != http.StatusServiceUnavailable || body != state.NotReady+"\n" {
 		t.Errorf("not ready: %d %q", code, body)
 	}
@@ -223,7 +234,7 @@ func TestReadyzSaysWhyNot(t *testing.T) {
 }
 
 func TestACounterThatCannotBeReadDoesNotHideTheOthers(t *testing.T) {
-	m := New("v0", Sources{Kernel: counters{err: errors.New("no map")}, Router: stats{}, State: func() State { return State{Table: compile(t, 1)} }})
+	m := New("v0", Sources{Kernel: counters{err: errors.New("no map")}, Router: stats{}, Ledger: records{}, State: func() State { return State{Table: compile(t, 1)} }})
 	_, text := get(t, m, "/metrics")
 	if !strings.Contains(text, "sidetrack_generation 1") {
 		t.Errorf("the generation is missing:\n%s", text)

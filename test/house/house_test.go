@@ -35,7 +35,7 @@ var mayImport = map[string][]string{
 	"daemon/pods":       {"routing"},
 	"daemon/source":     {"routing", "api", "daemon/pods", "daemon/source"},
 	"daemon/nodestate":  {"routing", "api"},
-	"daemon/metrics":    {"routing", "loader", "daemon/router", "daemon/metrics"},
+	"daemon/metrics":    {"routing", "loader", "daemon/router", "daemon/ledger", "daemon/metrics"},
 	"daemon/handover":   {"routing", "daemon/router"},
 	"daemon/controller": {"api"},
 	"daemon/agent":      {"routing", "loader", "daemon", "api"},

@@ -32,6 +32,7 @@ type port struct {
 type endpoint struct {
 	ip      string
 	unready bool
+	pod     string
 }
 
 func (p port) proto() string {
@@ -44,7 +45,7 @@ func (p port) proto() string {
 func endpointsOf(pods ...*lab.Pod) []endpoint {
 	var out []endpoint
 	for _, p := range pods {
-		out = append(out, endpoint{ip: p.IPv4.String()}, endpoint{ip: p.IPv6.String()})
+		out = append(out, endpoint{ip: p.IPv4.String(), pod: p.Name}, endpoint{ip: p.IPv6.String(), pod: p.Name})
 	}
 	return out
 }
@@ -71,6 +72,9 @@ func (s service) String() string {
 		for _, e := range s.endpoints {
 			if strings.Contains(e.ip, ":") == (family == "IPv6") {
 				fmt.Fprintf(&b, "- addresses: [%q]\n  conditions: {ready: %v}\n", e.ip, !e.unready)
+				if e.pod != "" {
+					fmt.Fprintf(&b, "  targetRef: {kind: Pod, namespace: shop, name: %s}\n", e.pod)
+				}
 			}
 		}
 	}

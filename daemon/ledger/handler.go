@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ledger
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	ledgerv1alpha1 "github.com/sidetrack-dev/sidetrack/api/ledger/v1alpha1"
+	"github.com/sidetrack-dev/sidetrack/routing"
+)
+
+// Reader is where records come from: one node's Ledger, or all nodes'.
+type Reader interface {
+	// Records returns what there is now.
+	Records(ctx context.Context, o Owner, want ledgerv1alpha1.Options) (*ledgerv1alpha1.RecordList, error)
+	// Follow calls send with what there is now, and again with what comes, until ctx
+	// is over or send fails.
+	Follow(ctx context.Context, o Owner, want ledgerv1alpha1.Options, send func(*ledgerv1alpha1.RecordList) error) error
+}
+
+// Records returns what this node's ledger has of an owner.
+func (l *Ledger) Records(_ context.Context, o Owner, want ledgerv1alpha1.Options) (*ledgerv1alpha1.RecordList, error) {
+	list, _ := l.List(o, QueryOf(want))
+	return &list, nil
+}
+
+// followPause is how long a stream lets records gather.
+const followPause = 50 * time.Millisecond
+
+// Follow sends what this node's ledger has of an owner, and then what is added.
+func (l *Ledger) Follow(ctx context.Context, o Owner, want ledgerv1alpha1.Options, send func(*ledgerv1alpha1.RecordList) error) error {
+	q := QueryOf(want)
+	dropped := int64(-1)
+	for {
+		list, next := l.List(o, q)
+		if n := list.Nodes[0].Dropped; len(list.Items) > 0 || n != dropped {
+			dropped = n
+			if err := send(&list); err != nil {
+				return err
+			}
+		}
+		q.After, q.Limit = next, 0
+		if err := l.Wait(ctx, next); err != nil {
+			return err
+		}
+		select {
+		case <-time.After(followPause):
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// Resource is what a path asks for the records of.
+type Resource struct {
+	Owner Owner
+	// Watch says that the path has the prefix for requests that last.
+	Watch bool
+}
+
+// ParsePath reads the path of a request for records, as Options.Path writes it.
+func ParsePath(path string) (Resource, bool) {
+	rest, ok := strings.CutPrefix(path, "/apis/"+ledgerv1alpha1.APIVersion+"/")
+	if !ok {
+		return Resource{}, false
+	}
+	parts := strings.Split(rest, "/")
+	var r Resource
+	if parts[0] == "watch" {
+		r.Watch, parts = true, parts[1:]
+	}
+	if len(parts) != 5 || parts[0] != "namespaces" || parts[4] != "records" || slices.Contains(parts, "") {
+		return Resource{}, false
+	}
+	r.Owner = Owner{Name: routing.Name{Namespace: parts[1], Name: parts[3]}, Group: parts[2] == "routegroups"}
+	return r, r.Owner.Group || parts[2] == "sandboxes"
+}
+
+// Handler serves records as package api/ledger/v1alpha1 says. Who may read them has
+// been decided by whoever calls it.
+func Handler(from Reader) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		resource, ok := ParsePath(r.URL.Path)
+		if !ok {
+			fail(w, http.StatusNotFound, metav1.StatusReasonNotFound, "there is nothing at this path: ask for /apis/"+ledgerv1alpha1.APIVersion+"/namespaces/NAMESPACE/sandboxes/NAME/records")
+			return
+		}
+		if r.Method != http.MethodGet {
+			fail(w, http.StatusMethodNotAllowed, metav1.StatusReasonMethodNotAllowed, "records can be read and nothing else: use GET")
+			return
+		}
+		want, err := ledgerv1alpha1.ParseOptions(r.URL.Query(), time.Now())
+		if err == nil && want.Follow && !resource.Watch {
+			err = errors.New("follow: a request that lasts has /watch before /namespaces in its path, else the API server would end it after a minute")
+		}
+		if err != nil {
+			fail(w, http.StatusBadRequest, metav1.StatusReasonBadRequest, err.Error())
+			return
+		}
+		if want.Follow || resource.Watch {
+			stream(w, r, from, resource.Owner, want)
+			return
+		}
+		list, err := from.Records(r.Context(), resource.Owner, want)
+		if err != nil {
+			fail(w, http.StatusServiceUnavailable, metav1.StatusReasonServiceUnavailable, err.Error())
+			return
+		}
+		w.Header().Set("Content-Type", "application/json")
+		// That the client has gone is no business of anybody's.
+		_ = json.NewEncoder(w).Encode(list)
+	})
+}
+
+func stream(w http.ResponseWriter, r *http.Request, from Reader, o Owner, want ledgerv1alpha1.Options) {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(http.StatusOK)
+	rc := http.NewResponseController(w)
+	if rc.Flush() != nil {
+		return
+	}
+	out := json.NewEncoder(w)
+	// It ends with the client, whom nothing more can be told.
+	_ = from.Follow(r.Context(), o, want, func(list *ledgerv1alpha1.RecordList) error {
+		if err := out.Encode(list); err != nil {
+			return err
+		}
+		return rc.Flush()
+	})
+}
+
+// fail answers as an API server does.
+func fail(w http.ResponseWriter, code int, reason metav1.StatusReason, message string) {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(code)
+	_ = json.NewEncoder(w).Encode(&metav1.Status{
+		TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Status"},
+		Status:   metav1.StatusFailure, Message: message, Reason: reason, Code: int32(code),
+	})
+}

@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ledger
+
+import (
+	"bufio"
+	"encoding/json"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+
+	ledgerv1alpha1 "github.com/sidetrack-dev/sidetrack/api/ledger/v1alpha1"
+)
+
+func TestRecordsAreReadByHTTP(t *testing.T) {
+	l, table := shop(t)
+	server := httptest.NewServer(Handler(l))
+	defer server.Close()
+	add := func(status int) {
+		e, _ := call(t, l, table, tester, "route", "key-of-pr-42", trace1)
+		e.Status = status
+		l.Finish(e)
+	}
+	add(200)
+	add(201)
+	get := func(path string) (*http.Response, string) {
+		t.Helper()
+		resp, err := http.Get(server.URL + path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		body, err := io.ReadAll(resp.Body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return resp, string(body)
+	}
+	o := ledgerv1alpha1.Options{Limit: 1, Trace: trace1}
+	resp, body := get(o.Path("sandboxes", "shop", "pr-42"))
+	var list ledgerv1alpha1.RecordList
+	if err := json.Unmarshal([]byte(body), &list); err != nil || resp.StatusCode != http.StatusOK {
+		t.Fatalf("%s: %v", resp.Status, err)
+	}
+	if list.Kind != "RecordList" || len(list.Items) != 1 || list.Items[0].Status != 201 || list.Nodes[0].Omitted != 1 {
+		t.Errorf("the list is %s", body)
+	}
+	if strings.Contains(body, "key-of-pr-42") {
+		t.Errorf("the list shows the key: %s", body)
+	}
+	for path, want := range map[string]string{
+		"/apis/ledger.sidetrack.dev/v1alpha1/namespaces/shop/sandboxes/pr-42":                     "404 there is nothing at this path",
+		"/apis/ledger.sidetrack.dev/v1alpha1/namespaces/shop/pods/pr-42/records":                  "404",
+		"/apis/ledger.sidetrack.dev/v1alpha1/namespaces//sandboxes/pr-42/records":                 "404",
+		"/apis/ledger.sidetrack.dev/v1alpha1/namespaces/shop/sandboxes/pr-42/records?limit=x":     `400 limit: "x" is not a number`,
+		"/apis/ledger.sidetrack.dev/v1alpha1/namespaces/shop/sandboxes/pr-42/records?follow=true": "400 follow: a request that lasts has /watch",
+	} {
+		resp, body := get(path)
+		var s struct{ Kind, Message string }
+		if err := json.Unmarshal([]byte(body), &s); path[7] == 'e' && err != nil {
+			t.Errorf("%s: %q: %v", path, body, err)
+		}
+		if got := resp.Status[:3] + " " + s.Message; !strings.HasPrefix(got, want) && !strings.HasPrefix(strings.TrimSpace(got), want) {
+			t.Errorf("%s: %s, want %s", path, got, want)
+		}
+	}
+	resp, err := http.Post(server.URL+o.Path("sandboxes", "shop", "pr-42"), "", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	if resp.StatusCode != http.StatusMethodNotAllowed {
+		t.Errorf("POST: %s", resp.Status)
+	}
+}
+
+func TestAStreamGoesOnWithWhatComes(t *testing.T) {
+	l, table := shop(t)
+	server := httptest.NewServer(Handler(l))
+	defer server.Close()
+	o := ledgerv1alpha1.Options{Follow: true}
+	resp, err := http.Get(server.URL + o.Path("sandboxes", "shop", "pr-42"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	lines := bufio.NewScanner(resp.Body)
+	next := func() (list ledgerv1alpha1.RecordList) {
+		t.Helper()
+		if !lines.Scan() {
+			t.Fatalf("the stream has ended: %v", lines.Err())
+		}
+		if err := json.Unmarshal(lines.Bytes(), &list); err != nil {
+			t.Fatal(err)
+		}
+		return list
+	}
+	if first := next(); len(first.Items) != 0 || len(first.Nodes) != 1 || !first.Nodes[0].Answered {
+		t.Errorf("it begins with %+v", first)
+	}
+	for i := range 3 {
+		e, _ := call(t, l, table, tester, "route", "key-of-pr-42", "")
+		e.Status = i
+		l.Finish(e)
+		if got := next(); len(got.Items) != 1 || int(got.Items[0].Status) != i {
+			t.Errorf("record %d comes as %+v", i, got)
+		}
+	}
+}

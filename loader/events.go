@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package loader
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"time"
+	"unsafe"
+
+	"github.com/cilium/ebpf/ringbuf"
+	"golang.org/x/sys/unix"
+
+	"github.com/sidetrack-dev/sidetrack/bpf"
+	"github.com/sidetrack-dev/sidetrack/routing"
+)
+
+// Flow is a tagged flow to a destination that the table knows, as it began: a
+// connect, or the first of a socket's datagrams to one destination and again one of
+// them every ten seconds. A connection that is captured is none.
+type Flow struct {
+	At        time.Time
+	Source    routing.Cookie
+	Sandbox   routing.SandboxID
+	Dialled   netip.AddrPort
+	Protocol  routing.Protocol
+	Datagrams bool // seen by sendmsg, not by connect
+	Verdict   routing.Verdict
+	Reason    routing.Reason
+	Endpoint  netip.AddrPort // where it goes instead; the zero AddrPort: where it was going, or nowhere
+}
+
+// FlowReader reads flows as they begin. One goroutine may read; Close may be
+// called from any.
+type FlowReader struct {
+	ring *ringbuf.Reader
+	rec  ringbuf.Record
+}
+
+// Flows returns a reader of the flows that begin from now on. There must be one at
+// a time.
+func (k *Kernel) Flows() (r *FlowReader, err error) {
+	err = k.do(func() error {
+		ring, err := ringbuf.NewReader(k.kept(bpf.SdMapSdEvents))
+		if err != nil {
+			return fmt.Errorf("read the flows' events: %w", err)
+		}
+		r = &FlowReader{ring: ring}
+		return nil
+	})
+	return r, err
+}
+
+// Read waits for the next flow. The error is os.ErrClosed after Close.
+func (r *FlowReader) Read() (Flow, error) {
+	if err := r.ring.ReadInto(&r.rec); err != nil {
+		return Flow{}, err
+	}
+	const size = int(unsafe.Sizeof(bpf.SdFlowEvent{}))
+	if len(r.rec.RawSample) < size {
+		return Flow{}, fmt.Errorf("an event of %d bytes: want %d", len(r.rec.RawSample), size)
+	}
+	e := (*bpf.SdFlowEvent)(unsafe.Pointer(&r.rec.RawSample[0]))
+	f := Flow{
+		At:        sinceBoot(e.Time),
+		Source:    routing.Cookie(e.Source),
+		Sandbox:   routing.SandboxID(e.Sandbox),
+		Dialled:   goAddrPort(e.Dst.Addr, e.Dst.Port),
+		Protocol:  routing.Protocol(e.Dst.Proto),
+		Datagrams: e.Program == bpf.SdProgramPROGRAM_SENDMSG4 || e.Program == bpf.SdProgramPROGRAM_SENDMSG6,
+		Reason:    routing.NoRedirect,
+	}
+	switch e.Reason {
+	case bpf.SdReasonREASON_REDIRECTED:
+		f.Reason = routing.Redirected
+	case bpf.SdReasonREASON_REFUSED, bpf.SdReasonREASON_BASELINE, bpf.SdReasonREASON_NO_BACKEND:
+		f.Reason = routing.Unavailable
+	}
+	switch e.Verdict {
+	case bpf.SdVerdictVERDICT_FORK:
+		f.Verdict, f.Endpoint = routing.ToFork, goAddrPort(e.Endpoint.Addr, e.Endpoint.Port)
+	case bpf.SdVerdictVERDICT_REFUSE:
+		f.Verdict = routing.Refuse
+	}
+	return f, nil
+}
+
+// Close ends Read.
+func (r *FlowReader) Close() error {
+	if err := r.ring.Close(); err != nil && !errors.Is(err, os.ErrClosed) {
+		return err
+	}
+	return nil
+}
+
+// UntoldFlows returns how many flows no reader was told of, since the agent
+// started, because too many began before it could read.
+func (k *Kernel) UntoldFlows() (n uint64, err error) {
+	err = k.do(func() error {
+		var perCPU []uint64
+		if err := k.kept(bpf.SdMapSdUntold).Lookup(uint32(0), &perCPU); err != nil {
+			return fmt.Errorf("read how many flows were not told: %w", err)
+		}
+		for _, c := range perCPU {
+			n += c
+		}
+		return nil
+	})
+	return n, err
+}
+
+// sinceBoot turns nanoseconds since boot into the time of the wall.
+func sinceBoot(ns uint64) time.Time {
+	var now unix.Timespec
+	if unix.ClockGettime(unix.CLOCK_BOOTTIME, &now) != nil {
+		return time.Now()
+	}
+	return time.Now().Add(time.Duration(int64(ns) - now.Nano()))
+}
+
+// goAddrPort is the reverse of bpfAddr and bpfPort. An IPv4 address is given as one.
+func goAddrPort(addr [4]uint32, port uint16) netip.AddrPort {
+	var b [16]byte
+	for i, w := range addr {
+		binary.NativeEndian.PutUint32(b[4*i:], w)
+	}
+	var p [2]byte
+	binary.NativeEndian.PutUint16(p[:], port)
+	return netip.AddrPortFrom(netip.AddrFrom16(b).Unmap(), binary.BigEndian.Uint16(p[:]))
+}

@@ -1,0 +1,203 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package loader
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/sidetrack-dev/sidetrack/routing"
+)
+
+// told collects flows as a reader is told of them.
+type told struct {
+	mu    sync.Mutex
+	flows []Flow
+}
+
+// listen reads flows until the test ends.
+func (s *scene) listen() *told {
+	s.Helper()
+	r, err := s.k.Flows()
+	if err != nil {
+		s.Fatal(err)
+	}
+	var all told
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			f, err := r.Read()
+			if err != nil {
+				if !errors.Is(err, os.ErrClosed) {
+					s.Errorf("read a flow: %v", err)
+				}
+				return
+			}
+			all.mu.Lock()
+			all.flows = append(all.flows, f)
+			all.mu.Unlock()
+		}
+	}()
+	s.Cleanup(func() {
+		if err := r.Close(); err != nil {
+			s.Error(err)
+		}
+		<-done
+	})
+	return &all
+}
+
+// take waits for n flows and forgets them.
+func (a *told) take(t *testing.T, n int) []Flow {
+	t.Helper()
+	for end := time.Now().Add(20 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+		a.mu.Lock()
+		if len(a.flows) >= n {
+			got := a.flows
+			a.flows = nil
+			a.mu.Unlock()
+			if len(got) > n {
+				t.Fatalf("%d flows were told, want %d: %+v", len(got), n, got)
+			}
+			return got
+		}
+		a.mu.Unlock()
+		if time.Now().After(end) {
+			t.Fatalf("%d flows were told, want %d", len(a.flows), n)
+		}
+	}
+}
+
+func (f Flow) words() string {
+	hook := "connect"
+	if f.Datagrams {
+		hook = "sendmsg"
+	}
+	s := fmt.Sprintf("%s %s %s %s %s", hook, f.Protocol, f.Dialled, f.Verdict, f.Reason)
+	if f.Endpoint.IsValid() {
+		s += " " + f.Endpoint.String()
+	}
+	return s
+}
+
+func TestEveryTaggedFlowIsToldAndNoOther(t *testing.T) {
+	s := newScene(t)
+	s.input.Services = append(s.input.Services, routing.Service{
+		Name: routing.Name{Namespace: "shop", Name: "seen"}, Addresses: addrs("10.96.0.99"),
+		Ports: []routing.ServicePort{{Name: "http", Port: 80, Protocol: routing.TCP}},
+	})
+	s.input.Sandboxes[0].Redirects = append(s.input.Sandboxes[0].Redirects, routing.Redirect{
+		From: routing.ServiceRef{Service: "seen"}, To: routing.Target{Service: "seen-pr"}, Field: "spec.redirects[1]",
+	})
+	s.input.Services = append(s.input.Services, routing.Service{Name: routing.Name{Namespace: "shop", Name: "seen-pr"}, Ports: s.input.Services[2].Ports})
+	s.start()
+	all := s.listen()
+	forks := func(v4 bool, port uint16) string {
+		if v4 {
+			return netip.AddrPortFrom(s.fork.IPv4, port).String()
+		}
+		return netip.AddrPortFrom(s.fork.IPv6, port).String()
+	}
+	began := time.Now()
+	for _, tc := range []struct {
+		name string
+		do   func()
+		want string
+	}{
+		{"a connection", func() { s.tagged.MustReach("tcp4", at(webVIP4, 80), "fork") }, "connect TCP " + at(webVIP4, 80) + " fork redirected " + forks(true, 80)},
+		{"a connection over IPv6", func() { s.tagged.MustReach("tcp6", at(webVIP6, 80), "fork") }, "connect TCP " + at(webVIP6, 80) + " fork redirected " + forks(false, 80)},
+		{"a refusal", func() {
+			c := s.socket(s.tagged, unix.AF_INET, unix.SOCK_STREAM)
+			c.mustRefuse(c.connect("10.96.0.99:80"))
+		}, "connect TCP 10.96.0.99:80 reject unavailable"},
+		{"a connected socket of datagrams", func() {
+			s.socket(s.tagged, unix.AF_INET, unix.SOCK_DGRAM).mustConnect(at(webVIP4, 53)).mustAsk("", "fork", at(webVIP4, 53))
+		}, "connect UDP " + at(webVIP4, 53) + " fork redirected " + forks(true, 53)},
+		{"many datagrams of one socket", func() {
+			c := s.socket(s.tagged, unix.AF_INET, unix.SOCK_DGRAM)
+			for range 20 {
+				c.mustAsk(at(webVIP4, 53), "fork", at(webVIP4, 53))
+			}
+		}, "sendmsg UDP " + at(webVIP4, 53) + " fork redirected " + forks(true, 53)},
+	} {
+		// Neither somebody else's flows nor those to places that nobody redirects.
+		s.other.MustReach("tcp4", at(webVIP4, 80), "baseline")
+		s.other.MustReach("udp4", at(webVIP4, 53), "baseline")
+		s.tagged.MustReach("tcp4", at(s.fork.IPv4, 80), "fork")
+		tc.do()
+		f := all.take(t, 1)[0]
+		if got := f.words(); got != tc.want {
+			t.Errorf("%s is told as %q, want %q", tc.name, got, tc.want)
+		}
+		if f.Source != s.cookie(s.tagged) || s.table.Sandbox(f.Sandbox) == nil || s.table.Sandbox(f.Sandbox).Name != sandbox {
+			t.Errorf("%s is told as of source %d and sandbox %d", tc.name, f.Source, f.Sandbox)
+		}
+		if f.At.Before(began.Add(-time.Second)) || f.At.After(time.Now().Add(time.Second)) {
+			t.Errorf("%s is told as of %s, at %s", tc.name, f.At, time.Now())
+		}
+	}
+	if n, err := s.k.UntoldFlows(); err != nil || n != 0 {
+		t.Errorf("%d flows were not told: %v", n, err)
+	}
+}
+
+func TestFlowsThatNobodyReadsAreCounted(t *testing.T) {
+	s := newScene(t)
+	s.start()
+	// The ring has room for some 3000.
+	c := s.socket(s.tagged, unix.AF_INET, unix.SOCK_DGRAM)
+	for i := 0; ; i++ {
+		c.mustConnect(at(webVIP4, 53))
+		if i%500 != 0 {
+			continue
+		}
+		n, err := s.k.UntoldFlows()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n > 0 {
+			break
+		}
+		if i > 20_000 {
+			t.Fatal("20000 flows found a place")
+		}
+	}
+	// Whoever reads later is told of the oldest, and then of new ones again.
+	all := s.listen()
+	for end := time.Now().Add(20 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+		all.mu.Lock()
+		n := len(all.flows)
+		all.mu.Unlock()
+		if n > 1000 {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatalf("%d flows were told", n)
+		}
+	}
+}
+
+func TestAConnectionThatIsCapturedIsNoFlow(t *testing.T) {
+	s := newScene(t)
+	s.input.Pods[0].Inject = true
+	s.start()
+	all := s.listen()
+	// Without a listener the flow programs decide.
+	s.tagged.MustReach("tcp4", at(webVIP4, 80), "fork")
+	all.take(t, 1)
+	r := s.steer(s.tagged)
+	s.socket(s.tagged, unix.AF_INET, unix.SOCK_STREAM).mustConnect(at(webVIP4, 80))
+	r.mustHaveCaptured(s, at(webVIP4, 80))
+	s.tagged.MustReach("udp4", at(webVIP4, 53), "fork")
+	if f := all.take(t, 1)[0]; f.Protocol != routing.UDP {
+		t.Errorf("told: %s", f.words())
+	}
+}
