@@ -51,7 +51,19 @@ func (m withCRDs) Run() int {
 	return m.M.Run()
 }
 
-func TestMain(m *testing.M) { os.Exit(cluster.WithControlPlane(withCRDs{m}, &plane)) }
+// buildDir is where tests put what they build.
+var buildDir string
+
+func TestMain(m *testing.M) {
+	var err error
+	if buildDir, err = os.MkdirTemp("", "sidetrack-test-"); err != nil {
+		fmt.Fprintln(os.Stderr, "make a folder:", err)
+		os.Exit(1)
+	}
+	status := cluster.WithControlPlane(withCRDs{m}, &plane)
+	os.RemoveAll(buildDir)
+	os.Exit(status)
+}
 
 // console is what somebody sees who runs the program. It may be read while that
 // goes on.

@@ -64,7 +64,7 @@ run gives the command's own, 124 when it takes too long and 125 when it could no
 	root.AddGroup(&cobra.Group{ID: "loop", Title: "The loop:"}, &cobra.Group{ID: "look", Title: "Looking:"})
 	p.kube.AddFlags(root.PersistentFlags())
 	p.completeKubeFlags(root)
-	root.AddCommand(p.sandboxCommand(), p.versionCommand())
+	root.AddCommand(p.sandboxCommand(), p.mcpCommand(), p.versionCommand())
 	strict(root)
 	return root
 }

@@ -1,0 +1,165 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package mcpserver
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/google/jsonschema-go/jsonschema"
+	"github.com/modelcontextprotocol/go-sdk/mcp"
+
+	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/cluster"
+	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/task"
+)
+
+// tool is one that models are offered.
+type tool struct {
+	name string
+	// step is what it is in the loop, where it is a part of that.
+	step string
+	add  func(*Server)
+}
+
+// reply is what a tool gives back: the fields are the structured content.
+type reply interface {
+	// text is the same for whoever reads no structured content.
+	text() string
+}
+
+// kind is what a tool does to the world.
+type kind int
+
+const (
+	// reads changes nothing.
+	reads kind = iota
+	// adds makes what was not there, and changes only what the caller has made.
+	adds
+	// destroys takes away what is there.
+	destroys
+	// acts has effects that depend on whom it reaches.
+	acts
+)
+
+func (k kind) annotations(title string) *mcp.ToolAnnotations {
+	no, yes := false, true
+	a := &mcp.ToolAnnotations{Title: title, DestructiveHint: &no, OpenWorldHint: &no}
+	switch k {
+	case reads:
+		a.ReadOnlyHint, a.IdempotentHint = true, true
+	case adds:
+	case destroys:
+		a.DestructiveHint, a.IdempotentHint = &yes, true
+	case acts:
+		a.DestructiveHint, a.OpenWorldHint = &yes, &yes
+	}
+	return a
+}
+
+// call is what a tool does its task with.
+type call struct {
+	*cluster.Cluster
+	progress task.Progress
+}
+
+// waits is an input that says how long its call may wait.
+type waits interface{ wait() time.Duration }
+
+// define makes a tool. tune says more about the input's properties than Go's types
+// do. Both types are structs.
+func define[In any, Out reply](name, title, step, description string, k kind, tune func(properties), run func(context.Context, call, In) (Out, error)) tool {
+	return tool{name: name, step: step, add: func(s *Server) {
+		in, out := schemaOf[In](), schemaOf[Out]()
+		if tune != nil {
+			tune(in.Properties)
+		}
+		mcp.AddTool(s.server, &mcp.Tool{
+			Name: name, Title: title, Description: description, Annotations: k.annotations(title), InputSchema: in, OutputSchema: out,
+		}, func(ctx context.Context, req *mcp.CallToolRequest, input In) (*mcp.CallToolResult, Out, error) {
+			var none Out
+			limit := patience
+			if w, ok := any(input).(waits); ok {
+				limit += w.wait()
+			}
+			ctx, cancel := context.WithTimeout(ctx, limit)
+			defer cancel()
+			c, err := s.reach()
+			if err != nil {
+				return nil, none, &toolError{name, err}
+			}
+			output, err := run(ctx, call{c, progressOf(ctx, req)}, input)
+			if err != nil {
+				return nil, none, &toolError{name, err}
+			}
+			return &mcp.CallToolResult{Content: []mcp.Content{&mcp.TextContent{Text: output.text()}}}, output, nil
+		})
+	}}
+}
+
+// progressOf tells the client how far a call is, if it wants to know.
+func progressOf(ctx context.Context, req *mcp.CallToolRequest) task.Progress {
+	token := req.Params.GetProgressToken()
+	if token == nil {
+		return task.Silent
+	}
+	n := 0.0
+	return task.ProgressFunc(func(e task.Event) {
+		n++
+		// A client that is gone cancels the call.
+		_ = req.Session.NotifyProgress(ctx, &mcp.ProgressNotificationParams{
+			ProgressToken: token, Progress: n, Message: fmt.Sprintf("%s: %s", e.Subject, e.State),
+		})
+	})
+}
+
+type properties = map[string]*jsonschema.Schema
+
+// schemaOf is the schema of a struct. Lists are lists: null, which stands for an
+// empty one in Go, is nothing that a model has to know of.
+func schemaOf[T any]() *jsonschema.Schema {
+	s, err := jsonschema.For[T](nil)
+	if err != nil {
+		panic(err) // A type of this package is no struct.
+	}
+	withoutNull(s)
+	return s
+}
+
+func withoutNull(s *jsonschema.Schema) {
+	if s == nil {
+		return
+	}
+	if len(s.Types) == 2 && s.Types[0] == "null" {
+		s.Type, s.Types = s.Types[1], nil
+	}
+	for _, p := range s.Properties {
+		withoutNull(p)
+	}
+	withoutNull(s.Items)
+	withoutNull(s.AdditionalProperties)
+}
+
+// oneOf restricts a property to words, of which the first is the default.
+func oneOf(s *jsonschema.Schema, words ...string) {
+	for _, w := range words {
+		s.Enum = append(s.Enum, w)
+	}
+	s.Default = []byte(fmt.Sprintf("%q", words[0]))
+}
+
+// between bounds a number and gives its default.
+func between(s *jsonschema.Schema, least, most, usual int) {
+	low, high := float64(least), float64(most)
+	s.Minimum, s.Maximum, s.Default = &low, &high, []byte(fmt.Sprint(usual))
+}
+
+// detail is how much of a reply is wanted.
+type detail string
+
+const (
+	short detail = "short"
+	full  detail = "full"
+)
+
+func tuneDetail(p properties) { oneOf(p["detail"], string(short), string(full)) }
