@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sidetrack-dev/sidetrack/daemon/router/http1"
+	"github.com/sidetrack-dev/sidetrack/daemon/router/http2"
 )
 
 // takeFromUpstream reads from cur and passes on what it says. It reports
@@ -79,6 +80,9 @@ loop:
 		switch c.answer {
 		case atAnswerHead:
 			if c.asked.len() == 0 {
+				if c.greets(b[n:]) {
+					break loop
+				}
 				c.unasked(b[n:])
 				if c.dead {
 					return n
@@ -97,6 +101,10 @@ loop:
 			}
 			n += l.resp.Len
 			c.answerBegins(&l.resp)
+			if l.resp.HTTP2 && c.upgrade && c.h2c != nil && c.asked.len() == 1 && c.becomeUpgraded(b[n:]) {
+				c.toClient(b[:n])
+				return len(b)
+			}
 			c.answerHead(&l.resp)
 		case inAnswerLength:
 			k := min(c.rleft, int64(len(b)-n))
@@ -185,6 +193,24 @@ func (c *conn) doubt() {
 	}
 }
 
+// greets reports whether an upstream that speaks first may be an HTTP/2 server:
+// they may send their SETTINGS before the client's preface has come (RFC 9113,
+// section 3.4). Then its words wait for that, for a moment.
+func (c *conn) greets(b []byte) bool {
+	if c.phase != atHead || c.begun || c.in.len() > 0 && !c.waiting || !http2.Greeting(b) {
+		return false
+	}
+	if c.timer.at == 0 {
+		c.later(unlikelyDelay, func() {
+			if c.phase == atHead && !c.begun && c.rin.len() > 0 {
+				c.serverSpeaksFirst()
+				c.run()
+			}
+		})
+	}
+	return true
+}
+
 // unasked deals with an upstream that speaks without having been asked: it is a
 // server that speaks first, so this is not HTTP, or an HTTP server's farewell
 // such as a 408.
@@ -197,9 +223,20 @@ func (c *conn) unasked(b []byte) {
 		c.doubt()
 		return
 	}
+	c.serverSpeaksFirst()
+}
+
+// serverSpeaksFirst makes the connection opaque.
+func (c *conn) serverSpeaksFirst() {
 	c.loop.stats.errors[serverFirst]++
 	// Where it leads was decided when it was accepted, whatever the table says now.
 	c.openBothWays(false)
+	if c.rin.len() > 0 {
+		c.toClient(c.rin.bytes())
+		if !c.dead {
+			c.rin.drop(&c.loop.bufs)
+		}
+	}
 }
 
 // upstreamEnded follows cur's FIN or RST.

@@ -74,6 +74,7 @@ type conn struct {
 	fin     bool          // the client has sent FIN
 	finSeen bool          // and that has been dealt with
 	scan    *http1.Scanner
+	h2c     []byte     // the HTTP2-Settings of a request that offers to go on with HTTP/2
 	h2      *http2Conn // what is known of it when it is HTTP/2
 
 	// Where it goes. cur is the upstream that the last request went to; at first
@@ -471,6 +472,11 @@ func (c *conn) idle() bool {
 // dialled in order to.
 func (c *conn) drain() {
 	switch {
+	case c.h2 != nil:
+		c.h2.beginDrain()
+		if !c.dead {
+			c.run()
+		}
 	case !c.idle():
 	case c.served || c.cur == nil:
 		c.close()

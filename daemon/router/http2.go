@@ -7,6 +7,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/sidetrack-dev/sidetrack/daemon/router/http1"
 	"github.com/sidetrack-dev/sidetrack/daemon/router/http2"
 	"github.com/sidetrack-dev/sidetrack/routing"
 )
@@ -17,6 +18,8 @@ type http2Conn struct {
 	c     *conn
 	relay *http2.Relay
 	ups   []*upstream // of those that are being served
+	after ending      // what comes when the streams that are left have ended
+	drain uint8       // how often the client was asked to open no more streams
 }
 
 // sentRequest is a stream whose upstream is not connected yet.
@@ -28,6 +31,11 @@ type sentRequest struct {
 // maxLinkBytes is how much may wait for an upstream other than the primary, or
 // for the client, before nothing more is read that might add to it.
 const maxLinkBytes = 256 << 10
+
+// maxLinks is how many upstreams besides the primary one connection may have
+// open. Beyond it an idle one goes; when there is none, streams for further ones
+// are refused.
+const maxLinks = 32
 
 // isHTTP2 finds out whether b begins with HTTP/2's preface. It reports whether
 // nothing else is to be made of b now.
@@ -50,23 +58,54 @@ func (c *conn) isHTTP2(b []byte) bool {
 // becomeHTTP2 follows the client's preface, which has not been consumed.
 func (c *conn) becomeHTTP2() {
 	l := c.loop
-	if c.refused {
-		c.abort()
-		return
-	}
-	c.dialDefault()
-	if c.cur == nil {
-		c.abort()
-		return
-	}
-	c.dropOthers()
-	l.timers.clear(&c.timer)
-	c.phase, c.answer = inHTTP2, blind
-	c.waiting, c.held = false, false
 	h := &http2Conn{c: c}
-	h.relay = http2.New(l.h2, h)
-	c.cur.link = h.relay.Primary()
-	c.cur.link.Peer = c.cur
+	if !c.refused {
+		c.dialDefault()
+	}
+	switch {
+	case c.cur != nil && !c.refused:
+		h.relay = http2.New(l.h2, h)
+	case c.table().DecideConnection(c.ns.cookie, c.dest).Verdict == routing.ToBaseline:
+		// To all but a tagged request this is a connection that is refused.
+		h.relay = http2.Alone(l.h2, h, true)
+		h.abortUnlessBegun()
+		h.begin()
+		return
+	default:
+		h.relay = http2.Alone(l.h2, h, false)
+		c.refused = false
+	}
+	l.timers.clear(&c.timer)
+	h.begin()
+}
+
+// becomeUpgraded follows an answer with which cur accepts to go on with HTTP/2.
+// It reports whether the relay can follow; b is what has come behind the answer.
+func (c *conn) becomeUpgraded(b []byte) bool {
+	h := &http2Conn{c: c}
+	if h.relay = http2.Upgraded(c.loop.h2, h, c.h2c); h.relay == nil {
+		return false
+	}
+	c.asked.pop()
+	h.begin()
+	c.rin.drop(&c.loop.bufs)
+	c.rin.add(&c.loop.bufs, b)
+	return true
+}
+
+// begin goes over to HTTP/2.
+func (h *http2Conn) begin() {
+	c := h.c
+	c.dropOthers()
+	c.dropRetry()
+	c.h2c = nil
+	c.phase, c.answer = inHTTP2, blind
+	c.waiting, c.held, c.begun = false, false, true
+	c.partial, c.rpartial = http1.Partial{}, http1.Partial{}
+	if u := c.cur; u != nil {
+		u.link = h.relay.Primary()
+		u.link.Peer = u
+	}
 	c.h2 = h
 }
 
@@ -79,6 +118,9 @@ func (h *http2Conn) run() {
 			return
 		}
 		h.flush()
+		if c.rin.len() > 0 && !c.dead {
+			h.takeGreeting()
+		}
 		moved := !c.dead && h.takeFromClient()
 		h.ups = append(h.ups[:0], c.ups...)
 		for _, u := range h.ups {
@@ -87,10 +129,8 @@ func (h *http2Conn) run() {
 		if c.dead {
 			return
 		}
-		if over, _ := h.relay.Over(); over {
-			c.sendAway()
-			c.h2 = nil
-			c.run()
+		if h.relay.Over() {
+			h.sendAway()
 			return
 		}
 		if !moved {
@@ -117,8 +157,10 @@ func (h *http2Conn) flush() {
 // mayTake reports whether bytes of the client can be dealt with now.
 func (h *http2Conn) mayTake() bool {
 	c := h.c
-	if c.end != goOn || c.cur.out.len() > 0 && c.cur.state == connected || c.cur.broken || c.out.len() > maxLinkBytes ||
-		h.relay.Buffered() > 2*c.loop.router.cfg.HTTP2.BufferBytes {
+	if c.end != goOn || c.out.len() > maxLinkBytes || h.relay.Buffered() > 2*c.loop.router.cfg.HTTP2.BufferBytes {
+		return false
+	}
+	if u := c.cur; u != nil && !u.eof && (u.broken || u.out.len() > 0 && u.state == connected) {
 		return false
 	}
 	for _, u := range c.ups {
@@ -127,6 +169,26 @@ func (h *http2Conn) mayTake() bool {
 		}
 	}
 	return true
+}
+
+// takeGreeting takes what the primary has said before the client's preface was
+// there.
+func (h *http2Conn) takeGreeting() {
+	c := h.c
+	n := h.relay.FromLink(c.cur.link, c.rin.bytes())
+	if c.dead || c.cur == nil {
+		return
+	}
+	c.cur.in.add(&c.loop.bufs, c.rin.bytes()[n:])
+	c.rin.drop(&c.loop.bufs)
+}
+
+// sendAway ends the connection when the client has been told.
+func (h *http2Conn) sendAway() {
+	c := h.c
+	c.h2 = nil
+	c.sendAway()
+	c.run()
 }
 
 // takeFromClient is conn.takeFromClient.
@@ -247,6 +309,17 @@ func (h *http2Conn) ended(u *upstream, reset bool) {
 		h.relay.LinkEnded(u.link)
 		return
 	}
+	if h.relay.LinkEnded(u.link) {
+		if h.after = sendFIN; reset {
+			h.after = sendRST
+		}
+		u.close(false)
+		c.remove(u)
+		return
+	}
+	if c.dead {
+		return
+	}
 	if u.in.len() > 0 {
 		c.toClient(u.in.bytes())
 		if c.dead {
@@ -264,11 +337,27 @@ func (h *http2Conn) conclude() {
 	c := h.c
 	if c.fin && !c.finSeen && (c.in.len() == 0 || c.waiting) {
 		c.finSeen = true
-		c.cur.send(c.in.bytes())
+		if c.cur != nil {
+			c.cur.send(c.in.bytes())
+		}
 		c.in.drop(&c.loop.bufs)
 		c.phase = unread
 		for _, u := range c.ups {
 			u.sendFIN()
+		}
+		if len(c.ups) == 0 && c.end == goOn {
+			c.end = hangUp
+		}
+	}
+	if c.end == goOn && h.relay.Open() == 0 {
+		switch {
+		case h.after != goOn:
+			c.end = h.after
+		case h.drain > 1:
+			h.sendAway()
+			return
+		case c.cur == nil && c.finSeen:
+			c.end = hangUp
 		}
 	}
 	if c.out.len() > 0 {
@@ -280,6 +369,24 @@ func (h *http2Conn) conclude() {
 		c.passFIN()
 	case sendRST:
 		c.passRST()
+	case hangUp:
+		c.close()
+	}
+}
+
+// beginDrain asks the client to open no more streams, at first in a way that lets
+// those through that are on their way. When the last stream has ended conclude
+// closes the connection.
+func (h *http2Conn) beginDrain() {
+	h.drain++
+	h.relay.Drain(h.drain > 1)
+	if c := h.c; !c.dead && h.drain == 1 {
+		c.later(drainGrace, func() {
+			h.beginDrain()
+			if !c.dead {
+				c.run()
+			}
+		})
 	}
 }
 
@@ -297,14 +404,17 @@ func (h *http2Conn) dealWithUnreachable() {
 // unreachable deals with an upstream none of whose addresses can be reached.
 func (h *http2Conn) unreachable(u *upstream) {
 	c := h.c
-	if u == c.cur {
+	primary := u == c.cur
+	if primary && !u.fork && u.link.Streams() > 0 {
 		c.abort()
 		return
 	}
 	for i := range u.pending {
 		d := &u.pending[i].decision
-		d.Reason = routing.Unavailable
-		d.Verdict = routing.Refuse
+		if d.Verdict != routing.ToFork {
+			continue
+		}
+		d.Verdict, d.Reason = routing.Refuse, routing.Unavailable
 		if u.fallBack {
 			d.Verdict = routing.ToBaseline
 		}
@@ -312,17 +422,33 @@ func (h *http2Conn) unreachable(u *upstream) {
 	if u.fork && u.fallBack {
 		u.fork = false
 		u.dial()
-		if u.state == dialling {
-			return
-		}
+		return
 	}
 	c.remove(u)
-	if !u.fallBack {
+	switch {
+	case u.fork, primary:
 		h.relay.LinkFailed(u.link, u.refusal)
-		u.countPending()
-	} else {
+	default:
 		h.relay.LinkEnded(u.link)
 	}
+	u.countPending()
+	if primary && !u.fork && !c.dead {
+		c.refused = true
+		h.abortUnlessBegun()
+	}
+}
+
+// abortUnlessBegun resets a connection whose baseline has refused it, unless a
+// stream for a fork comes very soon.
+func (h *http2Conn) abortUnlessBegun() {
+	if h.relay.Begun() {
+		return
+	}
+	h.c.later(refusalDelay, func() {
+		if !h.relay.Begun() {
+			h.c.abort()
+		}
+	})
 }
 
 // refusal says why a stream's fork does not answer.
@@ -347,12 +473,23 @@ func (u *upstream) countPending() {
 // Route decides about a stream.
 func (h *http2Conn) Route(req *http2.Request) http2.Route {
 	c := h.c
+	if c.dead {
+		return http2.Route{Busy: true}
+	}
 	d := c.table().DecideRequest(c.ns.cookie, c.dest, req.Keys)
 	if d.Verdict == routing.Refuse {
 		c.loop.stats.request(&d)
 		return http2.Route{Refusal: refusal(&d)}
 	}
+	if d.Verdict == routing.ToBaseline && c.refused {
+		// It is refused, as the connection would have been without us.
+		c.abort()
+		return http2.Route{Refusal: "sidetrack: the connection is refused."}
+	}
 	u := h.upstreamFor(&d)
+	if u == nil {
+		return http2.Route{Busy: true}
+	}
 	if u.state == connected {
 		c.loop.stats.request(&d)
 	} else {
@@ -369,10 +506,20 @@ func (h *http2Conn) upstreamFor(d *routing.Decision) *upstream {
 	if u := c.cur; h.fits(u, fork, d.FallBack, d.Endpoints) {
 		return u
 	}
+	var idle *upstream
 	for _, u := range c.ups {
 		if h.fits(u, fork, d.FallBack, d.Endpoints) {
 			return u
 		}
+		if u != c.cur && u.link.Streams() == 0 {
+			idle = u
+		}
+	}
+	if len(c.ups) > maxLinks {
+		if idle == nil {
+			return nil
+		}
+		h.relay.Close(idle.link)
 	}
 	u := &upstream{conn: c, fork: fork}
 	if fork {
@@ -387,7 +534,7 @@ func (h *http2Conn) upstreamFor(d *routing.Decision) *upstream {
 }
 
 func (h *http2Conn) fits(u *upstream, fork, fallBack bool, endpoints []netip.AddrPort) bool {
-	return u.usable() && u.serves(fork, endpoints) && u.link.Usable() && (!fork || u == h.c.cur || u.fallBack == fallBack)
+	return u != nil && u.usable() && u.serves(fork, endpoints) && u.link.Usable() && (!fork || u == h.c.cur || u.fallBack == fallBack)
 }
 
 // ToClient sends bytes to the client.
@@ -404,8 +551,16 @@ func (h *http2Conn) ToLink(l *http2.Link, b []byte) {
 	}
 }
 
+// Count counts what went another way than the plain one.
+func (h *http2Conn) Count(why http2.Reason) {
+	h.c.loop.stats.errors[http2Errors+errorReason(why)]++
+}
+
+// Now is the loop's clock.
+func (h *http2Conn) Now() int64 { return h.c.loop.timers.now() }
+
 // Drop closes an upstream.
-func (h *http2Conn) Drop(l *http2.Link, _ http2.Reason) {
+func (h *http2Conn) Drop(l *http2.Link) {
 	if u := l.Peer.(*upstream); !h.c.dead {
 		u.close(false)
 		h.c.remove(u)

@@ -3,6 +3,8 @@
 package router
 
 import (
+	"encoding/base64"
+
 	"golang.org/x/sys/unix"
 
 	"github.com/sidetrack-dev/sidetrack/daemon/ledger"
@@ -278,6 +280,12 @@ func (c *conn) consumeRequest(b []byte, n, from int) (int, int) {
 		from = n
 	}
 	c.upgrade = r.Upgrade || r.Method == http1.ConnectMethod
+	c.h2c = nil
+	if r.HTTP2Settings != nil {
+		if settings, err := base64.RawURLEncoding.DecodeString(string(r.HTTP2Settings)); err == nil {
+			c.h2c = append(make([]byte, 0, len(settings)), settings...)
+		}
+	}
 	switch r.Framing {
 	case http1.ByLength:
 		c.phase, c.left = inLength, r.Length

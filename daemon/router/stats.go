@@ -5,6 +5,7 @@ package router
 import (
 	"golang.org/x/sys/unix"
 
+	"github.com/sidetrack-dev/sidetrack/daemon/router/http2"
 	"github.com/sidetrack-dev/sidetrack/routing"
 )
 
@@ -69,7 +70,8 @@ const (
 	ambiguousAnswer
 	doubtfulAnswer
 	keyInOpaque
-	errorReasons
+	http2Errors
+	errorReasons = http2Errors + errorReason(http2.Reasons)
 )
 
 var errorNames = [errorReasons]string{
@@ -88,6 +90,15 @@ var errorNames = [errorReasons]string{
 	ambiguousAnswer:    "ambiguous_answer",
 	doubtfulAnswer:     "reset_after_ambiguous_answer",
 	keyInOpaque:        "reset_key_in_opaque",
+
+	http2Errors + errorReason(http2.ClientError):    "http2_client_error",
+	http2Errors + errorReason(http2.ServerError):    "http2_server_error",
+	http2Errors + errorReason(http2.Untraceable):    "http2_untraceable",
+	http2Errors + errorReason(http2.HeadersTooLong): "http2_headers_too_large",
+	http2Errors + errorReason(http2.TooManyStreams): "http2_too_many_streams",
+	http2Errors + errorReason(http2.TooManyFrames):  "http2_flood",
+	http2Errors + errorReason(http2.TableLowered):   "http2_table_lowered",
+	http2Errors + errorReason(http2.TooManyLinks):   "http2_too_many_links",
 }
 
 // counters belong to one loop, so that counting needs no atomics. Whoever wants

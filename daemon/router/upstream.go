@@ -92,6 +92,7 @@ func (c *conn) upstreamFor(d *routing.Decision) *upstream {
 	if fork {
 		u.endpoints = d.Endpoints
 		u.first = c.loop.random.IntN(len(d.Endpoints))
+		u.fallBack = d.FallBack
 	}
 	c.ups = append(c.ups, u)
 	u.dial()

@@ -40,6 +40,10 @@ type Request struct {
 	KeepAlive bool
 	// Upgrade says that the client offers to speak something else (Upgrade).
 	Upgrade bool
+	// HTTP2Settings is the value of HTTP2-Settings when the client offers to go on
+	// with HTTP/2 (RFC 7540, section 3.2), and nil otherwise. It is a part of the
+	// bytes that were parsed.
+	HTTP2Settings []byte
 	// Expect says that the client waits for a 100 before it sends the body.
 	Expect bool
 	// Reason says what is wrong, in words that follow "the request is refused:".
@@ -84,7 +88,7 @@ func (r *Request) Parse(h *Partial, buf []byte) Outcome {
 func (r *Request) strict(buf []byte) (ok bool, reason string) {
 	r.Keys.Reset()
 	r.Method, r.Framing, r.Length = OtherMethod, NoBody, 0
-	r.KeepAlive, r.Upgrade, r.Expect = false, false, false
+	r.KeepAlive, r.Upgrade, r.Expect, r.HTTP2Settings = false, false, false, nil
 	r.baggageEnd, r.baggageEmpty = 0, false
 	r.Authority, r.Traceparent = nil, nil
 	traces := 0
@@ -110,6 +114,7 @@ func (r *Request) strict(buf []byte) (ok bool, reason string) {
 
 	var f framing
 	closing, keeping := false, false
+	h2c, settings := false, 0
 	for {
 		nl := bytes.IndexByte(buf[pos:], '\n')
 		if nl < 1 {
@@ -148,13 +153,18 @@ func (r *Request) strict(buf []byte) (ok bool, reason string) {
 		case len("upgrade"):
 			if equalFold(name, "upgrade") {
 				r.Upgrade = r.Upgrade || len(value) > 0
+				h2c = h2c || hasToken(value, "h2c")
 			}
 		case len("connection"):
 			if equalFold(name, "connection") {
 				closing = closing || hasToken(value, "close")
 				keeping = keeping || hasToken(value, "keep-alive")
 			}
-		case len("content-length"):
+		case len("content-length"): // and HTTP2-Settings
+			if equalFold(name, "http2-settings") {
+				r.HTTP2Settings = value
+				settings++
+			}
 			if equalFold(name, "content-length") {
 				if reason := f.contentLength(value); reason != "" {
 					return false, reason
@@ -192,6 +202,9 @@ func (r *Request) strict(buf []byte) (ok bool, reason string) {
 		r.Framing = ByChunks
 	case f.hasLength && f.length > 0:
 		r.Framing, r.Length = ByLength, f.length
+	}
+	if !h2c || settings != 1 {
+		r.HTTP2Settings = nil
 	}
 	r.KeepAlive = !closing && (http11 || keeping)
 	r.Len = pos

@@ -11,6 +11,7 @@ type Response struct {
 	Status  int
 	Framing Framing
 	Length  int64 // of the body, when ByLength
+	HTTP2   bool  // the connection goes on with HTTP/2 (101 with Upgrade: h2c)
 }
 
 // Parse reads the head that begins with buf's first byte, the response to a
@@ -45,6 +46,7 @@ func (r *Response) strict(buf []byte, method Method) bool {
 	}
 	pos := nl + 1
 	var f framing
+	r.HTTP2 = false
 	for {
 		nl := bytes.IndexByte(buf[pos:], '\n')
 		if nl < 1 || buf[pos+nl-1] != '\r' {
@@ -60,6 +62,10 @@ func (r *Response) strict(buf []byte, method Method) bool {
 			return false
 		}
 		switch len(name) {
+		case len("upgrade"):
+			if equalFold(name, "upgrade") {
+				r.HTTP2 = r.Status == 101 && equalFold(value, "h2c")
+			}
 		case len("content-length"):
 			if equalFold(name, "content-length") && f.contentLength(value) != "" {
 				return false

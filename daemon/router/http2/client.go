@@ -25,27 +25,47 @@ func (r *Relay) clientFrame(h head, raw []byte) {
 		r.clientSettings(h, raw)
 		return
 	case wire.FramePing:
-		if r.answeredPing(h, payload, raw) {
+		if r.clientPing(h, payload, raw) {
 			return
 		}
 	case wire.FrameWindowUpdate:
 		if r.clientWindowUpdate(h, payload) {
 			return
 		}
+	case wire.FramePriorityUpdate:
+		r.spend(1)
+		if h.stream == 0 && len(payload) >= 4 {
+			// It is about the stream that it names (RFC 9218, section 7.1).
+			if s := r.streams[binary.BigEndian.Uint32(payload)&maxWindow]; s != nil && s.link != nil {
+				s.link.out.lend(r.sh, raw)
+				return
+			}
+		}
 	case wire.FrameGoAway:
 		for _, l := range r.others {
+			// Its last stream is one that a server has pushed, which these have not.
 			l.out.lend(r.sh, raw)
 		}
+	default:
+		r.spend(1)
 	}
 	if l := r.owner(h.stream); l != nil {
 		l.out.lend(r.sh, raw)
 	}
 }
 
-// answeredPing sends the client's answer to whom it belongs.
-func (r *Relay) answeredPing(h head, payload, raw []byte) bool {
-	if !h.flags.Has(wire.FlagPingAck) || len(payload) != 8 {
+// clientPing sends the client's answer to whom it belongs. It reports whether the
+// frame has been dealt with.
+func (r *Relay) clientPing(h head, payload, raw []byte) bool {
+	if len(payload) != 8 {
 		return false
+	}
+	if !h.flags.Has(wire.FlagPingAck) {
+		r.spend(1)
+		if r.primary.gone {
+			_ = r.sh.to(&r.out).WritePing(true, [8]byte(payload))
+		}
+		return r.primary.gone
 	}
 	for i, p := range r.pings {
 		if string(p.data[:]) == string(payload) {
@@ -59,6 +79,7 @@ func (r *Relay) answeredPing(h head, payload, raw []byte) bool {
 
 // clientReset passes on that the client gives a stream up.
 func (r *Relay) clientReset(h head, raw []byte) {
+	r.spend(resetCost)
 	s := r.streams[h.stream]
 	if s == nil {
 		if l := r.owner(h.stream); l == r.primary {
@@ -77,9 +98,9 @@ func (r *Relay) clientReset(h head, raw []byte) {
 func (r *Relay) beginData(from *Link, in *reader, h head, b []byte) int {
 	var o *outlet
 	switch {
-	case from == nil && r.owner(h.stream) == r.primary:
+	case from == nil && r.owner(h.stream) == r.primary && !r.primary.gone:
 		o = &r.primary.out
-	case from == r.primary && !r.split:
+	case from == r.primary && !r.split && !r.out.midway:
 		o = &r.out
 	}
 	if o != nil {
@@ -89,7 +110,7 @@ func (r *Relay) beginData(from *Link, in *reader, h head, b []byte) int {
 			r.delivered(from, h.length)
 			r.serverSends(from, h)
 		}
-		in.left, in.pieces = h.length, passPieces
+		in.left, in.pieces, in.to = h.length, passPieces, o
 		o.lend(r.sh, b[:headLen])
 		o.midway = true
 		return headLen
@@ -97,6 +118,13 @@ func (r *Relay) beginData(from *Link, in *reader, h head, b []byte) int {
 	padded := h.flags.Has(wire.FlagDataPadded)
 	if h.length <= waitFor || padded && len(b) == headLen {
 		return 0
+	}
+	if from == nil {
+		if s := r.streams[h.stream]; s != nil && s.link != nil && !r.mayUpload(s, h) {
+			r.refund(h.length)
+			in.left, in.pieces = h.length, dropPieces
+			return headLen
+		}
 	}
 	taken, pad := headLen, 0
 	if padded {
@@ -132,6 +160,9 @@ func (r *Relay) clientSends(h head) {
 
 // clientData deals with a whole DATA frame.
 func (r *Relay) clientData(h head, raw []byte) {
+	if h.length == 0 && !h.flags.Has(wire.FlagDataEndStream) {
+		r.spend(1)
+	}
 	l := r.owner(h.stream)
 	if l == r.primary {
 		l.out.lend(r.sh, raw)
@@ -141,42 +172,72 @@ func (r *Relay) clientData(h head, raw []byte) {
 	s := r.streams[h.stream]
 	if s == nil || l == nil {
 		r.refund(h.length)
-		if s != nil && h.flags.Has(wire.FlagDataEndStream) {
-			s.clientDone = true
-			r.finish(s)
-		}
 		return
 	}
 	end := h.flags.Has(wire.FlagDataEndStream)
+	if !r.mayUpload(s, h) {
+		r.refund(h.length)
+		return
+	}
 	if r.uploadWhole(s, h, raw, end) {
 		return
 	}
 	data, ok := unpad(h, raw[headLen:])
 	if !ok {
-		l.out.lend(r.sh, raw)
+		r.fail(wire.ErrCodeProtocol, ClientError)
 		return
 	}
 	r.upload(s, data, h.length-len(data), end)
+}
+
+// mayUpload reports whether a DATA frame of the client is in order. Otherwise the
+// stream has been reset.
+func (r *Relay) mayUpload(s *stream, h head) bool {
+	switch {
+	case s.clientDone || s.up.end:
+		r.resetBoth(s, wire.ErrCodeStreamClosed)
+		return false
+	case r.primary.widest+s.mayTake < int64(h.length):
+		r.resetBoth(s, wire.ErrCodeFlowControl)
+		return false
+	}
+	return true
+}
+
+// resetBoth ends a stream of a link other than the primary, for an error of the
+// client's.
+func (r *Relay) resetBoth(s *stream, code wire.ErrCode) {
+	r.env.Count(ClientError)
+	r.spend(resetCost)
+	if s.held == nil {
+		_ = r.sh.to(&s.link.out).WriteRSTStream(s.id, wire.ErrCodeCancel)
+	}
+	_ = r.sh.to(&r.out).WriteRSTStream(s.id, code)
+	r.forget(s)
 }
 
 // clientBlock deals with a header block of the client: a request or trailers.
 func (r *Relay) clientBlock(h head, raw, prio, block []byte) {
 	if r.poisoned {
 		// The keys of this stream cannot be known.
-		r.fail(wire.ErrCodeProtocol, untraceable)
+		r.fail(wire.ErrCodeProtocol, Untraceable)
 		return
 	}
 	if h.typ == wire.FramePushPromise {
-		r.primary.out.lend(r.sh, raw)
-		r.poisoned = true
+		// A client must not; its server will say so.
+		r.astray(nil, &r.in, raw)
 		return
 	}
 	if err := r.sh.decode(r.in.dec, block, true); err != nil {
+		if r.primary.enc != nil || r.keyedElsewhere() {
+			r.fail(wire.ErrCodeCompression, ClientError)
+			return
+		}
 		r.astray(nil, &r.in, raw)
 		return
 	}
 	if r.sh.tooLarge {
-		r.fail(wire.ErrCodeEnhanceYourCalm, headersTooLarge)
+		r.fail(wire.ErrCodeEnhanceYourCalm, HeadersTooLong)
 		return
 	}
 	end := h.flags.Has(wire.FlagHeadersEndStream)
@@ -198,14 +259,23 @@ func (r *Relay) clientBlock(h head, raw, prio, block []byte) {
 		return
 	}
 	if len(r.streams) >= r.sh.limits.Streams {
-		r.fail(wire.ErrCodeEnhanceYourCalm, tooManyStreams)
+		r.fail(wire.ErrCodeEnhanceYourCalm, TooManyStreams)
+		return
+	}
+	if h.stream > r.goAway {
+		// It has been on its way when the client was told to open no more, and will be
+		// opened elsewhere.
+		r.last = h.stream
+		r.divide(h.stream)
+		r.places.add(h.stream, true)
+		r.skipBlock()
 		return
 	}
 	r.last = h.stream
-	r.opened++
 	req := r.request()
 	route := r.env.Route(&req)
 	l := route.Link
+	r.mute = false
 	fields := r.sh.fields
 	if route.Inject != "" {
 		fields = r.sh.withMember(fields, route.Inject)
@@ -213,11 +283,16 @@ func (r *Relay) clientBlock(h head, raw, prio, block []byte) {
 	if l != r.primary {
 		r.divide(h.stream)
 	}
-	if r.else_ != nil {
-		r.else_.add(h.stream, l != r.primary)
+	if r.places != nil {
+		r.places.add(h.stream, l != r.primary)
 	}
 	if l == nil {
 		r.skipBlock()
+		if route.Busy {
+			r.env.Count(TooManyLinks)
+			_ = r.sh.to(&r.out).WriteRSTStream(h.stream, wire.ErrCodeRefusedStream)
+			return
+		}
 		r.refuse(h.stream, &req, route.Refusal, end)
 		return
 	}
@@ -225,7 +300,7 @@ func (r *Relay) clientBlock(h head, raw, prio, block []byte) {
 	s.grpc, s.head = req.GRPC, req.Head
 	s.clientDone = end
 	if l == r.primary {
-		l.last = h.stream
+		l.last = max(l.last, h.stream)
 		if route.Inject != "" {
 			r.skipBlock()
 		}
@@ -236,11 +311,18 @@ func (r *Relay) clientBlock(h head, raw, prio, block []byte) {
 	r.openOn(l, s, h.flags, prio, fields, end)
 }
 
+// keyedElsewhere reports whether the fields that have been decoded carry a key
+// that leads away from the primary link.
+func (r *Relay) keyedElsewhere() bool {
+	req := r.request()
+	return req.Keys.Seen()
+}
+
 // divide follows the first stream that does not go to the primary link.
 func (r *Relay) divide(id uint32) {
 	if !r.split {
 		r.split = true
-		r.else_ = &ownership{top: id>>1 - min(id>>1, 1)}
+		r.places = &ownership{top: id >> 1}
 	}
 }
 
@@ -276,7 +358,11 @@ func (r *Relay) clientTrailers(s *stream, h head, raw, prio []byte, end bool) {
 	if s.link == nil {
 		return
 	}
-	s.up.end = s.up.end || end
+	if s.clientDone || s.up.end {
+		r.resetBoth(s, wire.ErrCodeStreamClosed)
+		return
+	}
+	s.up.end = end
 	s.up.trailers = append([]hpack.HeaderField{}, r.sh.fields...)
 	r.sendUp(s)
 }
@@ -338,23 +424,44 @@ func (sh *Shared) withMember(fields []hpack.HeaderField, key string) []hpack.Hea
 func (r *Relay) clientSettings(h head, raw []byte) {
 	payload := raw[headLen:]
 	if h.flags.Has(wire.FlagSettingsAck) || h.stream != 0 || len(payload)%6 != 0 {
-		r.primary.out.lend(r.sh, raw)
+		if !r.primary.gone {
+			r.primary.out.lend(r.sh, raw)
+		}
 		return
 	}
-	before := len(r.clientSetting)
-	changed := before == 0
+	r.spend(1 + int64(len(payload)/64))
+	r.applySettings(payload)
+	if r.primary.gone {
+		_ = r.sh.to(&r.out).WriteSettingsAck()
+	} else {
+		r.primary.unacked++
+		r.passSettings(&r.primary.out, raw)
+	}
+	for _, l := range r.others {
+		r.writeSettings(l)
+	}
+}
+
+// applySettings takes note of the client's settings. It reports whether the
+// primary link's server can be told of them as they are.
+func (r *Relay) applySettings(payload []byte) bool {
+	asTheyAre := true
 	for i := 0; i < len(payload); i += 6 {
 		s := wire.Setting{ID: wire.SettingID(binary.BigEndian.Uint16(payload[i:])), Val: binary.BigEndian.Uint32(payload[i+2:])}
 		switch s.ID {
 		case wire.SettingHeaderTableSize:
-			r.clientTable = min(s.Val, r.sh.limits.TableBytes)
-			r.primary.in.allow(r.clientTable)
+			if s.Val > r.sh.limits.TableBytes {
+				asTheyAre = false
+			}
+			r.clientTable = min(r.clientTable, s.Val)
+			r.primary.in.allow(min(s.Val, r.sh.limits.TableBytes))
 			if r.enc != nil {
 				r.enc.resize(r.clientTable)
 			}
 		case wire.SettingInitialWindowSize:
 			if s.Val <= maxWindow {
 				r.clientWindow = int64(s.Val)
+				r.widest = max(r.widest, r.clientWindow)
 			}
 		case wire.SettingMaxFrameSize:
 			if s.Val >= leastMaxFrame && s.Val < 1<<24 {
@@ -362,14 +469,8 @@ func (r *Relay) clientSettings(h head, raw []byte) {
 			}
 		}
 		r.noteSetting(s)
-		changed = true
 	}
-	r.passSettings(&r.primary.out, raw)
-	if changed {
-		for _, l := range r.others {
-			r.writeSettings(l)
-		}
-	}
+	return asTheyAre
 }
 
 // noteSetting keeps a setting for links to come. Those that are between two
@@ -396,6 +497,7 @@ func (r *Relay) noteSetting(s wire.Setting) {
 func (r *Relay) passSettings(o *outlet, raw []byte) {
 	for i := headLen; i < len(raw); i += 6 {
 		if wire.SettingID(binary.BigEndian.Uint16(raw[i:])) == wire.SettingHeaderTableSize && binary.BigEndian.Uint32(raw[i+2:]) > r.sh.limits.TableBytes {
+			r.env.Count(TableLowered)
 			o.write(r.sh, raw[:i+2])
 			o.write(r.sh, binary.BigEndian.AppendUint32(nil, r.sh.limits.TableBytes))
 			raw = raw[i+6:]

@@ -43,6 +43,17 @@ func appendHead(b []byte, h head) []byte {
 	return binary.BigEndian.AppendUint32(b, h.stream)
 }
 
+// Greeting reports whether b is what a server may send before it has seen a
+// client's preface, or the beginning of that: SETTINGS.
+func Greeting(b []byte) bool {
+	const most = 256
+	if len(b) < headLen {
+		return len(b) < 4 || b[3] == byte(wire.FrameSettings)
+	}
+	h := parseHead(b)
+	return h.typ == wire.FrameSettings && h.flags == 0 && h.stream == 0 && h.length%6 == 0 && h.length <= most
+}
+
 // unpad takes the padding off the payload of a frame that may have some. It
 // reports whether that is well-formed.
 func unpad(h head, payload []byte) ([]byte, bool) {

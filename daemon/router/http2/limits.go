@@ -14,6 +14,9 @@ type Limits struct {
 	Streams int
 	// BufferBytes bounds what is kept for links that do not take it, about.
 	BufferBytes int
+	// ControlRate bounds how many frames a second a client may send that are no
+	// request and no data.
+	ControlRate int
 }
 
 // Defaults of Limits.
@@ -22,6 +25,7 @@ const (
 	DefaultTableBytes  = 64 << 10
 	DefaultStreams     = 10_000
 	DefaultBufferBytes = 1 << 20
+	DefaultControlRate = 10_000
 )
 
 // Complete puts the defaults in the place of zeros.
@@ -38,18 +42,24 @@ func (l *Limits) Complete() {
 	if l.BufferBytes == 0 {
 		l.BufferBytes = DefaultBufferBytes
 	}
+	if l.ControlRate == 0 {
+		l.ControlRate = DefaultControlRate
+	}
 }
 
-// Reason is why a relay has given up or a link was dropped.
+// Reason is why something went another way than the plain one.
 type Reason uint8
 
-// Reasons.
+// Reasons. For those that end in "flood" or "too", the client has passed a bound
+// and was sent away.
 const (
-	None            Reason = iota
-	ClientError            // the client has broken the protocol
-	serverError            // a server has
-	headersTooLarge        // a header block is larger than allowed
-	tooManyStreams         // too many streams are open
-	untraceable            // a new stream after an error that made its keys unreadable
-	Finished               // no stream uses the link any more
+	ClientError    Reason = iota // the client has broken the protocol, and was sent away
+	ServerError                  // a server has, and was
+	Untraceable                  // a new stream after an error that made its keys unreadable
+	HeadersTooLong               // a header block is larger than allowed
+	TooManyStreams               // too many streams are open
+	TooManyFrames                // too many frames that are neither request nor data
+	TableLowered                 // a peer was told a smaller header table than another has announced
+	TooManyLinks                 // a stream was refused because it would need one link too many
+	Reasons
 )

@@ -23,9 +23,11 @@ type Link struct {
 	// What it has announced.
 	table   uint32
 	initial int64 // a stream's window
+	widest  int64 // that it has been
 	frame   int
 	most    int // streams
 	settled bool
+	unacked int // SETTINGS of the client that it has not acknowledged; of the primary link
 
 	streams  int
 	last     uint32 // the newest stream that it knows of
@@ -38,6 +40,7 @@ type Link struct {
 	spent   int64 // what it has sent and may send again
 	blocked []*stream
 	waiting []*stream
+	room    int64 // what it may send
 }
 
 const (
@@ -49,7 +52,7 @@ const (
 )
 
 func (r *Relay) newLink() *Link {
-	l := &Link{relay: r, table: initialTable, initial: initialWindow, frame: leastMaxFrame, most: assumedStreams, window: initialWindow}
+	l := &Link{relay: r, table: initialTable, initial: initialWindow, widest: initialWindow, frame: leastMaxFrame, most: assumedStreams, window: initialWindow}
 	l.in.dec = hpack.NewDecoder(initialTable, r.sh.emit)
 	l.in.allowed = initialTable
 	return l
@@ -61,6 +64,7 @@ func (r *Relay) NewLink(peer any) *Link {
 	l := r.newLink()
 	l.Peer = peer
 	l.enc = r.sh.newEncoder(initialTable)
+	l.room = linkWindow
 	r.others = append(r.others, l)
 	l.out.write(r.sh, []byte(Preface))
 	r.writeSettings(l)
@@ -71,7 +75,7 @@ func (r *Relay) NewLink(peer any) *Link {
 func (l *Link) secondary() bool { return l != l.relay.primary }
 
 // Usable reports whether new streams can be opened on the link.
-func (l *Link) Usable() bool { return !l.gone && !l.closing && !l.poisoned }
+func (l *Link) Usable() bool { return !l.gone && !l.closing }
 
 // Streams returns how many streams are open on the link.
 func (l *Link) Streams() int { return l.streams }
@@ -110,7 +114,8 @@ func (r *Relay) linkFrame(l *Link, h head, raw []byte) {
 			r.linkGoAway(l, payload)
 			return
 		}
-		l.closing = true
+		r.primaryGoAway(l, raw)
+		return
 	}
 	if o := r.passOn(l, h); o != nil {
 		o.lend(r.sh, raw)
@@ -125,16 +130,31 @@ func (r *Relay) linkData(l *Link, h head, raw []byte) {
 		return
 	}
 	s := r.streamOf(l, h.stream)
-	if s == nil {
-		if l.secondary() {
+	if !l.secondary() {
+		if s == nil {
+			// The client has given the stream up. It may have no room for this, because of
+			// others.
 			l.spent += int64(h.length)
 			return
 		}
-		r.delivered(l, h.length)
-		r.out.lend(r.sh, raw)
+		r.download(l, s, raw, h.flags.Has(wire.FlagDataEndStream))
 		return
 	}
-	r.download(l, s, raw, h.flags.Has(wire.FlagDataEndStream))
+	if l.room -= int64(h.length); l.room < 0 {
+		r.breakLink(l, wire.ErrCodeFlowControl)
+		return
+	}
+	if s == nil {
+		l.spent += int64(h.length)
+		return
+	}
+	if s.room -= int64(h.length); s.serverEnded || !s.answered || r.widest+s.room < 0 {
+		// A client would take it for an error of the connection.
+		r.breakLink(l, wire.ErrCodeProtocol)
+		return
+	}
+	s.serverEnded = h.flags.Has(wire.FlagDataEndStream)
+	r.download(l, s, raw, s.serverEnded)
 }
 
 // serverSends follows a DATA frame that has been passed on.
@@ -148,12 +168,19 @@ func (r *Relay) serverSends(l *Link, h head) {
 }
 
 func (r *Relay) linkReset(l *Link, h head, raw []byte) {
+	if l.secondary() && len(raw) != headLen+4 {
+		r.breakLink(l, wire.ErrCodeFrameSize)
+		return
+	}
 	s := r.streamOf(l, h.stream)
 	if s == nil {
 		if !l.secondary() {
 			r.out.lend(r.sh, raw)
 		}
 		return
+	}
+	if len(raw) == headLen+4 && wire.ErrCode(binary.BigEndian.Uint32(raw[headLen:])) != wire.ErrCodeNo {
+		r.spend(resetCost)
 	}
 	if len(s.down) > 0 && len(raw) == headLen+4 {
 		r.stall(s, download{reset: true, code: wire.ErrCode(binary.BigEndian.Uint32(raw[headLen:]))})
@@ -166,8 +193,12 @@ func (r *Relay) linkReset(l *Link, h head, raw []byte) {
 func (r *Relay) linkSettings(l *Link, h head, raw []byte) {
 	payload := raw[headLen:]
 	if h.flags.Has(wire.FlagSettingsAck) || h.stream != 0 || len(payload)%6 != 0 {
-		if !l.secondary() {
+		switch {
+		case !l.secondary():
+			l.unacked = max(l.unacked-1, 0)
 			r.out.lend(r.sh, raw)
+		case len(payload)%6 != 0 || h.stream != 0:
+			r.breakLink(l, wire.ErrCodeProtocol)
 		}
 		return
 	}
@@ -179,16 +210,17 @@ func (r *Relay) linkSettings(l *Link, h head, raw []byte) {
 		value := binary.BigEndian.Uint32(payload[i+2:])
 		switch wire.SettingID(binary.BigEndian.Uint16(payload[i:])) {
 		case wire.SettingHeaderTableSize:
-			l.table = min(value, r.sh.limits.TableBytes)
+			l.table = min(l.table, value)
 			if l.enc != nil {
 				l.enc.resize(l.table)
 			}
 			if !l.secondary() {
-				r.in.allow(l.table)
+				r.in.allow(min(value, r.sh.limits.TableBytes))
 			}
 		case wire.SettingInitialWindowSize:
 			if value <= maxWindow {
 				l.initial = int64(value)
+				l.widest = max(l.widest, l.initial)
 			}
 		case wire.SettingMaxFrameSize:
 			if value >= leastMaxFrame && value < 1<<24 {
@@ -232,19 +264,22 @@ func (r *Relay) streamsOf(l *Link) []*stream {
 
 func (r *Relay) linkWindowUpdate(l *Link, h head, payload []byte) {
 	if len(payload) != 4 {
-		r.breakLink(l, wire.ErrCodeFrameSize, serverError)
+		r.breakLink(l, wire.ErrCodeFrameSize)
 		return
 	}
 	n := int64(binary.BigEndian.Uint32(payload) & maxWindow)
 	if h.stream != 0 {
 		if s := r.streamOf(l, h.stream); s != nil {
-			s.maySend += n
+			if s.maySend += n; l.initial+s.maySend > maxWindow {
+				r.breakLink(l, wire.ErrCodeFlowControl)
+				return
+			}
 			r.sendUp(s)
 		}
 		return
 	}
 	if l.window += n; l.window > maxWindow {
-		r.breakLink(l, wire.ErrCodeFlowControl, serverError)
+		r.breakLink(l, wire.ErrCodeFlowControl)
 		return
 	}
 	blocked := l.blocked
@@ -281,21 +316,6 @@ func (r *Relay) linkPing(l *Link, h head, payload, raw []byte) {
 	r.out.lend(r.sh, raw)
 }
 
-// linkGoAway follows a link that takes no new streams.
-func (r *Relay) linkGoAway(l *Link, payload []byte) {
-	l.closing = true
-	if len(payload) < 8 {
-		return
-	}
-	last := binary.BigEndian.Uint32(payload) & maxWindow
-	for _, s := range r.streamsOf(l) {
-		if s.id > last {
-			_ = r.sh.to(&r.out).WriteRSTStream(s.id, wire.ErrCodeRefusedStream)
-			r.forget(s)
-		}
-	}
-}
-
 // linkBlock deals with a header block of a link.
 func (r *Relay) linkBlock(l *Link, h head, raw, fixed, block []byte) {
 	if l.poisoned {
@@ -309,16 +329,26 @@ func (r *Relay) linkBlock(l *Link, h head, raw, fixed, block []byte) {
 		return
 	}
 	if r.sh.tooLarge {
-		r.tooMuch(l, headersTooLarge)
-		return
-	}
-	if l.secondary() && (s == nil || h.typ == wire.FramePushPromise) {
-		if h.typ == wire.FramePushPromise {
-			r.breakLink(l, wire.ErrCodeProtocol, serverError)
-		}
+		r.tooMuch(l, HeadersTooLong)
 		return
 	}
 	end := h.flags.Has(wire.FlagHeadersEndStream) && h.typ == wire.FrameHeaders
+	if l.secondary() {
+		if h.typ == wire.FramePushPromise || s != nil && s.serverEnded {
+			r.breakLink(l, wire.ErrCodeProtocol)
+			return
+		}
+		if s == nil {
+			return
+		}
+		s.serverEnded = end
+	}
+	if s != nil {
+		s.answered = s.answered || h.typ == wire.FrameHeaders && (!anew || !interim(r.sh.fields))
+	}
+	if h.typ == wire.FramePushPromise && len(fixed) == 4 {
+		r.promised(l, binary.BigEndian.Uint32(fixed)&maxWindow)
+	}
 	switch {
 	case !anew:
 		r.out.lend(r.sh, raw)
@@ -339,12 +369,29 @@ func (r *Relay) sendBlock(h head, fixed []byte, fields []hpack.HeaderField) {
 	if r.enc == nil {
 		if r.primary.poisoned {
 			// What the client's decoder knows cannot be told.
-			r.fail(wire.ErrCodeInternal, serverError)
+			r.fail(wire.ErrCodeInternal, ServerError)
 			return
 		}
 		r.enc = r.sh.newEncoder(r.clientTable)
 	}
 	r.sh.writeBlock(&r.out, h.typ, h.flags&^(wire.FlagHeadersPadded|wire.FlagHeadersEndHeaders), h.stream, fixed, r.sh.encode(r.enc, fields), r.clientMax)
+}
+
+// interim reports whether a response is one of the class 1xx: another follows.
+func interim(fields []hpack.HeaderField) bool {
+	return len(fields) > 0 && fields[0].Name == ":status" && len(fields[0].Value) == 3 && fields[0].Value[0] == '1'
+}
+
+// promised follows a stream that the primary link opens itself.
+func (r *Relay) promised(l *Link, id uint32) {
+	if id&1 == 1 || id == 0 || r.streams[id] != nil {
+		return // the client will say what it thinks of that
+	}
+	if len(r.streams) >= r.sh.limits.Streams {
+		r.fail(wire.ErrCodeEnhanceYourCalm, TooManyStreams)
+		return
+	}
+	r.newStream(id, l).clientDone = true
 }
 
 // openOn opens a stream on a link other than the primary.
@@ -390,50 +437,4 @@ func (r *Relay) openHeld(l *Link) {
 			r.sendUp(s)
 		}
 	}
-}
-
-// breakLink gives up a link whose server has broken the protocol.
-func (r *Relay) breakLink(l *Link, code wire.ErrCode, why Reason) {
-	if l.gone {
-		return
-	}
-	_ = r.sh.to(&l.out).WriteGoAway(0, code, nil)
-	if b := l.out.take(); len(b) > 0 {
-		r.env.ToLink(l, b)
-	}
-	l.out.reuse(r.sh)
-	r.env.Drop(l, why)
-	r.lose(l)
-}
-
-// LinkEnded follows the end of a link's connection. Its streams end as far as
-// the client is concerned.
-func (r *Relay) LinkEnded(l *Link) {
-	r.lose(l)
-	r.flush()
-}
-
-// LinkFailed follows a link whose server cannot be reached: its streams are
-// answered with why.
-func (r *Relay) LinkFailed(l *Link, why func(stream uint32) string) {
-	l.gone = true
-	for _, s := range r.streamsOf(l) {
-		req := Request{GRPC: s.grpc, Head: s.head}
-		id, end := s.id, s.clientDone || s.up.end
-		r.forget(s)
-		r.refuse(id, &req, why(id), end)
-	}
-	r.lose(l)
-	r.flush()
-}
-
-func (r *Relay) lose(l *Link) {
-	l.gone = true
-	for _, s := range r.streamsOf(l) {
-		_ = r.sh.to(&r.out).WriteRSTStream(s.id, wire.ErrCodeInternal)
-		r.forget(s)
-	}
-	r.others = slices.DeleteFunc(r.others, func(x *Link) bool { return x == l })
-	r.pings = slices.DeleteFunc(r.pings, func(p ping) bool { return p.link == l })
-	l.out.reuse(r.sh)
 }

@@ -9,6 +9,9 @@ import (
 	"golang.org/x/net/http2/hpack"
 )
 
+// grpcUnavailable is the status UNAVAILABLE of gRPC.
+const grpcUnavailable = "14"
+
 // refuse answers a stream that no server may serve. end says that the client has
 // sent all of its request.
 func (r *Relay) refuse(id uint32, req *Request, why string, end bool) {
@@ -18,7 +21,7 @@ func (r *Relay) refuse(id uint32, req *Request, why string, end bool) {
 		fields = append(fields,
 			hpack.HeaderField{Name: ":status", Value: "200"},
 			hpack.HeaderField{Name: "content-type", Value: "application/grpc"},
-			hpack.HeaderField{Name: "grpc-status", Value: "14"},
+			hpack.HeaderField{Name: "grpc-status", Value: grpcUnavailable},
 			hpack.HeaderField{Name: "grpc-message", Value: percentEncode(why)})
 	} else {
 		fields = append(fields,

@@ -20,7 +20,11 @@ type Env interface {
 	ToLink(l *Link, b []byte)
 	// Drop closes a link that no stream uses any more. Nothing is heard of it
 	// afterwards.
-	Drop(l *Link, why Reason)
+	Drop(l *Link)
+	// Count counts something that went another way than the plain one.
+	Count(why Reason)
+	// Now is a clock in nanoseconds.
+	Now() int64
 }
 
 // Request is a stream's request as far as routing is concerned.
@@ -38,6 +42,8 @@ type Route struct {
 	Inject string
 	// Refusal says why there is no link.
 	Refusal string
+	// Busy says that there can be no link now, and that the client may try again.
+	Busy bool
 }
 
 // Relay relays one client's connection. See the package's comment.
@@ -54,13 +60,19 @@ type Relay struct {
 
 	streams  map[uint32]*stream
 	last     uint32 // the client's newest stream
-	opened   uint64
-	else_    *ownership
+	routed   uint32 // the newest stream that has been asked about
+	places   *ownership
 	poisoned bool // the client has sent something that cannot be followed
+	mute     bool // the client is told nothing before a stream has been routed
+
+	// goAway is the newest stream that is served, as the client has been told.
+	goAway   uint32
+	draining bool
 
 	// What the client has announced.
 	clientTable   uint32
 	clientWindow  int64 // of a stream
+	widest        int64 // that it has been
 	clientMax     int
 	clientSetting []wire.Setting // for links to come; no two of one id
 
@@ -70,8 +82,9 @@ type Relay struct {
 
 	pings []ping // of links other than the primary
 
+	budget
+
 	over bool // nothing is relayed any more
-	why  Reason
 }
 
 // ping is one that a link has sent and the client has not answered.
@@ -91,9 +104,11 @@ type reader struct {
 	block []byte
 	skip  int // what stands in raw's first frame before the block
 	// A frame whose payload is dealt with as it comes.
-	left   int
-	pieces pieces
-	data   piecewise
+	left    int
+	pieces  pieces
+	to      *outlet // of passPieces
+	data    piecewise
+	preface int // how much of the preface is still to come
 }
 
 // pieces is what is done with a frame's pieces.
@@ -116,20 +131,69 @@ type piecewise struct {
 func New(sh *Shared, env Env) *Relay {
 	r := &Relay{sh: sh, env: env, streams: map[uint32]*stream{}}
 	r.clientTable, r.clientWindow, r.clientMax = initialTable, initialWindow, leastMaxFrame
+	r.widest = initialWindow
 	r.windows.init()
 	r.in.dec = hpack.NewDecoder(initialTable, sh.emit)
 	r.in.allowed = initialTable
-	r.in.left = len(Preface)
+	r.in.preface = len(Preface)
+	r.goAway = maxWindow
+	r.budget.init(sh.limits.ControlRate, env.Now())
 	r.primary = r.newLink()
+	return r
+}
+
+// Alone makes a Relay without a primary link: what would be for it is answered
+// by the relay. With mute it tells the client nothing before a stream has been
+// routed.
+func Alone(sh *Shared, env Env, mute bool) *Relay {
+	r := New(sh, env)
+	r.primary.gone, r.mute = true, mute
+	r.divide(1)
+	_ = sh.to(&r.out).WriteSettings()
+	return r
+}
+
+// Upgraded makes a Relay for a client whose first request was HTTP/1 and has been
+// answered with 101 by the primary link: it is stream 1 now (RFC 7540, section
+// 3.2). settings is the decoded HTTP2-Settings of the request. It returns nil for
+// settings that the relay cannot go along with.
+func Upgraded(sh *Shared, env Env, settings []byte) *Relay {
+	if len(settings)%6 != 0 {
+		return nil
+	}
+	r := New(sh, env)
+	if !r.applySettings(settings) {
+		return nil
+	}
+	r.last, r.routed, r.primary.last = 1, 1, 1
+	r.newStream(1, r.primary).clientDone = true
 	return r
 }
 
 // Primary returns the link that what is no stream's goes to.
 func (r *Relay) Primary() *Link { return r.primary }
 
-// Over reports whether the relay has given up, and why. It has told the client;
-// the connections are to be closed.
-func (r *Relay) Over() (bool, Reason) { return r.over, r.why }
+// Over reports whether the relay has given up. It has told the client; the
+// connections are to be closed.
+func (r *Relay) Over() bool { return r.over }
+
+// Begun reports whether the client has opened a stream.
+func (r *Relay) Begun() bool { return r.last > 0 }
+
+// Drain asks the client to open no more streams. It is called twice: at first
+// those that are on their way are served still, with final no more.
+func (r *Relay) Drain(final bool) {
+	r.draining = true
+	last := uint32(maxWindow)
+	if final {
+		last = r.last
+	}
+	if last < r.goAway || !final {
+		r.goAway = min(r.goAway, last)
+		_ = r.sh.to(&r.out).WriteGoAway(r.goAway, wire.ErrCodeNo, nil)
+	}
+	r.flush()
+}
 
 // Buffered returns how many bytes wait for links, about.
 func (r *Relay) Buffered() int { return r.buffered }
@@ -159,6 +223,17 @@ func (r *Relay) FromLink(l *Link, b []byte) int {
 // feed deals with the frames at b's beginning.
 func (r *Relay) feed(from *Link, in *reader, b []byte) (n int) {
 	for n < len(b) && !r.over && (from == nil || !from.gone) {
+		if in.preface > 0 {
+			k := min(in.preface, len(b)-n)
+			at := len(Preface) - in.preface
+			if string(b[n:n+k]) != Preface[at:at+k] {
+				r.poisoned = true
+			}
+			in.preface -= k
+			r.primary.out.lend(r.sh, b[n:n+k])
+			n += k
+			continue
+		}
 		if in.left > 0 {
 			k := min(in.left, len(b)-n)
 			in.left -= k
@@ -194,14 +269,18 @@ const waitFor = 32 << 10
 // begin deals with a frame of which only a part has come. It returns how much of
 // that is done with; 0: the rest is waited for.
 func (r *Relay) begin(from *Link, in *reader, h head, b []byte) int {
+	if in.raw != nil && (h.typ != wire.FrameContinuation || h.stream != in.first.stream) {
+		// The block will never end.
+		r.astray(from, in, nil)
+	}
 	if in.raw != nil || in.headers(h.typ) {
-		if in.raw == nil || h.typ == wire.FrameContinuation && h.stream == in.first.stream {
-			if len(in.raw)+h.length > r.sh.limits.HeaderBytes {
-				r.tooMuch(from, headersTooLarge)
-			}
-			return 0
+		if len(in.raw)+h.length > r.sh.limits.HeaderBytes {
+			r.tooMuch(from, HeadersTooLong)
 		}
-		// The block will never end, which is for frame to deal with.
+		return 0
+	}
+	if from != nil && from.secondary() && h.length > leastMaxFrame {
+		r.breakLink(from, wire.ErrCodeFrameSize)
 		return 0
 	}
 	if h.typ == wire.FrameData {
@@ -215,7 +294,7 @@ func (r *Relay) begin(from *Link, in *reader, h head, b []byte) int {
 	if o := r.passOn(from, h); o != nil {
 		o.lend(r.sh, b[:headLen])
 		o.midway = true
-		in.pieces = passPieces
+		in.pieces, in.to = passPieces, o
 	} else {
 		in.pieces = dropPieces
 	}
@@ -235,6 +314,8 @@ func (r *Relay) passOn(from *Link, h head) *outlet {
 			return &l.out
 		}
 		return nil
+	case from.secondary() && h.typ == wire.FramePriority:
+		return nil // not a server's to send
 	case from == r.primary:
 		return &r.out
 	case h.stream == 0 || r.streamOf(from, h.stream) == nil:
@@ -249,13 +330,9 @@ func (r *Relay) passOn(from *Link, h head) *outlet {
 func (r *Relay) piece(from *Link, in *reader, b []byte) {
 	switch in.pieces {
 	case passPieces:
-		o := &r.out
-		if from == nil {
-			o = &r.primary.out
-		}
-		o.lendPart(r.sh, b)
+		in.to.lendPart(r.sh, b)
 		if in.left == 0 {
-			o.endPart(r.sh)
+			in.to.endPart(r.sh)
 		}
 	case dataPieces:
 		n := min(len(b), in.data.left)
@@ -273,6 +350,10 @@ func (r *Relay) piece(from *Link, in *reader, b []byte) {
 
 // frame deals with a whole frame.
 func (r *Relay) frame(from *Link, in *reader, h head, raw []byte) {
+	if from != nil && from.secondary() && h.length > leastMaxFrame {
+		r.breakLink(from, wire.ErrCodeFrameSize)
+		return
+	}
 	if in.raw != nil || in.headers(h.typ) || h.typ == wire.FrameContinuation {
 		r.headerFrame(from, in, h, raw)
 		return
@@ -303,16 +384,20 @@ func (r *Relay) headerFrame(from *Link, in *reader, h head, raw []byte) {
 		in.block = append(r.sh.scratch(), block...)
 		return
 	}
-	in.raw = append(in.raw, raw...)
 	if h.typ != wire.FrameContinuation || h.stream != in.first.stream {
-		all := in.raw
-		in.raw = nil
-		r.astray(from, in, all)
+		r.astray(from, in, nil)
+		if !r.over && (from == nil || !from.gone) {
+			r.frame(from, in, h, raw)
+		}
 		return
 	}
+	if from == nil && len(payload) == 0 {
+		r.spend(1)
+	}
+	in.raw = append(in.raw, raw...)
 	in.block = append(in.block, payload...)
 	if len(in.raw) > r.sh.limits.HeaderBytes {
-		r.tooMuch(from, headersTooLarge)
+		r.tooMuch(from, HeadersTooLong)
 		return
 	}
 	if h.flags.Has(wire.FlagHeadersEndHeaders) {
@@ -372,23 +457,28 @@ func (r *Relay) headerBlock(from *Link, h head, raw, before, block []byte) {
 // astray deals with bytes after which a peer's header blocks cannot be followed
 // any more. Whoever they are for will say so.
 func (r *Relay) astray(from *Link, in *reader, raw []byte) {
+	if in.raw != nil {
+		raw = append(in.raw, raw...)
+		in.raw, in.block = nil, nil
+	}
 	switch {
+	case from == nil && r.primary.gone:
+		r.fail(wire.ErrCodeProtocol, ClientError)
 	case from == nil:
 		r.poisoned = true
 		r.primary.out.lend(r.sh, raw)
 		r.settleAll()
 	case from == r.primary:
 		if r.enc != nil {
-			r.fail(wire.ErrCodeProtocol, serverError)
+			r.fail(wire.ErrCodeProtocol, ServerError)
 			return
 		}
 		from.poisoned = true
 		r.out.lend(r.sh, raw)
 		r.settleAll()
 	default:
-		r.breakLink(from, wire.ErrCodeProtocol, serverError)
+		r.breakLink(from, wire.ErrCodeProtocol)
 	}
-	_ = in
 }
 
 // settleAll copies what is lent.
@@ -405,7 +495,17 @@ func (r *Relay) flush() {
 	r.giveBack()
 	r.flushLink(r.primary)
 	for i := 0; i < len(r.others); i++ {
-		r.flushLink(r.others[i])
+		l := r.others[i]
+		r.flushLink(l)
+		if l.closing && l.streams == 0 {
+			r.lose(l)
+			r.env.Drop(l)
+			i--
+		}
+	}
+	if r.mute && !r.over {
+		r.out.settle(r.sh, 0)
+		return
 	}
 	if b := r.out.take(); len(b) > 0 {
 		r.env.ToClient(b)
@@ -429,7 +529,8 @@ func (r *Relay) fail(code wire.ErrCode, why Reason) {
 		// Writing to memory does not fail.
 		_ = r.sh.to(&r.out).WriteGoAway(r.last, code, nil)
 	}
-	r.over, r.why = true, why
+	r.over = true
+	r.env.Count(why)
 }
 
 // tooMuch follows a peer that has passed a bound.
@@ -438,5 +539,6 @@ func (r *Relay) tooMuch(from *Link, why Reason) {
 		r.fail(wire.ErrCodeEnhanceYourCalm, why)
 		return
 	}
-	r.breakLink(from, wire.ErrCodeEnhanceYourCalm, why)
+	r.env.Count(why)
+	r.breakLink(from, wire.ErrCodeEnhanceYourCalm)
 }

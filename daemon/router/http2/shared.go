@@ -74,6 +74,27 @@ func (sh *Shared) scratch() []byte {
 func (sh *Shared) decode(d *hpack.Decoder, block []byte, fields bool) error {
 	sh.fields, sh.listSize, sh.tooLarge = sh.fields[:0], 0, false
 	d.SetEmitEnabled(fields)
+	// A block may begin with two changes of the table's size (RFC 7541, section
+	// 4.2), which hpack takes for an error unless the first empties the table.
+	for len(block) > 0 && block[0]&0xe0 == 0x20 {
+		n := 1
+		if block[0]&0x1f == 0x1f {
+			for n < len(block) && block[n]&0x80 != 0 {
+				n++
+			}
+			n++
+		}
+		if n > len(block) {
+			break
+		}
+		if _, err := d.Write(block[:n]); err != nil {
+			return err
+		}
+		if err := d.Close(); err != nil {
+			return err
+		}
+		block = block[n:]
+	}
 	if _, err := d.Write(block); err != nil {
 		return err
 	}

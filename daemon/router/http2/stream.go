@@ -16,6 +16,10 @@ type stream struct {
 
 	clientDone bool // the client has ended it, and the link knows
 	serverDone bool // the server has ended it, and the client knows
+	answered   bool // the server has sent a final response's head
+
+	serverEnded bool  // the server has ended it; followed on other links than the primary
+	room        int64 // what the server may send, less the client's initial window
 
 	// On a link other than the primary: what the client, and what the link, may
 	// still be sent, less the respective initial window.
@@ -77,6 +81,7 @@ const spareStreams = 1024
 // finish forgets a stream that both sides have ended.
 func (r *Relay) finish(s *stream) {
 	if s.clientDone && s.serverDone {
+		r.earn(resetCost)
 		r.forget(s)
 	}
 }
@@ -115,13 +120,15 @@ func (r *Relay) streamOf(l *Link, id uint32) *stream {
 // owner returns the link that frames of the client about a stream go to; nil:
 // none.
 func (r *Relay) owner(id uint32) *Link {
-	if id == 0 || !r.split || id&1 == 0 {
-		return r.primary
+	if r.split && id&1 == 1 {
+		if s := r.streams[id]; s != nil {
+			return s.link
+		}
+		if r.places.has(id) || id > r.primary.last && id <= r.last {
+			return nil
+		}
 	}
-	if s := r.streams[id]; s != nil {
-		return s.link
-	}
-	if r.else_.has(id) || id > r.primary.last && id <= r.last {
+	if r.primary.gone {
 		return nil
 	}
 	return r.primary

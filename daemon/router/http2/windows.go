@@ -60,9 +60,14 @@ func (r *Relay) giveBack() {
 		_ = r.sh.to(&r.out).WriteWindowUpdate(0, uint32(min(r.refundable, maxWindow)))
 		r.refundable = 0
 	}
+	if p := r.primary; p.spent > 0 && !p.gone {
+		_ = r.sh.to(&p.out).WriteWindowUpdate(0, uint32(p.spent))
+		p.spent = 0
+	}
 	for _, l := range r.others {
 		if l.spent >= linkWindow/4 && !l.gone {
 			_ = r.sh.to(&l.out).WriteWindowUpdate(0, uint32(l.spent))
+			l.room += l.spent
 			l.spent = 0
 		}
 	}
@@ -71,15 +76,26 @@ func (r *Relay) giveBack() {
 // clientWindowUpdate follows what the client allows. It reports whether the
 // frame has been dealt with.
 func (r *Relay) clientWindowUpdate(h head, payload []byte) bool {
-	if h.stream != 0 || len(payload) != 4 {
+	r.spend(1)
+	if len(payload) != 4 {
 		return false
 	}
 	n := int64(binary.BigEndian.Uint32(payload) & maxWindow)
+	if h.stream != 0 {
+		if s := r.streams[h.stream]; s != nil {
+			s.room += n
+		}
+		return false
+	}
 	r.clientConn += n
 	paid := min(n, r.owed)
 	r.owed -= paid
 	if !r.split {
 		return false
+	}
+	if r.clientConn > maxWindow {
+		r.fail(wire.ErrCodeFlowControl, ClientError)
+		return true
 	}
 	others := min(n-paid, r.owedOthers)
 	r.owedOthers -= others
@@ -99,6 +115,7 @@ func (r *Relay) clientWindowUpdate(h head, payload []byte) bool {
 // delivered follows payload of a DATA frame to the client.
 func (r *Relay) delivered(l *Link, n int) {
 	r.clientConn -= int64(n)
+	r.earn(1 + int64(n)/dataWorth)
 	if l == r.primary {
 		r.owed += int64(n)
 		return
@@ -153,7 +170,7 @@ func (r *Relay) upload(s *stream, data []byte, pad int, end bool) {
 // sendUp sends what waits of a stream's upload, as far as the link allows.
 func (r *Relay) sendUp(s *stream) {
 	l, u := s.link, &s.up
-	if s.held != nil || l.gone {
+	if s.held != nil {
 		return
 	}
 	sent := 0
@@ -218,29 +235,31 @@ func (r *Relay) widen(s *stream) {
 	_ = r.sh.to(&r.out).WriteWindowUpdate(s.id, uint32(min(n, maxWindow)))
 }
 
-// downloadPiece is a piece of a link's DATA frame.
+// downloadPiece is a piece of a DATA frame of the primary link, whose frames may
+// be longer than is waited for. Each becomes a frame.
 func (r *Relay) downloadPiece(l *Link, id uint32, data []byte, pad int, end bool) {
-	s := r.streamOf(l, id)
-	if s == nil {
-		l.spent += int64(len(data) + pad)
+	// The client must hear of the padding as well, which has taken its part of the
+	// window: as a frame of its own.
+	if pad > 0 {
+		b := appendHead(make([]byte, 0, headLen+pad), head{length: pad, typ: wire.FrameData, flags: wire.FlagDataPadded, stream: id})
+		b = append(b, byte(pad-1))
+		r.downloadFrame(l, id, append(b, make([]byte, pad-1)...), end && len(data) == 0)
+	}
+	if len(data) > 0 || end && pad == 0 {
+		b := appendHead(make([]byte, 0, headLen+len(data)), head{length: len(data), typ: wire.FrameData, stream: id})
+		r.downloadFrame(l, id, append(b, data...), end)
+	}
+}
+
+func (r *Relay) downloadFrame(l *Link, id uint32, raw []byte, end bool) {
+	if end {
+		raw[4] |= byte(wire.FlagDataEndStream)
+	}
+	if s := r.streamOf(l, id); s != nil {
+		r.download(l, s, raw, end)
 		return
 	}
-	// The relay has given nothing of the stream's window, so the client must hear of
-	// the padding as well: as a frame of its own, which is nothing but padding.
-	if pad > 0 {
-		b := make([]byte, 0, headLen+pad)
-		b = appendHead(b, head{length: pad, typ: wire.FrameData, flags: wire.FlagDataPadded, stream: id})
-		b = append(b, byte(pad-1))
-		r.download(l, s, append(b, make([]byte, pad-1)...), false)
-	}
-	if len(data) > 0 || end {
-		h := head{length: len(data), typ: wire.FrameData, stream: id}
-		if end {
-			h.flags = wire.FlagDataEndStream
-		}
-		b := appendHead(make([]byte, 0, headLen+len(data)), h)
-		r.download(l, s, append(b, data...), end)
-	}
+	l.spent += int64(len(raw) - headLen)
 }
 
 // download sends a whole DATA frame to the client, now or when there is room in
@@ -257,6 +276,26 @@ func (r *Relay) download(l *Link, s *stream, raw []byte, end bool) {
 		return
 	}
 	r.stall(s, download{data: slices.Clone(raw), size: n, end: end})
+	if len(r.stalled) == 1 {
+		r.resume()
+	}
+}
+
+// split makes room for the first bytes of a frame that is larger than what the
+// client may be sent: who knows whether it gives anything back before it has got
+// all that it allows.
+func (d *download) split(n int64) (first []byte) {
+	h := parseHead(d.data)
+	if n <= 0 || h.flags.Has(wire.FlagDataPadded) {
+		return nil
+	}
+	first = appendHead(make([]byte, 0, headLen+n), head{length: int(n), typ: h.typ, stream: h.stream})
+	first = append(first, d.data[headLen:headLen+n]...)
+	h.length -= int(n)
+	rest := d.data[n:]
+	appendHead(rest[:0], h)
+	d.data, d.size = rest, h.length
+	return first
 }
 
 // stall puts something behind what already waits of a stream.
@@ -281,6 +320,10 @@ func (r *Relay) resume() {
 		s := r.stalled[0]
 		d := s.down[0]
 		if int64(d.size) > r.clientConn {
+			if first := s.down[0].split(r.clientConn); first != nil {
+				r.delivered(s.link, len(first)-headLen)
+				r.out.write(r.sh, first)
+			}
 			return
 		}
 		r.stalled = slices.Delete(r.stalled, 0, 1)

@@ -1,0 +1,466 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package router
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	wire "golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
+
+	"github.com/sidetrack-dev/sidetrack/routing"
+	"github.com/sidetrack-dev/sidetrack/test/lab"
+)
+
+// frames is one end of a connection whose frames a test writes and reads itself.
+type frames struct {
+	*peer
+	*wire.Framer
+	block bytes.Buffer
+	enc   *hpack.Encoder
+}
+
+func newFrames(p *peer) *frames {
+	f := &frames{peer: p, Framer: wire.NewFramer(p.conn, p.r)}
+	f.enc = hpack.NewEncoder(&f.block)
+	f.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
+	return f
+}
+
+// client begins as a client does.
+func (w *world) frames(p *peer) *frames {
+	w.t.Helper()
+	f := newFrames(p)
+	p.send(wire.ClientPreface)
+	if err := f.WriteSettings(); err != nil {
+		w.t.Fatal(err)
+	}
+	return f
+}
+
+func (f *frames) headers(id uint32, end bool, pairs ...string) {
+	f.t.Helper()
+	f.block.Reset()
+	for i := 0; i < len(pairs); i += 2 {
+		// Writing to memory does not fail.
+		_ = f.enc.WriteField(hpack.HeaderField{Name: pairs[i], Value: pairs[i+1]})
+	}
+	if err := f.WriteHeaders(wire.HeadersFrameParam{StreamID: id, BlockFragment: f.block.Bytes(), EndHeaders: true, EndStream: end}); err != nil {
+		f.t.Error(err)
+	}
+}
+
+func asking(more ...string) []string {
+	return append([]string{":method", "GET", ":scheme", "http", ":authority", "route.shop", ":path", "/"}, more...)
+}
+
+// await reads frames until one is what is wanted.
+func (f *frames) await(what string, ok func(wire.Frame) bool) {
+	f.t.Helper()
+	for {
+		fr, err := f.ReadFrame()
+		if err != nil {
+			f.t.Fatalf("waited for %s: %v", what, err)
+		}
+		if ok(fr) {
+			return
+		}
+	}
+}
+
+// answer awaits a response's head with this status.
+func (f *frames) answer(id uint32, status string) {
+	f.t.Helper()
+	f.await(fmt.Sprintf("%s on stream %d", status, id), func(fr wire.Frame) bool {
+		h, ok := fr.(*wire.MetaHeadersFrame)
+		if ok && h.StreamID == id && h.PseudoValue("status") != status {
+			f.t.Errorf("stream %d: %v, want %s", id, h.Fields, status)
+		}
+		return ok && h.StreamID == id
+	})
+}
+
+func TestAnHTTP2ServerMaySpeakFirst(t *testing.T) {
+	w := newWorld(t)
+	for _, p := range []*lab.Pod{w.base, w.fork, w.fork2} {
+		w.script(p, func(c *peer) {
+			f := newFrames(c)
+			_ = f.WriteSettings(wire.Setting{ID: wire.SettingMaxConcurrentStreams, Val: 7})
+			c.expect(wire.ClientPreface)
+			for {
+				fr, err := f.ReadFrame()
+				if err != nil {
+					return
+				}
+				if h, ok := fr.(*wire.MetaHeadersFrame); ok {
+					f.headers(h.StreamID, true, ":status", "200", "x-served-by", p.Name)
+				}
+			}
+		})
+	}
+	for _, pause := range []time.Duration{0, 20 * time.Millisecond} {
+		c := w.dial(w.client)
+		time.Sleep(pause) // for the server to be first, or not
+		f := w.frames(c)
+		f.headers(1, true, asking()...)
+		f.headers(3, true, asking("baggage", "sidetrack="+key)...)
+		for range 2 {
+			f.await("an answer", func(fr wire.Frame) bool {
+				h, ok := fr.(*wire.MetaHeadersFrame)
+				if ok && (h.StreamID == 3) != (h.Fields[1].Value == "fork") {
+					t.Errorf("stream %d: %v", h.StreamID, h.Fields)
+				}
+				return ok
+			})
+		}
+		c.conn.Close()
+	}
+	w.noConnections()
+}
+
+func TestAServerWhoseGreetingLooksLikeHTTP2IsHeard(t *testing.T) {
+	w := newWorld(t)
+	const greeting = "\x00\x00\x06\x04\x00\x00\x00\x00\x00\x00\x01\x02\x03\x04\x05"
+	w.script(w.base, func(c *peer) {
+		c.send(greeting)
+		c.expect("hello")
+		c.send("bye")
+	})
+	c := w.dial(w.client)
+	c.expect(greeting)
+	c.send("hello")
+	c.expect("bye")
+	c.expectFIN()
+}
+
+func TestAForkWithoutEndpointsIsUnavailableOverHTTP2(t *testing.T) {
+	w := newWorld(t)
+	w.serveHTTP2(w.base, telling(w.base))
+	w.input.Slices = w.input.Slices[:1]
+	w.apply()
+	f := w.frames(w.dial(w.client))
+	f.headers(1, true, asking("baggage", "sidetrack="+key)...)
+	f.answer(1, "503")
+	f.await("the reason", func(fr wire.Frame) bool {
+		d, ok := fr.(*wire.DataFrame)
+		if ok && !strings.Contains(string(d.Data()), "sandbox shop/pr-42 redirects Service shop/route to Service shop/route-pr-42 port 80, but it has no ready endpoint") {
+			t.Errorf("%q", d.Data())
+		}
+		return ok
+	})
+	f.headers(3, false, asking("baggage", "sidetrack="+key, "content-type", "application/grpc")...)
+	f.await("an answer", func(fr wire.Frame) bool {
+		h, ok := fr.(*wire.MetaHeadersFrame)
+		if ok && (h.PseudoValue("status") != "200" || len(h.Fields) != 4 || h.Fields[2].Value != "14" || !h.StreamEnded()) {
+			t.Errorf("%v", h.Fields)
+		}
+		return ok
+	})
+	f.headers(5, true, asking()...)
+	f.answer(5, "200")
+}
+
+func TestAForkThatCannotBeReachedOverHTTP2(t *testing.T) {
+	for _, policy := range []routing.UnavailablePolicy{routing.Reject, routing.Baseline} {
+		t.Run(fmt.Sprint(policy), func(t *testing.T) {
+			w := newWorld(t)
+			w.serveHTTP2(w.base, telling(w.base))
+			w.unreachable(w.client, netip.PrefixFrom(w.fork.IPv4, 32).String())
+			w.input.Sandboxes[0].Redirects[0].Unavailable = policy
+			w.apply()
+			f := w.frames(w.dial(w.client))
+			want := "503"
+			if policy == routing.Baseline {
+				want = "200"
+			}
+			for id := uint32(1); id < 20; id += 4 {
+				f.headers(id, true, asking("baggage", "sidetrack="+key)...)
+				f.answer(id, want)
+				f.headers(id+2, true, asking()...)
+				f.answer(id+2, "200")
+			}
+			verdict := routing.Refuse
+			if policy == routing.Baseline {
+				verdict = routing.ToBaseline
+			}
+			n := uint64(0)
+			for k, count := range w.router.Stats().Requests {
+				if k.Verdict == verdict && k.Reason == routing.Unavailable && k.Sandbox.Name == "pr-42" {
+					n += count
+				}
+			}
+			if n == 0 {
+				t.Errorf("not counted as %v: %v", verdict, w.router.Stats().Requests)
+			}
+		})
+	}
+}
+
+func TestAForkServesOverHTTP2WhereTheBaselineDoesNot(t *testing.T) {
+	w := newWorld(t)
+	w.serveHTTP2(w.fork, telling(w.fork))
+	f := w.frames(w.dial(w.client))
+	f.headers(1, true, asking("baggage", "sidetrack="+key)...)
+	f.answer(1, "200")
+	// To everybody else the baseline refuses the connection.
+	f.headers(3, true, asking()...)
+	f.expectReset()
+	// Also to who says nothing.
+	w.frames(w.dial(w.client)).expectReset()
+	g := w.frames(w.dial(w.client))
+	g.headers(1, true, asking()...)
+	g.expectReset()
+	w.noConnections()
+}
+
+// expectReset reads on until the connection is reset.
+func (f *frames) expectReset() {
+	f.t.Helper()
+	for {
+		if _, err := f.ReadFrame(); err != nil {
+			if !strings.Contains(err.Error(), "connection reset") {
+				f.t.Errorf("%v, want RST", err)
+			}
+			return
+		}
+	}
+}
+
+func TestAnInjectedPodsStreamsCarryItsKey(t *testing.T) {
+	w := newWorld(t)
+	for _, p := range []*lab.Pod{w.base, w.fork, w.fork2} {
+		w.serveHTTP2(p, telling(p))
+	}
+	client := w.http2(w.runner)
+	for _, tt := range []struct{ sent, by, arrived string }{
+		{"", "fork", "sidetrack=" + key},
+		{"a=b", "fork", "a=b,sidetrack=" + key},
+		{"sidetrack=" + otherKey, "fork2", "sidetrack=" + otherKey},
+		{"", "fork", "sidetrack=" + key},
+	} {
+		req := mustRequest(t, http.MethodGet, nil)
+		if tt.sent != "" {
+			req.Header.Set("Baggage", tt.sent)
+		}
+		resp, err := client.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		if by, baggage := resp.Header.Get("X-Served-By"), resp.Header.Get("X-Baggage"); by != tt.by || baggage != tt.arrived {
+			t.Errorf("baggage %q: %s got %q, want %s and %q", tt.sent, by, baggage, tt.by, tt.arrived)
+		}
+	}
+}
+
+func TestTheBaselinesEndDoesNotEndAForksStreams(t *testing.T) {
+	for _, reset := range []bool{false, true} {
+		w := newWorld(t)
+		end := make(chan struct{})
+		w.script(w.base, func(c *peer) {
+			c.expect(wire.ClientPreface)
+			f := newFrames(c)
+			f.await("SETTINGS", func(fr wire.Frame) bool { return fr.Header().Type == wire.FrameSettings })
+			_ = f.WriteSettings()
+			<-end
+			if reset {
+				c.rst()
+			}
+		})
+		finish := make(chan struct{})
+		w.serveHTTP2(w.fork, http.HandlerFunc(func(rw http.ResponseWriter, _ *http.Request) {
+			_ = http.NewResponseController(rw).Flush()
+			<-finish
+			fmt.Fprint(rw, "finished")
+		}))
+		f := w.frames(w.dial(w.client))
+		f.headers(1, true, asking("baggage", "sidetrack="+key)...)
+		f.answer(1, "200")
+		close(end)
+		f.await("GOAWAY", func(fr wire.Frame) bool {
+			g, ok := fr.(*wire.GoAwayFrame)
+			if ok && (g.LastStreamID != 1 || g.ErrCode != wire.ErrCodeNo) {
+				t.Errorf("%v", g)
+			}
+			return ok
+		})
+		close(finish)
+		f.await("the rest", func(fr wire.Frame) bool {
+			d, ok := fr.(*wire.DataFrame)
+			return ok && string(d.Data()) == "finished"
+		})
+		if reset {
+			f.expectReset()
+		} else {
+			f.expectEOF()
+		}
+		w.noConnections()
+	}
+}
+
+func (f *frames) expectEOF() {
+	f.t.Helper()
+	for {
+		if _, err := f.ReadFrame(); err != nil {
+			if err != io.EOF {
+				f.t.Errorf("%v, want FIN", err)
+			}
+			return
+		}
+	}
+}
+
+func TestADrainEndsHTTP2ConnectionsWhenTheirStreamsHave(t *testing.T) {
+	w := newWorld(t)
+	finish := make(chan struct{})
+	for _, p := range []*lab.Pod{w.base, w.fork, w.fork2} {
+		w.serveHTTP2(p, http.HandlerFunc(func(rw http.ResponseWriter, _ *http.Request) {
+			_ = http.NewResponseController(rw).Flush()
+			<-finish
+			fmt.Fprint(rw, "finished")
+		}))
+	}
+	busy := w.frames(w.dial(w.client))
+	busy.headers(1, true, asking("baggage", "sidetrack="+key)...)
+	busy.answer(1, "200")
+	busy.headers(3, true, asking()...)
+	busy.answer(3, "200")
+	idle := w.frames(w.dial(w.client))
+	idle.await("SETTINGS", func(fr wire.Frame) bool { return fr.Header().Type == wire.FrameSettings })
+	done := make(chan error)
+	go func() {
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
+		defer cancel()
+		done <- w.router.Drain(ctx)
+	}()
+	for _, f := range []*frames{busy, idle} {
+		for n := range 2 {
+			f.await("GOAWAY", func(fr wire.Frame) bool {
+				g, ok := fr.(*wire.GoAwayFrame)
+				if ok && (n == 0) != (g.LastStreamID == 1<<31-1) {
+					t.Errorf("%d: %v", n, g)
+				}
+				return ok
+			})
+		}
+	}
+	idle.expectEOF()
+	idle.peer.conn.Close()
+	close(finish)
+	busy.expectEOF()
+	busy.peer.conn.Close()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
+func TestAnUpgradedConnectionIsRoutedStreamByStream(t *testing.T) {
+	for _, first := range []string{"", key} {
+		w := newWorld(t)
+		for _, p := range []*lab.Pod{w.base, w.fork, w.fork2} {
+			w.script(p, func(c *peer) {
+				raw, err := readRequest(c.r)
+				f := newFrames(c)
+				if err != nil {
+					return // dialled in vain
+				}
+				if bytes.HasPrefix(raw, []byte("GET")) {
+					c.send("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n")
+					_ = f.WriteSettings()
+					f.headers(1, true, ":status", "200", "x-served-by", p.Name)
+					c.expect(wire.ClientPreface)
+				} else {
+					c.expect("SM\r\n\r\n") // the rest of the preface
+				}
+				for {
+					fr, err := f.ReadFrame()
+					if err != nil {
+						return
+					}
+					if h, ok := fr.(*wire.MetaHeadersFrame); ok {
+						f.headers(h.StreamID, true, ":status", "200", "x-served-by", p.Name)
+					}
+				}
+			})
+		}
+		c := w.dial(w.client)
+		c.send("GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\nBaggage: sidetrack=" + first + "\r\n\r\n")
+		c.expect("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n")
+		f := w.frames(c)
+		f.headers(3, true, asking()...)
+		f.headers(5, true, asking("baggage", "sidetrack="+key)...)
+		f.headers(7, true, asking("baggage", "sidetrack="+otherKey)...)
+		want := map[uint32]string{1: "base", 3: "base", 5: "fork", 7: "fork2"}
+		if first != "" {
+			want[1] = "fork"
+		}
+		for len(want) > 0 {
+			f.await("an answer", func(fr wire.Frame) bool {
+				h, ok := fr.(*wire.MetaHeadersFrame)
+				if ok && h.Fields[1].Value != want[h.StreamID] {
+					t.Errorf("stream %d: %v, want %s", h.StreamID, h.Fields, want[h.StreamID])
+				}
+				if ok {
+					delete(want, h.StreamID)
+				}
+				return ok
+			})
+		}
+		c.conn.Close()
+		w.noConnections()
+	}
+}
+
+func TestAnHTTP2ClientsFINAndRSTArePassedOn(t *testing.T) {
+	w := newWorld(t)
+	ended := make(chan error, 2)
+	for _, p := range []string{"base", "fork"} {
+		pod := w.base
+		if p == "fork" {
+			pod = w.fork
+		}
+		w.script(pod, func(c *peer) {
+			c.expect(wire.ClientPreface)
+			f := newFrames(c)
+			_ = f.WriteSettings()
+			for {
+				fr, err := f.ReadFrame()
+				if err != nil {
+					ended <- err
+					return
+				}
+				if h, ok := fr.(*wire.MetaHeadersFrame); ok {
+					f.headers(h.StreamID, false, ":status", "200")
+				}
+			}
+		})
+	}
+	for _, reset := range []bool{false, true} {
+		c := w.dial(w.client)
+		f := w.frames(c)
+		f.headers(1, true, asking()...)
+		f.answer(1, "200")
+		f.headers(3, true, asking("baggage", "sidetrack="+key)...)
+		f.answer(3, "200")
+		if reset {
+			c.rst()
+		} else if err := c.conn.CloseWrite(); err != nil {
+			t.Fatal(err)
+		}
+		for range 2 {
+			err := <-ended
+			if got := strings.Contains(err.Error(), "reset"); got != reset {
+				t.Errorf("a server's connection ended with %v", err)
+			}
+		}
+		w.noConnections()
+	}
+}
