@@ -20,6 +20,7 @@ import (
 	"github.com/sidetrack-dev/sidetrack/daemon/ledger"
 	"github.com/sidetrack-dev/sidetrack/daemon/metrics"
 	"github.com/sidetrack-dev/sidetrack/daemon/router"
+	"github.com/sidetrack-dev/sidetrack/daemon/router/http2"
 	"github.com/sidetrack-dev/sidetrack/loader"
 	"github.com/sidetrack-dev/sidetrack/routing"
 )
@@ -39,6 +40,7 @@ type runFlags struct {
 	existingLimit  time.Duration
 	drainTimeout   time.Duration
 	handover       handoverFlags
+	http2          http2.Limits
 	ledger         ledgerFlags
 	logs           program.LogFlags
 }
@@ -74,6 +76,12 @@ func (f *runFlags) register(flags *pflag.FlagSet) {
 	flags.StringSliceVar(&f.keys.Members, "baggage-member", f.keys.Members, "`names` of the baggage and tracestate members that carry a routing key; the first is the one that is injected")
 	flags.StringVar(&f.keys.Header, "key-header", f.keys.Header, "`name` of the plain header that carries a routing key")
 	flags.IntVar(&f.loops, "loops", f.loops, "event loops of the request router (default: a quarter of the cores, at least 1 and at most 4)")
+	flags.IntVar(&f.http2.HeaderBytes, "http2-max-header-bytes", http2.DefaultHeaderBytes, "HTTP/2: most bytes of a header block, as it comes and as what it stands for")
+	flags.Uint32Var(&f.http2.TableBytes, "http2-max-table-bytes", http2.DefaultTableBytes, "HTTP/2: most bytes of header compression's table; who announces more is told of less")
+	flags.IntVar(&f.http2.Streams, "http2-max-streams", http2.DefaultStreams, "HTTP/2: most streams that a connection may have open")
+	flags.IntVar(&f.http2.BufferBytes, "http2-max-buffer-bytes", http2.DefaultBufferBytes, "HTTP/2: how many bytes of a connection may wait for forks that do not take them before the client is slowed down")
+	flags.IntVar(&f.http2.ControlRate, "http2-control-rate", http2.DefaultControlRate, "HTTP/2: most frames a second of a connection that are neither request nor data; a stream that is reset counts as ten")
+	flags.IntVar(&f.http2.Links, "http2-max-links", http2.DefaultLinks, "HTTP/2: most forks that a connection may have streams to at a time")
 	flags.Uint32Var(&f.kernel.MaxFlowRoutes, "max-flow-routes", f.kernel.MaxFlowRoutes, "most redirects, counted by sandbox and Service port")
 	flags.Uint32Var(&f.kernel.MaxDestinations, "max-destinations", f.kernel.MaxDestinations, "most destinations: addresses and ports of redirected Services and of their endpoints")
 	flags.Uint32Var(&f.kernel.MaxBackends, "max-backends", f.kernel.MaxBackends, "most endpoints of redirects' targets")
@@ -142,6 +150,7 @@ func (f *runFlags) run(ctx context.Context, stderr io.Writer) (err error) {
 		Loops:      f.loops,
 		Mark:       f.kernel.Mark,
 		KeyNames:   f.keys,
+		HTTP2:      f.http2,
 		V6OnlyDest: kernel.V6OnlyDest,
 		Ledger:     records,
 		Logger:     log,

@@ -107,7 +107,7 @@ func TestMetricsNameSandboxAndServiceAndNeverAKey(t *testing.T) {
 	m := New("v0", Sources{
 		Kernel: counters{hits: routes(table)},
 		Router: stats{
-			Open: 2, Accepted: 9, FromClients: 100, ToClients: 200, Tunnels: 1, Retries: 4,
+			Open: 2, Streams: 8, Accepted: 9, FromClients: 100, ToClients: 200, Tunnels: 1, Retries: 4,
 			Requests: map[router.RequestKey]uint64{
 				{Service: shopRoute, Verdict: routing.ToBaseline, Reason: routing.Untagged}:                                                          11,
 				{Sandbox: routing.Name{Namespace: "shop", Name: "pr-0000"}, Service: shopRoute, Verdict: routing.ToFork, Reason: routing.Redirected}: 12,
@@ -175,6 +175,7 @@ func TestMetricsNameSandboxAndServiceAndNeverAKey(t *testing.T) {
 		`sidetrack_router_connections_total 9`,
 		`sidetrack_router_errors_total{reason="client_reset"} 6`,
 		`sidetrack_router_retries_total 4`,
+		`sidetrack_router_streams 8`,
 		`sidetrack_router_tunnels_total 1`,
 		`sidetrack_table_entries{map="backends"} 1`,
 		`sidetrack_table_entries{map="destinations"} 1`,

@@ -25,6 +25,8 @@ var (
 		[]string{"namespace", "sandbox", "service", "verdict", "reason"}, nil)
 	connectionsDesc = prometheus.NewDesc("sidetrack_router_connections",
 		"Clients' connections that the router holds.", nil, nil)
+	streamsDesc = prometheus.NewDesc("sidetrack_router_streams",
+		"HTTP/2 streams that are open on them.", nil, nil)
 	acceptedDesc = prometheus.NewDesc("sidetrack_router_connections_total",
 		"Clients' connections that the router has accepted.", nil, nil)
 	movedDesc = prometheus.NewDesc("sidetrack_router_connections_moved_total",
@@ -41,7 +43,7 @@ var (
 
 // Describe implements prometheus.Collector.
 func (c *routerCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{requestsDesc, opaqueDesc, connectionsDesc, acceptedDesc, movedDesc, bytesDesc, tunnelsDesc, retriesDesc, errorsDesc} {
+	for _, d := range []*prometheus.Desc{requestsDesc, opaqueDesc, connectionsDesc, streamsDesc, acceptedDesc, movedDesc, bytesDesc, tunnelsDesc, retriesDesc, errorsDesc} {
 		ch <- d
 	}
 }
@@ -53,6 +55,7 @@ func (c *routerCollector) Collect(ch chan<- prometheus.Metric) {
 	}
 	s := c.router.Stats()
 	ch <- prometheus.MustNewConstMetric(connectionsDesc, prometheus.GaugeValue, float64(s.Open))
+	ch <- prometheus.MustNewConstMetric(streamsDesc, prometheus.GaugeValue, float64(s.Streams))
 	counter(acceptedDesc, s.Accepted)
 	counter(movedDesc, s.Received, "in")
 	counter(movedDesc, s.Given, "out")

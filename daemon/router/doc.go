@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package router is the request router: it accepts the connections that the
-// kernel steers to it, reads the heads of their HTTP/1 requests, and sends each
-// request to the baseline or to a fork.
+// kernel steers to it, reads the heads of their HTTP/1 requests and HTTP/2 streams,
+// and sends each to the baseline or to a fork.
 //
 // It owns the listeners in the clients' network namespaces, the event loops and
 // every socket of theirs. It decides nothing: for each request it asks a
@@ -37,13 +37,19 @@
 // and a tagged request among them ends the connection rather than reach the
 // baseline. What has to be said to the client itself is in reply.go.
 //
+// A connection that begins with HTTP/2's preface, or is upgraded to it, is given to
+// a http2.Relay, which knows what is to be done with frames; http2.go moves its
+// bytes. All its upstreams are served at the same time then.
+//
 // # Memory and back-pressure
 //
 // A loop reads into one buffer that all its connections share, and sends from it.
 // Only what a peer does not take is copied, and while there is such a rest
 // nothing more is read from the other side. So a connection keeps at most the
 // rest of one read (64 KiB) in each direction and the head that is being read
-// (MaxHeadBytes), and an idle one keeps nothing.
+// (MaxHeadBytes), and an idle one keeps nothing. With HTTP/2 it keeps two tables of
+// header compression for each server, and what its streams' windows allow, within
+// Config.HTTP2.
 //
 // # Waiting
 //

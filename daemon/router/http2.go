@@ -32,11 +32,6 @@ type sentRequest struct {
 // for the client, before nothing more is read that might add to it.
 const maxLinkBytes = 256 << 10
 
-// maxLinks is how many upstreams besides the primary one connection may have
-// open. Beyond it an idle one goes; when there is none, streams for further ones
-// are refused.
-const maxLinks = 32
-
 // isHTTP2 finds out whether b begins with HTTP/2's preface. It reports whether
 // nothing else is to be made of b now.
 func (c *conn) isHTTP2(b []byte) bool {
@@ -515,7 +510,7 @@ func (h *http2Conn) upstreamFor(d *routing.Decision) *upstream {
 			idle = u
 		}
 	}
-	if len(c.ups) > maxLinks {
+	if len(c.ups) > c.loop.router.cfg.HTTP2.Links {
 		if idle == nil {
 			return nil
 		}

@@ -61,6 +61,9 @@ func (c *Config) complete() error {
 	if c.MaxHeadBytes < leastMaxHead {
 		return fmt.Errorf("router: heads of at most %d bytes: want at least %d", c.MaxHeadBytes, leastMaxHead)
 	}
+	if err := c.HTTP2.Validate(); err != nil {
+		return fmt.Errorf("router: %w", err)
+	}
 	c.HTTP2.Complete()
 	if c.KeyNames.Members == nil && c.KeyNames.Header == "" {
 		c.KeyNames = routing.DefaultKeyNames()
@@ -259,7 +262,14 @@ func (r *Router) Close() error {
 func (r *Router) Stats() Stats {
 	s := Stats{Requests: map[RequestKey]uint64{}, Opaque: map[RequestKey]uint64{}, Errors: map[string]uint64{}, Open: r.open()}
 	for _, l := range r.loops {
-		if !l.call(func() { l.stats.addTo(&s) }) {
+		if !l.call(func() {
+			l.stats.addTo(&s)
+			for c := l.conns.first; c != nil; c = c.next {
+				if c.h2 != nil {
+					s.Streams += c.h2.relay.Open()
+				}
+			}
+		}) {
 			<-l.done
 			l.stats.addTo(&s)
 		}

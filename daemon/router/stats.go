@@ -13,6 +13,8 @@ import (
 type Stats struct {
 	// Open is how many connections of clients there are now.
 	Open int
+	// Streams is how many HTTP/2 streams there are now.
+	Streams int
 	// Accepted counts clients' connections.
 	Accepted uint64
 	// Received and Given count those that came from another agent's router, and

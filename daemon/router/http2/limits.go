@@ -2,6 +2,8 @@
 
 package http2
 
+import "fmt"
+
 // Limits bound what one connection may cost. The zero value of a field stands
 // for its default.
 type Limits struct {
@@ -17,6 +19,10 @@ type Limits struct {
 	// ControlRate bounds how many frames a second a client may send that are no
 	// request and no data.
 	ControlRate int
+	// Links is how many links besides the primary one a connection may have open.
+	// Beyond it an idle one goes; when there is none, a stream that would need
+	// another is refused, and its client may try again.
+	Links int
 }
 
 // Defaults of Limits.
@@ -26,6 +32,7 @@ const (
 	DefaultStreams     = 10_000
 	DefaultBufferBytes = 1 << 20
 	DefaultControlRate = 10_000
+	DefaultLinks       = 32
 )
 
 // Complete puts the defaults in the place of zeros.
@@ -45,6 +52,26 @@ func (l *Limits) Complete() {
 	if l.ControlRate == 0 {
 		l.ControlRate = DefaultControlRate
 	}
+	if l.Links == 0 {
+		l.Links = DefaultLinks
+	}
+}
+
+// Validate reports limits under which nothing would work. Zeros are fine.
+func (l Limits) Validate() error {
+	l.Complete()
+	for _, x := range [...]struct {
+		what        string
+		value, want int
+	}{
+		{"header blocks", l.HeaderBytes, 4 << 10}, {"header tables", int(l.TableBytes), initialTable}, {"streams", l.Streams, 1},
+		{"buffers", l.BufferBytes, 16 << 10}, {"control frames a second", l.ControlRate, 100}, {"links", l.Links, 1},
+	} {
+		if x.value < x.want {
+			return fmt.Errorf("HTTP/2's limit of %s is %d: want at least %d", x.what, x.value, x.want)
+		}
+	}
+	return nil
 }
 
 // Reason is why something went another way than the plain one.
