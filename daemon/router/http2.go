@@ -81,6 +81,7 @@ func (c *conn) becomeUpgraded(b []byte) bool {
 	if h.relay = http2.Upgraded(c.loop.h2, h, c.h2c); h.relay == nil {
 		return false
 	}
+	c.tunnels()
 	c.asked.pop()
 	h.begin()
 	c.rin.drop(&c.loop.bufs)
