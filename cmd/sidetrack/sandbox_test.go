@@ -27,7 +27,7 @@ func TestCreateMakesTheSandboxThatTheFlagsSay(t *testing.T) {
 		"--image", "app=route:pr-42", "--image", "stock=stock:pr-42",
 		"--env", "app/LOG_LEVEL=debug", "--env", "route/app/OLD-", "--env", "stock/URL=http://a/?b=c",
 		"--ttl", "2h", "--redirect", "postgres:5432=postgres-pr-42", "--redirect", "cache=stubs/cache:6379", "--redirect", "mail:smtp=10.0.0.9:2525",
-		"--unavailable", "Baseline", "-l", "release=7")
+		"--unavailable", "Baseline", "--observe", "front,cart", "--propagate", "TraceID", "-l", "release=7")
 	if out != "sandbox/pr-42 created\n" {
 		t.Errorf("it prints %q", out)
 	}
@@ -36,6 +36,8 @@ func TestCreateMakesTheSandboxThatTheFlagsSay(t *testing.T) {
 	if err := yaml.UnmarshalStrict([]byte(`
 ttl: 2h
 existingConnections: Idle
+observe: [front, cart]
+propagate: TraceID
 forks:
 - workload: {kind: Deployment, name: route}
   containers: [{name: app, image: "route:pr-42", env: [{name: LOG_LEVEL, value: debug}], removeEnv: [OLD]}]

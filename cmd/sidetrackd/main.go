@@ -25,7 +25,7 @@ func main() { program.Main(command()) }
 
 func command() *cobra.Command {
 	root := program.Root(name, "Sidetrack's node agent: tagged flows and tagged requests go to forks, all else is untouched")
-	root.AddCommand(runCommand(), readyCommand(), uninstallCommand(), checkCommand(), ledgerCommand(), program.VersionCommand(name, buildVersion()), waitCommand())
+	root.AddCommand(runCommand(), readyCommand(), uninstallCommand(), checkCommand(), ledgerCommand(), coveredCommand(), relayCommand(), program.VersionCommand(name, buildVersion()), waitCommand())
 	return root
 }
 

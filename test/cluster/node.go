@@ -37,6 +37,10 @@ type Node struct {
 	dir string
 }
 
+// DNSAddress is where pods look for a name server. There is one only where a test
+// makes a Service of this address.
+const DNSAddress = "10.96.0.10"
+
 const containerdSocket = "/run/containerd/containerd.sock"
 
 // holderScript makes the mount namespace. Its mounts are shared with pods that
@@ -187,6 +191,7 @@ conf_dir = %q
 		"containerRuntimeEndpoint": "unix://" + containerdSocket,
 		"enforceNodeAllocatable":   []string{}, "evictionHard": object{}, "failSwapOn": false, "localStorageCapacityIsolation": false,
 		"makeIPTablesUtilChains": false, "oomScoreAdj": 0, "readOnlyPort": 0, "resolvConf": filepath.Join(n.dir, "resolv.conf"), "volumePluginDir": filepath.Join(n.dir, "plugins"),
+		"clusterDNS": []string{DNSAddress}, "clusterDomain": "cluster.local",
 		"imageGCHighThresholdPercent": 100, "eventRecordQPS": 0, "kubeAPIQPS": 100, "kubeAPIBurst": 200,
 	}
 	proxy := object{
@@ -212,7 +217,7 @@ conf_dir = %q
 	}
 	files := map[string]any{
 		"containerd.toml": containerd, "kubelet.json": kubelet, "proxy.json": proxy, "cni/10-sidetrack.conflist": cni,
-		// Names are nobody's but the cluster's, which has none.
+		// Names are nobody's but the cluster's.
 		"resolv.conf": "",
 	}
 	for name, content := range files {

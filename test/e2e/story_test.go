@@ -26,6 +26,7 @@ func TestSidetrackOnACluster(t *testing.T) {
 		{"a sandbox's fork two hops deep gets the tagged requests", forkTwoHopsDeep, false},
 		{"only the fork's flows to PostgreSQL go to its own", forkHasItsOwnDatabase, false},
 		{"a pod that carries the sandbox's label needs no header", testRunner, false},
+		{"a person needs no more than the command line", commandLine, false},
 		{"a route group has the forks of two sandboxes under one key", routeGroup, false},
 		{"deleting a sandbox leaves nothing", deletionLeavesNothing, false},
 		{"a sandbox ends when its TTL runs out", ttl, false},

@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 	corev1 "k8s.io/api/core/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/cluster"
 	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/sandbox"
@@ -59,6 +60,18 @@ func workloadNames(ctx context.Context, c *cluster.Cluster) []string {
 	var names []string
 	for _, w := range all {
 		names = append(names, shortKinds[w.Ref.Kind]+"/"+w.Ref.Name)
+	}
+	return names
+}
+
+func serviceNames(ctx context.Context, c *cluster.Cluster) []string {
+	var list corev1.ServiceList
+	if err := c.Objects.List(ctx, &list, client.InNamespace(c.Namespace)); err != nil {
+		return nil
+	}
+	var names []string
+	for i := range list.Items {
+		names = append(names, list.Items[i].Name)
 	}
 	return names
 }

@@ -99,6 +99,9 @@ func (p *program) get(cmd *cobra.Command, f *getFlags, names []string) error {
 	if err != nil {
 		return usage(cmd, err)
 	}
+	if err := p.configured(); err != nil {
+		return err
+	}
 	namespace, _, err := p.kube.ToRawKubeConfigLoader().Namespace()
 	if err != nil {
 		return cluster.Explain(err, "read the kubeconfig")

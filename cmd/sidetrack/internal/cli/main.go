@@ -40,8 +40,7 @@ const completer = "kubectl_complete-"
 // and returns the exit status. Cancelling the context ends it, cleaning up.
 func Main(ctx context.Context, args []string, streams genericiooptions.IOStreams, version string) int {
 	// Libraries log what they also return.
-	klog.LogToStderr(false)
-	klog.SetOutput(io.Discard)
+	klog.SetLogger(logr.Discard())
 	log.SetLogger(logr.Discard())
 	name, arguments := calledAs(args)
 	root := newProgram(name, version, streams).command()

@@ -4,6 +4,7 @@ package cli
 
 import (
 	"fmt"
+	"os"
 	"runtime"
 	"time"
 
@@ -64,7 +65,7 @@ run gives the command's own, 124 when it takes too long and 125 when it could no
 	root.AddGroup(&cobra.Group{ID: "loop", Title: "The loop:"}, &cobra.Group{ID: "look", Title: "Looking:"})
 	p.kube.AddFlags(root.PersistentFlags())
 	p.completeKubeFlags(root)
-	root.AddCommand(p.sandboxCommand(), p.mcpCommand(), p.versionCommand())
+	root.AddCommand(p.sandboxCommand(), p.runCommand(), p.proxyCommand(), p.diffCommand(), p.traceCommand(), p.explainCommand(), p.logsCommand(), p.statusCommand(), p.doctorCommand(), p.mcpCommand(), p.versionCommand())
 	strict(root)
 	return root
 }
@@ -102,6 +103,9 @@ func (p *program) connect() (*cluster.Cluster, error) {
 	if err != nil {
 		return nil, cluster.Explain(err, "read the kubeconfig")
 	}
+	if err := p.configured(); err != nil {
+		return nil, err
+	}
 	cfg, err := p.kube.ToRESTConfig()
 	if err != nil {
 		return nil, cluster.Explain(err, "find the API server")
@@ -113,11 +117,30 @@ func (p *program) connect() (*cluster.Cluster, error) {
 	return cluster.Connect(cfg, namespace, mapper)
 }
 
+// configured refuses to go to a port of this machine where nobody has said which
+// cluster is meant.
+func (p *program) configured() error {
+	raw, err := p.kube.ToRawKubeConfigLoader().RawConfig()
+	if err != nil {
+		return cluster.Explain(err, "read the kubeconfig")
+	}
+	if len(raw.Clusters) > 0 || *p.kube.APIServer != "" || os.Getenv("KUBERNETES_SERVICE_HOST") != "" {
+		return nil
+	}
+	return &task.Failure{Message: "no cluster is configured", Remedy: "say which one with --kubeconfig or KUBECONFIG, or with --server"}
+}
+
 // progress tells a person how far a task is, on standard error: standard output
 // is for what comes of it.
 func (p *program) progress() task.Progress {
 	began := time.Now()
+	said := map[string]string{}
 	return task.ProgressFunc(func(e task.Event) {
+		// Counts are in the words already.
+		if last, ok := said[e.Subject]; ok && last == e.State {
+			return
+		}
+		said[e.Subject] = e.State
 		mark := "…"
 		if e.OK {
 			mark = "ok"

@@ -119,6 +119,8 @@ that, the only one that has been given an image. CONTAINER may be the name of a 
 	flags.StringVar(&r.TTL, "ttl", "", "delete the sandbox after this `duration`, such as 2h")
 	flags.StringVar(&r.RoutingKey, "routing-key", "", "routing `key`; one is made when it is left out")
 	flags.StringVar(&r.ExistingConnections, "existing-connections", "", "what happens to connections from before the sandbox: Idle, the default, All or Leave")
+	flags.StringSliceVar(&r.Observe, "observe", nil, "`services` that are not redirected and in whose traffic to look for who loses the routing key; * is all of the namespace")
+	flags.StringVar(&r.Propagate, "propagate", "", "what stands for a routing key that was lost: TraceID, or nothing")
 	flags.StringToStringVarP(&r.Labels, "labels", "l", nil, "labels of the sandbox, for RouteGroups")
 	flags.BoolVar(&update, "update", false, "change the sandbox when there is one")
 	flags.BoolVar(&wait.wait, "wait", false, "wait until tagged requests reach the forks")
@@ -129,6 +131,8 @@ that, the only one that has been given an image. CONTAINER may be the name of a 
 	completeFlag(cmd, "existing-connections", oneOf("Idle", "All", "Leave"))
 	completeFlag(cmd, "unavailable", oneOf("Reject", "Baseline"))
 	completeFlag(cmd, "dry-run", oneOf("none", "client", "server"))
+	completeFlag(cmd, "propagate", oneOf("TraceID"))
+	completeFlag(cmd, "observe", p.complete(serviceNames))
 	return cmd
 }
 

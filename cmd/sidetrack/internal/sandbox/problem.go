@@ -43,20 +43,19 @@ func failure(ctx context.Context, c *cluster.Cluster, sb *v1alpha1.Sandbox, why 
 		return f
 	}
 	for i := range pods {
-		f.Details = append(f.Details, troubles(ctx, c, &pods[i])...)
+		f.Details = append(f.Details, Troubles(ctx, c, &pods[i])...)
 	}
 	return f
 }
 
 // Pods returns the pods of a sandbox's forks, the newest of each first.
 func Pods(ctx context.Context, c *cluster.Cluster, sb *v1alpha1.Sandbox) ([]corev1.Pod, error) {
-	forks, err := labels.NewRequirement(v1alpha1.ForkLabel, selection.Exists, nil)
+	selector, err := PodSelector(sb.Name)
 	if err != nil {
 		return nil, err
 	}
 	var list corev1.PodList
-	err = c.Objects.List(ctx, &list, client.InNamespace(sb.Namespace),
-		client.MatchingLabelsSelector{Selector: labels.SelectorFromSet(labels.Set{v1alpha1.SandboxLabel: sb.Name}).Add(*forks)})
+	err = c.Objects.List(ctx, &list, client.InNamespace(sb.Namespace), client.MatchingLabelsSelector{Selector: selector})
 	if err != nil {
 		return nil, cluster.Explain(err, "list the pods of sandbox "+sb.Name)
 	}
@@ -67,10 +66,32 @@ func Pods(ctx context.Context, c *cluster.Cluster, sb *v1alpha1.Sandbox) ([]core
 	return list.Items, nil
 }
 
-// troubles are what the containers of a pod that is not ready say: why they wait or
+// PodSelector selects the pods of a sandbox's forks.
+func PodSelector(sandbox string) (labels.Selector, error) {
+	forks, err := labels.NewRequirement(v1alpha1.ForkLabel, selection.Exists, nil)
+	if err != nil {
+		return nil, err
+	}
+	return labels.SelectorFromSet(labels.Set{v1alpha1.SandboxLabel: sandbox}).Add(*forks), nil
+}
+
+// ForkedFrom names the workload that a fork's pod is a copy of, such as
+// Deployment/route.
+func ForkedFrom(p *corev1.Pod) string {
+	for i := range p.Spec.Containers {
+		for _, e := range p.Spec.Containers[i].Env {
+			if e.Name == "SIDETRACK_BASELINE" {
+				return e.Value
+			}
+		}
+	}
+	return p.Name
+}
+
+// Troubles are what the containers of a pod that is not ready say: why they wait or
 // have ended, and the last lines of their logs. A pod that has not come as far as
 // having containers is spoken for by its events.
-func troubles(ctx context.Context, c *cluster.Cluster, p *corev1.Pod) []string {
+func Troubles(ctx context.Context, c *cluster.Cluster, p *corev1.Pod) []string {
 	if p.DeletionTimestamp != nil || p.Status.Phase == corev1.PodSucceeded || isReady(p) {
 		return nil
 	}

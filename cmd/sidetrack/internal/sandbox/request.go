@@ -47,7 +47,12 @@ type Request struct {
 	RoutingKey string
 	// ExistingConnections is Idle, All or Leave; empty is the API's default.
 	ExistingConnections string
-	Labels              map[string]string
+	// Observe are Services that are not redirected and in whose traffic it is looked
+	// for workloads that have lost the key; * is all of the namespace.
+	Observe []string
+	// Propagate is what stands for a key that has been lost: TraceID, or nothing.
+	Propagate string
+	Labels    map[string]string
 }
 
 // Build makes the object. Where the request leaves open which container is meant
@@ -60,7 +65,10 @@ func (r Request) Build(ctx context.Context, c *cluster.Cluster) (*v1alpha1.Sandb
 	sb := &v1alpha1.Sandbox{
 		TypeMeta:   metav1.TypeMeta{APIVersion: v1alpha1.APIVersion, Kind: v1alpha1.SandboxKind},
 		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: r.Name, Labels: r.Labels},
-		Spec:       v1alpha1.SandboxSpec{RoutingKey: r.RoutingKey, ExistingConnections: v1alpha1.ExistingConnections(r.ExistingConnections)},
+		Spec: v1alpha1.SandboxSpec{
+			RoutingKey: r.RoutingKey, ExistingConnections: v1alpha1.ExistingConnections(r.ExistingConnections),
+			Observe: r.Observe, Propagate: v1alpha1.Propagate(r.Propagate),
+		},
 	}
 	if r.TTL != "" {
 		d, err := time.ParseDuration(r.TTL)

@@ -9,16 +9,8 @@ import (
 	"strings"
 	"time"
 
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/fields"
-	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/watch"
-	"k8s.io/client-go/tools/cache"
-	watchtools "k8s.io/client-go/tools/watch"
-	"k8s.io/klog/v2"
-	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/sidetrack-dev/sidetrack/api/v1alpha1"
 	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/cluster"
@@ -49,7 +41,7 @@ func Wait(ctx context.Context, c *cluster.Cluster, namespace, name string, o Wai
 	var last *v1alpha1.Sandbox
 	var giveUp <-chan time.Time
 	var hopeless string
-	err := follow(ctx, c, key, o.Timeout, func(sb *v1alpha1.Sandbox) (bool, error) {
+	err := cluster.Follow(ctx, c, &v1alpha1.Sandbox{}, &v1alpha1.SandboxList{}, key, o.Timeout, func(sb *v1alpha1.Sandbox) (bool, error) {
 		if sb == nil {
 			return false, notThere(ctx, c, nil, key)
 		}
@@ -74,9 +66,9 @@ func Wait(ctx context.Context, c *cluster.Cluster, namespace, name string, o Wai
 	switch {
 	case err == nil:
 		return last, nil
-	case errors.Is(err, errGivenUp):
+	case errors.Is(err, cluster.ErrGivenUp):
 		return last, failure(ctx, c, last, hopeless)
-	case errors.Is(err, errTimeout):
+	case errors.Is(err, cluster.ErrTimeout):
 		if last == nil {
 			return nil, &task.Failure{Kind: task.NotReady, Message: fmt.Sprintf("the API server has not told of sandbox %s within %s", name, o.Timeout), Err: err}
 		}
@@ -89,93 +81,13 @@ func Wait(ctx context.Context, c *cluster.Cluster, namespace, name string, o Wai
 // for their grace period.
 func WaitGone(ctx context.Context, c *cluster.Cluster, namespace, name string, timeout time.Duration) error {
 	key := keyOf(c, namespace, name)
-	err := follow(ctx, c, key, timeout, func(sb *v1alpha1.Sandbox) (bool, error) { return sb == nil, nil }, nil)
-	if errors.Is(err, errTimeout) {
+	err := cluster.Follow(ctx, c, &v1alpha1.Sandbox{}, &v1alpha1.SandboxList{}, key, timeout,
+		func(sb *v1alpha1.Sandbox) (bool, error) { return sb == nil, nil }, nil)
+	if errors.Is(err, cluster.ErrTimeout) {
 		return &task.Failure{Kind: task.NotReady, Message: fmt.Sprintf("sandbox %s is still there after %s", name, timeout),
 			Remedy: "see its metadata.finalizers, and wait longer with --timeout", Err: err}
 	}
 	return cluster.Explain(err, "wait for the end of sandbox "+name)
-}
-
-var (
-	errGivenUp = errors.New("given up")
-	errTimeout = errors.New("the time is over")
-)
-
-// follow calls f with a sandbox as it is and whenever it has changed, with nil
-// when it is not there, until f says that it is done or fails. giveUp, which is
-// asked after each call, ends it with errGivenUp when it fires.
-func follow(ctx context.Context, c *cluster.Cluster, key client.ObjectKey, timeout time.Duration,
-	f func(*v1alpha1.Sandbox) (bool, error), giveUp func() <-chan time.Time,
-) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	// A watch says nothing about what is not there, and its errors are only logged.
-	var first v1alpha1.Sandbox
-	err := c.Objects.Get(ctx, key, &first)
-	now := &first
-	if apierrors.IsNotFound(err) && !isMissing(err) {
-		now, err = nil, nil
-	}
-	if err != nil {
-		return err
-	}
-	if done, err := f(now); done || err != nil {
-		return err
-	}
-	var over <-chan time.Time
-	if timeout > 0 {
-		t := time.NewTimer(timeout)
-		defer t.Stop()
-		over = t.C
-	}
-	_, _, events, done := watchtools.NewIndexerInformerWatcherWithLogger(klog.FromContext(ctx), only(ctx, c, key), &v1alpha1.Sandbox{})
-	defer func() {
-		events.Stop()
-		<-done
-	}()
-	for {
-		var given <-chan time.Time
-		if giveUp != nil {
-			given = giveUp()
-		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-over:
-			return errTimeout
-		case <-given:
-			return errGivenUp
-		case e, ok := <-events.ResultChan():
-			if !ok {
-				return errors.New("the API server has ended the watch")
-			}
-			sb, _ := e.Object.(*v1alpha1.Sandbox)
-			if e.Type == watch.Deleted {
-				sb = nil
-			}
-			if done, err := f(sb); done || err != nil {
-				return err
-			}
-		}
-	}
-}
-
-// only lists and watches one sandbox.
-func only(ctx context.Context, c *cluster.Cluster, key client.ObjectKey) cache.ListerWatcher {
-	options := func(o metav1.ListOptions) *client.ListOptions {
-		return &client.ListOptions{Namespace: key.Namespace, FieldSelector: fields.OneTermEqualSelector("metadata.name", key.Name), Raw: &o}
-	}
-	return &cache.ListWatch{
-		ListWithContextFunc: func(_ context.Context, o metav1.ListOptions) (runtime.Object, error) {
-			var list v1alpha1.SandboxList
-			err := c.Objects.List(ctx, &list, options(o))
-			return &list, err
-		},
-		WatchFuncWithContext: func(_ context.Context, o metav1.ListOptions) (watch.Interface, error) {
-			return c.Objects.Watch(ctx, &v1alpha1.SandboxList{}, options(o))
-		},
-	}
 }
 
 // state is what the conditions of a sandbox come to.

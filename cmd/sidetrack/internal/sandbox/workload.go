@@ -236,3 +236,25 @@ func suggest(ctx context.Context, c *cluster.Cluster, namespace string) string {
 	}
 	return "there are " + strings.Join(names, ", ") + "; -n chooses another namespace"
 }
+
+// PodsOf returns the pods that a workload's selector matches: of NAME, which is a
+// Deployment's, or of KIND/NAME. There are none where there is no such workload.
+func PodsOf(ctx context.Context, c *cluster.Cluster, namespace, text string) ([]corev1.Pod, error) {
+	ref, err := ParseWorkload(text)
+	if err != nil {
+		return nil, err
+	}
+	o := newWorkload(ref.Kind)
+	err = c.Objects.Get(ctx, client.ObjectKey{Namespace: namespace, Name: ref.Name}, o)
+	if apierrors.IsNotFound(err) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, cluster.Explain(err, "read "+Name(ref))
+	}
+	var list corev1.PodList
+	if err := c.Objects.List(ctx, &list, client.InNamespace(namespace), client.MatchingLabels(template(o).Labels)); err != nil {
+		return nil, cluster.Explain(err, "list the pods of "+Name(ref))
+	}
+	return list.Items, nil
+}

@@ -1,0 +1,187 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/compare"
+	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/exchange"
+	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/task"
+)
+
+// requestFlags are those of one HTTP request, as curl has them.
+type requestFlags struct {
+	method, body string
+	headers      []string
+}
+
+func (f *requestFlags) register(cmd *cobra.Command) {
+	cmd.Flags().StringVarP(&f.method, "request", "X", "", "`method` (default: GET, or POST with --data)")
+	cmd.Flags().StringArrayVarP(&f.headers, "header", "H", nil, "`header`, NAME: VALUE; may be repeated")
+	cmd.Flags().StringVarP(&f.body, "data", "d", "", "`body`; @FILE reads it from a file, @- from standard input")
+}
+
+func (f *requestFlags) request(p *program, url string) (exchange.Request, error) {
+	r := exchange.Request{Method: strings.ToUpper(f.method), URL: url, Header: http.Header{}}
+	for _, h := range f.headers {
+		name, value, ok := strings.Cut(h, ":")
+		if !ok || strings.TrimSpace(name) == "" {
+			return r, task.Usagef("header %q is not NAME: VALUE", h)
+		}
+		r.Header.Add(strings.TrimSpace(name), strings.TrimSpace(value))
+	}
+	if f.body != "" {
+		body := f.body
+		if file, ok := strings.CutPrefix(body, "@"); ok {
+			var err error
+			if body, err = readFile(file, p.streams.In); err != nil {
+				return r, err
+			}
+		}
+		r.Body = []byte(body)
+		if r.Method == "" {
+			r.Method = http.MethodPost
+		}
+	}
+	return r, nil
+}
+
+func (p *program) diffCommand() *cobra.Command {
+	var f requestFlags
+	var tun tunnelFlags
+	var output outputFlag
+	var name, file string
+	o := compare.Options{Samples: compare.DefaultSamples}
+	cmd := &cobra.Command{
+		Use:   "diff --sandbox NAME URL | -f FILE",
+		Short: "Send a request to the baseline and to the sandbox, and say in what the answers differ",
+		Long: `Send one request, or those of a file, to the baseline and to the sandbox, from a pod in the cluster, and compare
+the answers: status, headers, and the body, value by value where it is JSON. What differs between one answer of the
+baseline and the next is noise, and left out; so each request is sent several times, until nothing is different or there
+are --samples answers of the baseline that agree. Requests must bear being repeated. Names and addresses of pods count
+as their workloads'.
+
+The file is a list in YAML or JSON. Its elements are URL, METHOD URL, or objects with url, method, headers and body.
+
+Exit status: 0 when nothing differs, 4 when something does.`,
+		Example: p.example(`
+  %[1]s diff --sandbox pr-42 http://frontend.shop/cart
+  %[1]s diff --sandbox pr-42 -d '{"item": 7}' -H 'Content-Type: application/json' http://cart.shop/price --ignore '$.id'
+  %[1]s diff --sandbox pr-42 -f requests.yaml`),
+		GroupID: "loop",
+		Args:    cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := output.check(cmd); err != nil {
+				return err
+			}
+			switch {
+			case name == "":
+				return usage(cmd, errors.New("--sandbox is missing: what to compare the baseline with"))
+			case (file == "") == (len(args) == 0):
+				return usage(cmd, errors.New("give one URL, or a file of requests with -f"))
+			case o.Samples < 2:
+				return usage(cmd, errors.New("--samples is 2 at least: one answer shows no noise"))
+			}
+			requests, err := p.requests(&f, file, args)
+			if err != nil {
+				return err
+			}
+			return p.diff(cmd.Context(), &tun, name, requests, o, output)
+		},
+		ValidArgsFunction: cobra.NoFileCompletions,
+	}
+	flags := cmd.Flags()
+	flags.StringVar(&name, "sandbox", "", "`name` of the sandbox")
+	f.register(cmd)
+	flags.StringVarP(&file, "filename", "f", "", "`file` of requests; - is standard input")
+	flags.IntVar(&o.Samples, "samples", o.Samples, "how many answers of the baseline have to agree before a difference is believed")
+	flags.StringArrayVar(&o.Ignore, "ignore", nil, "`place` that does not count, as it is printed, such as '$[*].id' or 'header Server'; may be repeated")
+	tun.register(flags)
+	output.register(cmd)
+	completeFlag(cmd, "sandbox", p.complete(sandboxNames))
+	return cmd
+}
+
+func (p *program) requests(f *requestFlags, file string, args []string) ([]exchange.Request, error) {
+	if file == "" {
+		r, err := f.request(p, args[0])
+		return []exchange.Request{r}, err
+	}
+	text, err := readFile(file, p.streams.In)
+	if err != nil {
+		return nil, err
+	}
+	return compare.ParseRequests(text)
+}
+
+func (p *program) diff(ctx context.Context, tun *tunnelFlags, name string, requests []exchange.Request, o compare.Options, output outputFlag) (err error) {
+	c, err := p.connect()
+	if err != nil {
+		return err
+	}
+	// Not one of the sandbox's pods: the same way for both, and the key alone tells
+	// them apart.
+	sb, t, err := tun.open(ctx, p, c, name, false)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, t.Close()) }()
+	if o.Canonical, err = compare.NamesOfPods(ctx, c, sb.Namespace); err != nil {
+		return err
+	}
+	send := compare.Through(t.DialContext, sb.Status.RoutingKey)
+	var results []compare.Result
+	different, failed := 0, 0
+	for _, r := range requests {
+		res, err := compare.Compare(ctx, send, r, o)
+		if err != nil {
+			return err
+		}
+		results = append(results, res)
+		switch {
+		case res.BaselineError != "" && res.SandboxError != "":
+			failed++
+		case len(res.Differences) > 0:
+			different++
+		}
+		if output == "" {
+			writeDiff(p, &res)
+		}
+	}
+	if done, err := output.print(p.streams.Out, results); done && err != nil {
+		return err
+	}
+	switch {
+	case failed > 0:
+		return &task.Failure{Message: fmt.Sprintf("%d of %d requests were answered by nobody", failed, len(requests)),
+			Remedy: "correct the URL: names are those of the cluster, such as http://SERVICE." + sb.Namespace}
+	case different > 0:
+		return exitStatus(exitDifferent)
+	}
+	return nil
+}
+
+func writeDiff(p *program, r *compare.Result) {
+	out := p.streams.Out
+	switch {
+	case r.BaselineError != "" && r.SandboxError != "":
+		fmt.Fprintf(out, "%s: no answer: %s\n", r.Request, r.BaselineError)
+	case len(r.Differences) == 0:
+		fmt.Fprintf(out, "%s: no difference (%d)\n", r.Request, r.SandboxStatus)
+	default:
+		fmt.Fprintf(out, "%s: %d differences\n", r.Request, len(r.Differences))
+	}
+	for _, d := range r.Differences {
+		fmt.Fprintf(out, "  %s\n    - %s\n    + %s\n", d.Where, d.Baseline, d.Sandbox)
+	}
+	if n := len(r.Noise); n > 0 {
+		fmt.Fprintf(out, "  noise left out, seen among %d answers of the baseline: %s\n", r.BaselineAnswers, strings.Join(r.Noise, ", "))
+	}
+}

@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"fmt"
+	"text/tabwriter"
+
+	"github.com/spf13/cobra"
+
+	ledger "github.com/sidetrack-dev/sidetrack/api/ledger/v1alpha1"
+	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/explain"
+	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/hops"
+)
+
+func (p *program) explainCommand() *cobra.Command {
+	var r explain.Request
+	var output outputFlag
+	cmd := &cobra.Command{
+		Use:   "explain SANDBOX [SERVICE[:PORT] | URL]",
+		Short: "Say why requests go to a sandbox's fork, or do not",
+		Long: `Go through what a tagged request meets on its way to the fork: the key, the sandbox, the Service, capture, the pod
+that calls, its node, coverage, the fork, who passes the key on, and what the ledger has seen; with what to do where one
+of them does not hold.
+
+Exit status: 0 when nothing is known that keeps requests from the fork, 3 otherwise.`,
+		Example: p.example(`
+  %[1]s explain pr-42 route
+  %[1]s explain pr-42 http://route.shop/quote --from deploy/cart`),
+		GroupID: "look",
+		Args:    cobra.RangeArgs(1, 2),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := output.check(cmd); err != nil {
+				return err
+			}
+			if r.TraceID != "" && !ledger.ValidTraceID(r.TraceID) {
+				return usage(cmd, fmt.Errorf("--trace %q is not a trace id: use 32 of 0-9 a-f, not all zero", r.TraceID))
+			}
+			r.Sandbox = args[0]
+			if len(args) > 1 {
+				r.Target = args[1]
+			}
+			c, err := p.connect()
+			if err != nil {
+				return err
+			}
+			e, err := explain.Explain(cmd.Context(), c, r)
+			if err != nil {
+				return err
+			}
+			done, err := output.print(p.streams.Out, e)
+			if !done {
+				err = p.writeExplanation(e)
+			}
+			if err == nil && !e.Reaches {
+				err = exitStatus(exitNotReady)
+			}
+			return err
+		},
+		ValidArgsFunction: func(cmd *cobra.Command, args []string, word string) ([]string, cobra.ShellCompDirective) {
+			switch len(args) {
+			case 0:
+				return p.complete(sandboxNames)(cmd, args, word)
+			case 1:
+				return p.complete(serviceNames)(cmd, args, word)
+			}
+			return nil, cobra.ShellCompDirectiveNoFileComp
+		},
+	}
+	cmd.Flags().StringVar(&r.From, "from", "", "`caller`: a pod's name, or KIND/NAME of a workload")
+	cmd.Flags().StringVar(&r.TraceID, "trace", "", "look at the ledger's records of the trace with this `id` alone")
+	output.register(cmd)
+	completeFlag(cmd, "from", p.complete(workloadNames))
+	return cmd
+}
+
+func (p *program) writeExplanation(e *explain.Explanation) error {
+	w := tabwriter.NewWriter(p.streams.Out, 0, 0, 2, ' ', 0)
+	for _, s := range e.Steps {
+		text := s.Detail
+		if s.Remedy != "" && s.Verdict != explain.Holds {
+			text += ": " + s.Remedy
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\n", s.Verdict, s.Topic, text)
+	}
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	for i := range e.Records {
+		fmt.Fprintf(p.streams.Out, "  %s %s\n", e.Records[i].Time.Format("15:04:05.000"), hops.Line(&e.Records[i]))
+	}
+	_, err := fmt.Fprintf(p.streams.Out, "%s\n", e.Summary)
+	return err
+}

@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/runner"
+	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/task"
+)
+
+// What "run" gives when it has no command's own exit status, as docker and timeout
+// do.
+const (
+	exitRunTimeout     = 124
+	exitNotRun         = 125
+	exitRunInterrupted = 130
+)
+
+func (p *program) runCommand() *cobra.Command {
+	var r runner.Request
+	var noCheck bool
+	var patch string
+	cmd := &cobra.Command{
+		Use:   "run --sandbox NAME --image IMAGE -- COMMAND [ARG...]",
+		Short: "Run a command in a pod of the sandbox: its requests are tagged by themselves",
+		Long: `Run a command, such as a test suite, in a pod of the sandbox. Its HTTP requests get the routing key, and its
+other flows follow the sandbox's redirects. What it prints is printed, and its exit status is this program's. The pod is
+removed when it has ended and when this is interrupted, and goes with the sandbox in any case.
+
+The command replaces the image's entrypoint; with --args it is given to it. It starts when the sandbox is ready and the
+pod's traffic is covered, so that no request of it reaches the baseline by mistake.
+
+Exit status: the command's; 124 when it takes too long, 125 when it could not be run or followed, 2 for wrong usage.`,
+		Example: p.example(`
+  %[1]s run --sandbox pr-42 --image registry/tests:pr-42 -- npm test
+  %[1]s run --sandbox pr-42 --image curlimages/curl --timeout 1m -- curl -fsS http://frontend.shop/cart`),
+		GroupID: "loop",
+		Args:    cobra.ArbitraryArgs,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			switch {
+			case r.Sandbox == "":
+				return usage(cmd, errors.New("--sandbox is missing: whose traffic the command's is to be"))
+			case r.Image == "":
+				return usage(cmd, errors.New("--image is missing: what the command runs in"))
+			}
+			r.Command, r.Unchecked = args, noCheck
+			if patch != "" {
+				text, err := readFile(patch, p.streams.In)
+				if err != nil {
+					return usage(cmd, err)
+				}
+				r.Patch = text
+			}
+			c, err := p.connect()
+			if err != nil {
+				return err
+			}
+			if r.AgentImage == "" {
+				r.AgentImage = c.AgentImage(cmd.Context(), p.version)
+			}
+			res, err := runner.Run(cmd.Context(), c, r, func(line string) error {
+				_, err := io.WriteString(p.streams.Out, line)
+				return err
+			}, p.progress())
+			return p.ranWith(res, err)
+		},
+		ValidArgsFunction: cobra.NoFileCompletions,
+	}
+	flags := cmd.Flags()
+	flags.SortFlags = false
+	flags.StringVar(&r.Sandbox, "sandbox", "", "`name` of the sandbox")
+	flags.StringVar(&r.Image, "image", "", "`image` to run the command in")
+	flags.BoolVar(&r.AsArgs, "args", false, "give what follows -- to the image's entrypoint as arguments")
+	flags.StringArrayVar(&r.Env, "env", nil, "`NAME=VALUE` in the command's environment; may be repeated")
+	flags.DurationVar(&r.Timeout, "timeout", 0, "how long the command may take; an hour when it is left out")
+	flags.BoolVar(&r.Keep, "keep", false, "leave the pod when it has ended")
+	flags.StringVar(&r.WorkingDir, "workdir", "", "`directory` to run the command in")
+	flags.StringVar(&r.ServiceAccount, "service-account", "", "`name` of the pod's ServiceAccount")
+	flags.StringVar(&r.PullPolicy, "image-pull-policy", "", "Always, IfNotPresent or Never")
+	flags.StringVar(&patch, "patch", "", "`file` with a strategic merge patch of the pod, for all else; the command's container is called run; - is standard input")
+	flags.BoolVar(&r.Untagged, "no-inject", false, "do not tag the command's HTTP requests; its other flows are the sandbox's all the same")
+	flags.BoolVar(&noCheck, "no-coverage-check", false, "start the command without waiting until the pod's traffic is covered")
+	flags.StringVar(&r.AgentImage, "agent-image", "", "Sidetrack's own `image`, which looks whether it is (default: the agents')")
+	completeFlag(cmd, "sandbox", p.complete(sandboxNames))
+	completeFlag(cmd, "image-pull-policy", oneOf("Always", "IfNotPresent", "Never"))
+	return cmd
+}
+
+// ranWith gives the command's exit status, or what stands for it.
+func (p *program) ranWith(res runner.Result, err error) error {
+	switch {
+	case err == nil && res.ExitCode == 0:
+		return nil
+	case err == nil:
+		if res.Reason != "" {
+			fmt.Fprintf(p.streams.ErrOut, "%s: the command was ended: %s\n", p.name, res.Reason)
+		}
+		return exitStatus(res.ExitCode)
+	case task.KindOf(err) == task.Usage:
+		return err
+	}
+	complain(p.streams.ErrOut, p.name, err)
+	switch {
+	case errors.Is(err, context.Canceled):
+		return exitStatus(exitRunInterrupted)
+	case errors.Is(err, runner.ErrTimeout):
+		return exitStatus(exitRunTimeout)
+	}
+	return exitStatus(exitNotRun)
+}
+
+// readFile reads a file, or standard input where its name is -.
+func readFile(name string, stdin io.Reader) (string, error) {
+	if name == "-" {
+		text, err := io.ReadAll(stdin)
+		if err != nil {
+			return "", fmt.Errorf("read standard input: %w", err)
+		}
+		return string(text), nil
+	}
+	text, err := os.ReadFile(name)
+	if err != nil {
+		return "", fmt.Errorf("read the file: %w", err)
+	}
+	return string(text), nil
+}

@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cluster
+
+import (
+	"context"
+	"strings"
+
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+)
+
+const (
+	// SystemNamespace is where Sidetrack is installed unless somebody says otherwise.
+	SystemNamespace = "sidetrack-system"
+	// clientConfig is a ConfigMap there that everybody may read.
+	clientConfig = "sidetrack-client"
+	// released is what a release's images are called.
+	released = "ghcr.io/sidetrack-dev/sidetrackd:"
+	// latest is the tag for a program that is no release.
+	latest = "0.1.0"
+)
+
+// AgentLabels are those of the agents' DaemonSet and of its pods.
+var AgentLabels = map[string]string{"app.kubernetes.io/name": "sidetrack", "app.kubernetes.io/component": "agent"}
+
+// AgentImage returns the image of the agents, which is on every node already: as
+// the installation says, else the agents' DaemonSet, else that of the release
+// which this program is of.
+func (c *Cluster) AgentImage(ctx context.Context, version string) string {
+	var config corev1.ConfigMap
+	if err := c.Objects.Get(ctx, client.ObjectKey{Namespace: SystemNamespace, Name: clientConfig}, &config); err == nil && config.Data["image"] != "" {
+		return config.Data["image"]
+	}
+	var sets appsv1.DaemonSetList
+	if err := c.Objects.List(ctx, &sets, client.MatchingLabels(AgentLabels)); err == nil {
+		for i := range sets.Items {
+			for _, container := range sets.Items[i].Spec.Template.Spec.Containers {
+				return container.Image
+			}
+		}
+	}
+	version = strings.TrimPrefix(version, "v")
+	if version == "" || strings.ContainsAny(version, "-+()") || version == "unknown" || version == "test" {
+		version = latest
+	}
+	return released + version
+}
+
+// OwnContainer returns a container of Sidetrack's image, which asks for nothing
+// that the strictest namespace does not allow.
+func OwnContainer(name, image string, args ...string) corev1.Container {
+	yes, no, nobody := true, false, int64(65532)
+	return corev1.Container{
+		Name: name, Image: image, Args: args,
+		ImagePullPolicy: corev1.PullIfNotPresent,
+		SecurityContext: &corev1.SecurityContext{
+			RunAsNonRoot: &yes, RunAsUser: &nobody, RunAsGroup: &nobody,
+			AllowPrivilegeEscalation: &no, ReadOnlyRootFilesystem: &yes,
+			Capabilities:   &corev1.Capabilities{Drop: []corev1.Capability{"ALL"}},
+			SeccompProfile: &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault},
+		},
+		Resources: corev1.ResourceRequirements{
+			Requests: corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("10m"), corev1.ResourceMemory: resource.MustParse("32Mi")},
+			Limits:   corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("500m"), corev1.ResourceMemory: resource.MustParse("128Mi")},
+		},
+		TerminationMessagePolicy: corev1.TerminationMessageFallbackToLogsOnError,
+	}
+}

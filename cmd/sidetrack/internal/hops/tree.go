@@ -1,0 +1,172 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package hops
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	ledger "github.com/sidetrack-dev/sidetrack/api/ledger/v1alpha1"
+)
+
+// Hop is a record and the calls that came of it, in order of time.
+type Hop struct {
+	Record   *ledger.Record `json:"record"`
+	Children []*Hop         `json:"children,omitempty"`
+}
+
+// slack is what the clocks of two nodes may differ by.
+const slack = 50 * time.Millisecond
+
+// Tree puts records in order: a call is put below the one that it came of. That is
+// the latest call which was answered by the pod that this one came from, and was not
+// over when this one began; both have the same trace, or neither has one. Where it is
+// not known which pod has answered, the time alone counts, and the trace.
+func Tree(records []ledger.Record) []*Hop {
+	all := make([]*Hop, 0, len(records))
+	for i := range records {
+		all = append(all, &Hop{Record: &records[i]})
+	}
+	slices.SortStableFunc(all, func(a, b *Hop) int { return a.Record.Time.Compare(b.Record.Time.Time) })
+	var roots []*Hop
+	for i, h := range all {
+		if p := parent(all[:i], h.Record); p != nil {
+			p.Children = append(p.Children, h)
+		} else {
+			roots = append(roots, h)
+		}
+	}
+	return roots
+}
+
+// parent finds the call that another one came of, among those that began before it.
+func parent(before []*Hop, r *ledger.Record) *Hop {
+	var guess *Hop
+	for _, h := range slices.Backward(before) {
+		p := h.Record
+		if p.TraceID != r.TraceID || p.Answer == nil && p.Decision != ledger.DecisionBaseline || p.Hook != ledger.HookRouter {
+			continue
+		}
+		end := p.Time.Add(time.Duration(p.LatencyNanos) + slack)
+		if r.Time.After(end) {
+			continue
+		}
+		switch {
+		case p.Answer != nil && p.Answer.Pod != "":
+			if r.Source.Pod != "" && p.Answer.Pod == r.Source.Pod && p.Answer.Namespace == r.Source.Namespace {
+				return h
+			}
+		case guess == nil && r.TraceID != "" && p.Source.Pod != r.Source.Pod:
+			guess = h
+		}
+	}
+	return guess
+}
+
+// Write writes trees for people, one line for each hop.
+func Write(b *strings.Builder, roots []*Hop) {
+	trace := "-"
+	for _, h := range roots {
+		if h.Record.TraceID != trace {
+			trace = h.Record.TraceID
+			name := "trace " + trace
+			if trace == "" {
+				name = "without a trace"
+			}
+			fmt.Fprintf(b, "%s  %s\n", h.Record.Time.Format("15:04:05.000"), name)
+		}
+		write(b, h, "  ", "  ")
+	}
+}
+
+func write(b *strings.Builder, h *Hop, first, rest string) {
+	fmt.Fprintf(b, "%s%s\n", first, Line(h.Record))
+	for i, c := range h.Children {
+		if i < len(h.Children)-1 {
+			write(b, c, rest+"├─ ", rest+"│  ")
+		} else {
+			write(b, c, rest+"└─ ", rest+"   ")
+		}
+	}
+}
+
+// Line says in one line what a record says.
+func Line(r *ledger.Record) string {
+	parts := []string{Caller(r), "->", Callee(r)}
+	if q := r.Request; q != nil {
+		parts = append(parts, q.Method, q.Path)
+	} else {
+		parts = append(parts, string(r.Protocol))
+	}
+	parts = append(parts, "=>", strings.ToUpper(string(r.Decision)))
+	if a := r.Answer; a != nil {
+		parts = append(parts, cmp.Or(a.Pod, a.Address))
+	}
+	if r.Decision != ledger.DecisionFork {
+		parts = append(parts, "("+strings.TrimSpace(r.Reason+" "+r.Target)+")")
+	}
+	switch {
+	case r.GRPCStatus != nil:
+		parts = append(parts, fmt.Sprintf("%d grpc %d", r.Status, *r.GRPCStatus))
+	case r.Status != 0:
+		parts = append(parts, fmt.Sprint(r.Status))
+	}
+	if r.LatencyNanos > 0 {
+		parts = append(parts, time.Duration(r.LatencyNanos).Round(100*time.Microsecond).String())
+	}
+	if r.LostKey {
+		parts = append(parts, "[KEY LOST by "+cmp.Or(r.LostBy, Caller(r))+"]")
+	}
+	if r.Healed {
+		parts = append(parts, "[healed by its trace]")
+	}
+	if r.Error != "" {
+		parts = append(parts, "error: "+r.Error)
+	}
+	return strings.Join(parts, " ")
+}
+
+// Caller is who has called.
+func Caller(r *ledger.Record) string {
+	name := cmp.Or(r.Source.Workload, r.Source.Pod, "node "+r.Node)
+	if r.Source.Sandbox != "" {
+		name += " of " + r.Source.Sandbox
+	}
+	return name
+}
+
+// Callee is the Service that was called.
+func Callee(r *ledger.Record) string {
+	if r.Service == nil {
+		return cmp.Or(r.Dialled, "?")
+	}
+	name := r.Service.Name + "." + r.Service.Namespace
+	if r.Service.Port != 0 {
+		name += fmt.Sprintf(":%d", r.Service.Port)
+	}
+	return name
+}
+
+// Gaps says what the records do not show: nodes that have not answered, and
+// records that were dropped.
+func Gaps(list *ledger.RecordList) []string {
+	var out []string
+	for _, n := range list.Nodes {
+		if !n.Answered {
+			out = append(out, fmt.Sprintf("node %s has not answered, and its hops are missing: %s", n.Node, n.Message))
+		}
+		if n.Dropped > 0 {
+			out = append(out, fmt.Sprintf("node %s has dropped its %d oldest records", n.Node, n.Dropped))
+		}
+		if n.MissedFlows > 0 {
+			out = append(out, fmt.Sprintf("node %s has no records of %d flows, too many at once", n.Node, n.MissedFlows))
+		}
+		if n.Omitted > 0 {
+			out = append(out, fmt.Sprintf("node %s has %d more: see them with --limit or --since", n.Node, n.Omitted))
+		}
+	}
+	return out
+}
