@@ -51,7 +51,7 @@ func decode(t *testing.T, text []byte) []runtime.Object {
 		if err := utilyaml.Unmarshal(doc, &kind); err != nil {
 			t.Fatalf("%v in\n%s", err, doc)
 		}
-		if kind.Kind == "" || strings.HasPrefix(kind.APIVersion, "monitoring.coreos.com/") {
+		if kind.Kind == "" || strings.HasPrefix(kind.APIVersion, "monitoring.coreos.com/") || strings.HasPrefix(kind.APIVersion, "apiregistration.k8s.io/") {
 			continue
 		}
 		object, _, err := decoder.Decode(doc, nil, nil)
@@ -160,8 +160,20 @@ func TestTheAgentHasNoMoreThanIsListed(t *testing.T) {
 	}
 }
 
-func TestTheControllersPodIsRestricted(t *testing.T) {
-	pod := one[appsv1.Deployment](t, decode(t, read(t, "install.yaml"))).Spec.Template.Spec
+func TestTheControllersAndTheLedgersPodsAreRestricted(t *testing.T) {
+	deployments := 0
+	for _, o := range decode(t, read(t, "install.yaml")) {
+		if d, ok := o.(*appsv1.Deployment); ok {
+			deployments++
+			t.Run(d.Name, func(t *testing.T) { restricted(t, &d.Spec.Template.Spec) })
+		}
+	}
+	if deployments != 2 {
+		t.Errorf("there are %d Deployments, want the controller's and the ledger's", deployments)
+	}
+}
+
+func restricted(t *testing.T, pod *corev1.PodSpec) {
 	if pod.HostNetwork || pod.HostPID || pod.HostIPC || len(pod.Volumes) != 0 {
 		t.Error("it has something of the host")
 	}
@@ -201,7 +213,7 @@ func TestNobodyMayReadSecretsOrEverything(t *testing.T) {
 			}
 			if strings.HasPrefix(name, "sidetrack-agent") {
 				for _, verb := range r.Verbs {
-					if (verb != "list" && verb != "watch" && verb != "get") && !slices.ContainsFunc(r.Resources, func(s string) bool { return strings.HasPrefix(s, "nodestates") }) {
+					if (verb != "list" && verb != "watch" && verb != "get") && !slices.ContainsFunc(r.Resources, func(s string) bool { return strings.HasPrefix(s, "nodestates") || s == "nodes/answers" }) {
 						t.Errorf("the agent may %s %v", verb, r.Resources)
 					}
 				}

@@ -28,7 +28,7 @@ func main() { program.Main(command()) }
 
 func command() *cobra.Command {
 	root := program.Root(name, "Sidetrack's controller: makes forks, resolves redirects, and says what has become of Sandboxes")
-	root.AddCommand(runCommand(), program.VersionCommand(name, buildVersion()))
+	root.AddCommand(runCommand(), ledgerCommand(), program.VersionCommand(name, buildVersion()))
 	return root
 }
 

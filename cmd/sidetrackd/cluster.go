@@ -67,6 +67,7 @@ type origin struct {
 		io.Closer
 	}
 	reporter agent.Reporter // nil: nobody
+	api      *rest.Config   // how the API server is reached; nil: there is none
 }
 
 // open begins to read. mark is the SO_MARK of the agent's own sockets.
@@ -88,7 +89,7 @@ func (o *originFlags) open(mark uint32, log *slog.Logger) (origin, error) {
 	if err != nil {
 		return origin{}, errors.Join(err, r.Close())
 	}
-	return origin{k, r}, nil
+	return origin{k, r, cfg}, nil
 }
 
 // close ends an origin.

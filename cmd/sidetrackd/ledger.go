@@ -26,16 +26,21 @@ import (
 // ledgerFlags say how much of what was routed is kept, and where it can be read.
 type ledgerFlags struct {
 	socket string
+	answer bool
 	config ledger.Config
 }
 
 func (f *ledgerFlags) register(flags *pflag.FlagSet) {
 	flags.StringVar(&f.socket, "ledger-socket", f.socket, "`path` of the socket that `sidetrackd ledger` asks; root alone can reach it (default: none)")
+	flags.BoolVar(&f.answer, "ledger-answer", f.answer, "answer the ledger's collector, by way of the API server, with --kubernetes")
 	flags.Int64Var(&f.config.MaxBytes, "ledger-bytes", 64<<20, "most bytes of all records of tagged traffic together; the oldest of the largest sandbox give way")
 	flags.Int64Var(&f.config.MaxSandboxBytes, "ledger-sandbox-bytes", 8<<20, "most bytes of records of one sandbox; the oldest give way")
 }
 
-func (f *ledgerFlags) validate() error {
+func (f *ledgerFlags) validate(kubernetes bool) error {
+	if f.answer && !kubernetes {
+		return errors.New("--ledger-answer goes with --kubernetes: add it or leave it out")
+	}
 	if f.config.MaxBytes < 1<<20 || f.config.MaxSandboxBytes < 64<<10 || f.config.MaxSandboxBytes > f.config.MaxBytes {
 		return fmt.Errorf("--ledger-bytes %d, --ledger-sandbox-bytes %d: want at least 1 MiB and 64 KiB, and not more for a sandbox than for all", f.config.MaxBytes, f.config.MaxSandboxBytes)
 	}

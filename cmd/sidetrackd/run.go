@@ -18,6 +18,7 @@ import (
 	"github.com/sidetrack-dev/sidetrack/cmd/internal/program"
 	"github.com/sidetrack-dev/sidetrack/daemon/agent"
 	"github.com/sidetrack-dev/sidetrack/daemon/ledger"
+	"github.com/sidetrack-dev/sidetrack/daemon/ledger/responder"
 	"github.com/sidetrack-dev/sidetrack/daemon/metrics"
 	"github.com/sidetrack-dev/sidetrack/daemon/router"
 	"github.com/sidetrack-dev/sidetrack/daemon/router/http2"
@@ -108,7 +109,7 @@ func (f *runFlags) run(ctx context.Context, stderr io.Writer) (err error) {
 	if err := f.keys.Validate(); err != nil {
 		return err
 	}
-	if err := f.ledger.validate(); err != nil {
+	if err := f.ledger.validate(f.origin.kubernetes); err != nil {
 		return err
 	}
 	if os.Getenv("GOGC") == "" {
@@ -200,6 +201,13 @@ func (f *runFlags) run(ctx context.Context, stderr io.Writer) (err error) {
 		return err
 	}
 	defer closing("close the ledger's socket", readers)
+	if f.ledger.answer {
+		answers, err := responder.Start(from.api, f.origin.nodeName, records, log)
+		if err != nil {
+			return err
+		}
+		defer closing("end the answers to the ledger's collector", answers)
+	}
 
 	log.Info("sidetrackd runs", "version", buildVersion(), "manifests", f.origin.manifests, "node", f.origin.nodeName, "metrics", scrapes.Bound())
 	err = a.Run(ctx)

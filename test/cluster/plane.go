@@ -58,6 +58,9 @@ const (
 	serviceAddress = "10.96.0.1"
 )
 
+// frontProxy is the name that the API server has where it asks for others.
+const frontProxy = "front-proxy-client"
+
 func startPlane(ctx context.Context, programs string, o planeOptions) (_ *ControlPlane, err error) {
 	c := &ControlPlane{Dir: o.dir, programs: programs}
 	for _, dir := range []string{"pki", "logs"} {
@@ -79,7 +82,21 @@ func startPlane(ctx context.Context, programs string, o planeOptions) (_ *Contro
 	if err != nil {
 		return nil, err
 	}
-	for name, text := range map[string][]byte{"apiserver.crt": cert, "apiserver.key": key, "kubelet-client.crt": kubeletCert, "kubelet-client.key": kubeletKey} {
+	// And with this one to aggregated APIs, for whoever has asked it. Nothing else is
+	// signed by that authority.
+	front := filepath.Join(pki, "front-proxy")
+	if err := os.MkdirAll(front, 0o755); err != nil {
+		return nil, fmt.Errorf("make the front proxy's folder: %w", err)
+	}
+	proxy, err := newAuthority(front)
+	if err != nil {
+		return nil, err
+	}
+	proxyCert, proxyKey, err := proxy.user(frontProxy, nil)
+	if err != nil {
+		return nil, err
+	}
+	for name, text := range map[string][]byte{"front-proxy/client.crt": proxyCert, "front-proxy/client.key": proxyKey, "apiserver.crt": cert, "apiserver.key": key, "kubelet-client.crt": kubeletCert, "kubelet-client.key": kubeletKey} {
 		if err := os.WriteFile(filepath.Join(pki, name), text, 0o600); err != nil {
 			return nil, fmt.Errorf("write the API server's keys: %w", err)
 		}
@@ -110,6 +127,10 @@ func startPlane(ctx context.Context, programs string, o planeOptions) (_ *Contro
 			"--service-cluster-ip-range=" + serviceCIDR, "--service-account-issuer=https://kubernetes.default.svc",
 			"--service-account-signing-key-file=" + filepath.Join(pki, caKey), "--service-account-key-file=" + filepath.Join(pki, caKey),
 			"--kubelet-client-certificate=" + filepath.Join(pki, "kubelet-client.crt"), "--kubelet-client-key=" + filepath.Join(pki, "kubelet-client.key"),
+			"--requestheader-client-ca-file=" + filepath.Join(front, caCert), "--requestheader-allowed-names=" + frontProxy,
+			"--requestheader-username-headers=X-Remote-User", "--requestheader-group-headers=X-Remote-Group",
+			"--requestheader-extra-headers-prefix=X-Remote-Extra-",
+			"--proxy-client-cert-file=" + filepath.Join(front, "client.crt"), "--proxy-client-key-file=" + filepath.Join(front, "client.key"),
 			// Its own goroutines share few cores with everything else.
 			"--shutdown-delay-duration=0s", "--profiling=false",
 		}, o.flags...),

@@ -30,7 +30,7 @@ var mayImport = map[string][]string{
 	"bpf":               {},
 	"api":               {},
 	"loader":            {"bpf", "routing"},
-	"daemon/ledger":     {"routing", "api"},
+	"daemon/ledger":     {"routing", "api", "daemon/ledger"},
 	"daemon/router":     {"routing", "daemon/router", "daemon/ledger"},
 	"daemon/pods":       {"routing"},
 	"daemon/source":     {"routing", "api", "daemon/pods", "daemon/source"},

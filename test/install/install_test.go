@@ -70,15 +70,16 @@ func TestInstalledOnARealAPIServer(t *testing.T) {
 	s.must(plane.Apply(s.ctx, manifest))
 
 	for name, test := range map[string]func(*installed){
-		"applied again it changes nothing":                           (*installed).again,
-		"the agent may do what it has to and nothing more":           (*installed).agentsRights,
-		"an agent speaks for its own node only":                      (*installed).ownNode,
-		"the controller may do what it has to and nothing more":      (*installed).controllersRights,
-		"the controller touches only what belongs to a sandbox":      (*installed).ownObjects,
-		"users write sandboxes and not their status":                 (*installed).users,
-		"addresses are for those who may":                            (*installed).addresses,
-		"the pods are as privileged as is said and no more":          (*installed).podSecurity,
-		"what replaces the agents before an uninstallation is taken": (*installed).uninstall,
+		"applied again it changes nothing":                              (*installed).again,
+		"the agent may do what it has to and nothing more":              (*installed).agentsRights,
+		"the ledger's collector may do what it has to and nothing more": (*installed).ledgersRights,
+		"an agent speaks for its own node only":                         (*installed).ownNode,
+		"the controller may do what it has to and nothing more":         (*installed).controllersRights,
+		"the controller touches only what belongs to a sandbox":         (*installed).ownObjects,
+		"users write sandboxes and not their status":                    (*installed).users,
+		"addresses are for those who may":                               (*installed).addresses,
+		"the pods are as privileged as is said and no more":             (*installed).podSecurity,
+		"what replaces the agents before an uninstallation is taken":    (*installed).uninstall,
 	} {
 		t.Run(name, func(t *testing.T) {
 			sub := *s
@@ -158,7 +159,36 @@ func (s *installed) agentsRights() {
 		"deployments.apps":                       "",
 		"leases.coordination.k8s.io":             "",
 		"clusterroles.rbac.authorization.k8s.io": "",
+		"nodes/questions.ledger.sidetrack.dev":   "watch",
+		"nodes/answers.ledger.sidetrack.dev":     "create",
+		"sandboxes/records.ledger.sidetrack.dev": "get watch", // as everybody: the collector refuses it
 	})
+}
+
+func (s *installed) ledgersRights() {
+	s.rights("sidetrack-ledger", "shop", map[string]string{
+		"subjectaccessreviews.authorization.k8s.io": "create",
+		"tokenreviews.authentication.k8s.io":        "",
+		"nodestates.sidetrack.dev":                  "list",
+		"sandboxes.sidetrack.dev":                   "",
+		"routegroups.sidetrack.dev":                 "",
+		"apiservices.apiregistration.k8s.io":        "",
+		"nodes/questions.ledger.sidetrack.dev":      "",
+		"nodes/answers.ledger.sidetrack.dev":        "",
+		"nodes":                                     "",
+		"pods":                                      "",
+		"services":                                  "",
+		"secrets":                                   "",
+		"configmaps":                                "",
+		"serviceaccounts/token":                     "",
+		"roles.rbac.authorization.k8s.io":           "",
+	})
+	if !s.may("sidetrack-ledger", "patch", "apiservices.apiregistration.k8s.io=v1alpha1.ledger.sidetrack.dev", "") {
+		s.Error("it may not say what its certificate is")
+	}
+	if s.may("sidetrack-ledger", "patch", "apiservices.apiregistration.k8s.io=v1beta1.metrics.k8s.io", "") {
+		s.Error("it may change another APIService")
+	}
 }
 
 func (s *installed) controllersRights() {
@@ -446,6 +476,9 @@ func (s *installed) podSecurity() {
 	controller, err := s.admin.AppsV1().Deployments(ours).Get(s.ctx, "sidetrack-controller", metav1.GetOptions{})
 	s.must(err)
 	s.must(try("restricted", controller.Spec.Template))
+	ledger, err := s.admin.AppsV1().Deployments(ours).Get(s.ctx, "sidetrack-ledger", metav1.GetOptions{})
+	s.must(err)
+	s.must(try("restricted", ledger.Spec.Template))
 	s.must(try("privileged", agent.Spec.Template))
 	err = try("baseline", agent.Spec.Template)
 	if err == nil {

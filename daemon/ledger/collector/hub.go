@@ -1,0 +1,263 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package collector
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	ledgerv1alpha1 "github.com/sidetrack-dev/sidetrack/api/ledger/v1alpha1"
+	"github.com/sidetrack-dev/sidetrack/daemon/ledger"
+	"github.com/sidetrack-dev/sidetrack/daemon/ledger/wire"
+)
+
+// hub is where questions and answers meet.
+type hub struct {
+	patience time.Duration // for a node's answer
+	expected func(ctx context.Context) (map[string]string, error)
+
+	mu       sync.Mutex
+	next     uint64
+	sessions map[sessionKey]*session
+	asked    map[uint64]*asked
+	changed  chan struct{} // closed, and made anew, when a session comes or goes
+}
+
+// sessionKey tells the agents of a node apart, which take turns.
+type sessionKey struct{ node, instance string }
+
+// session is one agent's connection.
+type session struct {
+	sessionKey
+	questions chan wire.Question
+	gone      chan struct{}
+}
+
+// asked is a question whose answers are awaited. It belongs to one node.
+type asked struct {
+	node    string
+	answers chan wire.Answer
+	over    chan struct{} // nobody awaits them any more
+}
+
+func newHub(patience time.Duration, expected func(ctx context.Context) (map[string]string, error)) *hub {
+	return &hub{patience: patience, expected: expected, sessions: map[sessionKey]*session{}, asked: map[uint64]*asked{}, changed: make(chan struct{})}
+}
+
+// connect begins an agent's session; one of the same agent that is there has lost its
+// connection. disconnect ends it.
+func (h *hub) connect(k sessionKey) (s *session, disconnect func()) {
+	s = &session{sessionKey: k, questions: make(chan wire.Question, 64), gone: make(chan struct{})}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if old := h.sessions[k]; old != nil {
+		close(old.gone)
+	}
+	h.sessions[k] = s
+	h.change()
+	return s, func() {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		if h.sessions[k] == s {
+			delete(h.sessions, k)
+			close(s.gone)
+			h.change()
+		}
+	}
+}
+
+// change wakes those who follow. The caller holds the lock.
+func (h *hub) change() {
+	close(h.changed)
+	h.changed = make(chan struct{})
+}
+
+// connected returns the sessions in order, and what is closed when there are others.
+func (h *hub) connected() ([]*session, <-chan struct{}) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	all := make([]*session, 0, len(h.sessions))
+	for _, s := range h.sessions {
+		all = append(all, s)
+	}
+	slices.SortFunc(all, func(a, b *session) int {
+		return cmp.Or(cmp.Compare(a.node, b.node), cmp.Compare(a.instance, b.instance))
+	})
+	return all, h.changed
+}
+
+// ask puts a question to an agent. end has to be called.
+func (h *hub) ask(s *session, q wire.Question) (a *asked, end func(), ok bool) {
+	h.mu.Lock()
+	h.next++
+	q.ID = h.next
+	a = &asked{node: s.node, answers: make(chan wire.Answer, 4), over: make(chan struct{})}
+	h.asked[q.ID] = a
+	h.mu.Unlock()
+	end = func() {
+		h.mu.Lock()
+		_, open := h.asked[q.ID]
+		delete(h.asked, q.ID)
+		h.mu.Unlock()
+		if open {
+			close(a.over)
+			select {
+			case s.questions <- wire.Question{ID: q.ID, End: true}:
+			default: // it finds out when it answers
+			}
+		}
+	}
+	select {
+	case s.questions <- q:
+		return a, end, true
+	default:
+		return a, end, false
+	}
+}
+
+// answered hands an answer of a node to who awaits it. It returns false when nobody
+// does.
+func (h *hub) answered(ctx context.Context, node string, answer wire.Answer) bool {
+	h.mu.Lock()
+	a := h.asked[answer.ID]
+	h.mu.Unlock()
+	if a == nil || a.node != node {
+		return false
+	}
+	for i := range answer.Records.Items {
+		// Whatever it says: a node speaks for itself.
+		answer.Records.Items[i].Node = node
+	}
+	for i := range answer.Records.Nodes {
+		answer.Records.Nodes[i].Node = node
+	}
+	select {
+	case a.answers <- answer:
+		return true
+	case <-a.over:
+		return false
+	case <-ctx.Done():
+		return false
+	}
+}
+
+func question(o ledger.Owner, want ledgerv1alpha1.Options) wire.Question {
+	return wire.Question{
+		Group: o.Group, Namespace: o.Name.Namespace, Name: o.Name.Name,
+		Since: want.Since, Trace: want.Trace, Limit: want.Limit, Follow: want.Follow,
+	}
+}
+
+// part is what has become of asking one agent.
+type part struct {
+	items []ledgerv1alpha1.Record
+	node  ledgerv1alpha1.NodeAnswer
+}
+
+const notAsked = "the node has too many questions to answer already; ask again"
+
+// collect asks one agent and waits for all of its answer.
+func (h *hub) collect(ctx context.Context, s *session, q wire.Question) part {
+	failed := func(why string) part {
+		return part{node: ledgerv1alpha1.NodeAnswer{Node: s.node, Message: why}}
+	}
+	a, end, ok := h.ask(s, q)
+	defer end()
+	if !ok {
+		return failed(notAsked)
+	}
+	patience := time.NewTimer(h.patience)
+	defer patience.Stop()
+	var p part
+	for {
+		select {
+		case answer := <-a.answers:
+			p.items = append(p.items, answer.Records.Items...)
+			if len(answer.Records.Nodes) > 0 {
+				p.node = answer.Records.Nodes[0]
+			}
+			if answer.Done {
+				p.node.Node, p.node.Answered = s.node, true
+				return p
+			}
+		case <-s.gone:
+			return failed("the connection to its agent was lost while it answered")
+		case <-patience.C:
+			return failed(fmt.Sprintf("its agent has not answered within %s", h.patience))
+		case <-ctx.Done():
+			return failed("the request ended before its agent had answered")
+		}
+	}
+}
+
+// Records implements ledger.Reader.
+func (h *hub) Records(ctx context.Context, o ledger.Owner, want ledgerv1alpha1.Options) (*ledgerv1alpha1.RecordList, error) {
+	sessions, _ := h.connected()
+	silent, err := h.silent(ctx, sessions)
+	if err != nil {
+		return nil, err
+	}
+	want.Follow = false
+	parts := make([]part, len(sessions))
+	var waiting sync.WaitGroup
+	for i, s := range sessions {
+		waiting.Go(func() { parts[i] = h.collect(ctx, s, question(o, want)) })
+	}
+	waiting.Wait()
+	list := newList()
+	for i := range parts {
+		list.Items = append(list.Items, parts[i].items...)
+		list.Nodes = append(list.Nodes, parts[i].node)
+	}
+	list.Nodes = append(list.Nodes, silent...)
+	finish(list)
+	if n := len(list.Items) - want.Limit; want.Limit > 0 && n > 0 {
+		omit(list, n)
+	}
+	return list, nil
+}
+
+// omit leaves out the oldest n records.
+func omit(list *ledgerv1alpha1.RecordList, n int) {
+	left := map[string]int64{}
+	for i := range list.Items[:n] {
+		left[list.Items[i].Node]++
+	}
+	list.Items = list.Items[n:]
+	for i := range list.Nodes {
+		node := &list.Nodes[i]
+		node.Omitted += left[node.Node]
+		delete(left, node.Node) // of two agents of a node, say it once
+	}
+}
+
+func newList() *ledgerv1alpha1.RecordList {
+	list := &ledgerv1alpha1.RecordList{Items: []ledgerv1alpha1.Record{}}
+	list.APIVersion, list.Kind = ledgerv1alpha1.APIVersion, ledgerv1alpha1.RecordListKind
+	return list
+}
+
+func finish(list *ledgerv1alpha1.RecordList) {
+	ledger.SortRecords(list.Items)
+	slices.SortStableFunc(list.Nodes, func(a, b ledgerv1alpha1.NodeAnswer) int { return cmp.Compare(a.Node, b.Node) })
+}
+
+// silent are the nodes that should be connected and are not.
+func (h *hub) silent(ctx context.Context, sessions []*session) ([]ledgerv1alpha1.NodeAnswer, error) {
+	expected, err := h.expected(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("which nodes have to be asked is not known: %w", err)
+	}
+	for _, s := range sessions {
+		delete(expected, s.node)
+	}
+	var out []ledgerv1alpha1.NodeAnswer
+	for node, why := range expected {
+		out = append(out, ledgerv1alpha1.NodeAnswer{Node: node, Message: why})
+	}
+	return out, nil
+}

@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package wire is what the ledger's collector and the nodes say to one another.
+//
+// It owns the words and the paths, and does nothing. Nodes dial, by way of the API
+// server: each watches for questions, and posts its answers. So no port is open on a
+// node, and nobody has to be told another key: the API server knows both by their
+// ServiceAccounts' tokens.
+//
+//	GET  …/watch/nodes/NODE/questions   a Question on each line; an empty line now and then
+//	POST …/nodes/NODE/answers           an Answer
+package wire
+
+import (
+	"net/url"
+	"time"
+
+	ledgerv1alpha1 "github.com/sidetrack-dev/sidetrack/api/ledger/v1alpha1"
+)
+
+// Resources below nodes, as RBAC names them.
+const (
+	Nodes     = "nodes"
+	Questions = "questions"
+	Answers   = "answers"
+)
+
+const root = "/apis/" + ledgerv1alpha1.APIVersion
+
+// QuestionsPath is where a node watches for questions. The instance tells two agents of
+// one node apart, which take turns.
+func QuestionsPath(node, instance string) string {
+	return root + "/watch/" + Nodes + "/" + url.PathEscape(node) + "/" + Questions + "?instance=" + url.QueryEscape(instance)
+}
+
+// AnswersPath is where it posts its answers.
+func AnswersPath(node string) string {
+	return root + "/" + Nodes + "/" + url.PathEscape(node) + "/" + Answers
+}
+
+// Heartbeat is how often there is an empty line among the questions. Who hears
+// nothing for three of them takes the other side to be gone.
+const Heartbeat = 10 * time.Second
+
+// MaxAnswer bounds an Answer in bytes, and AnswerRecords how many records one has;
+// what is more comes in others.
+const (
+	MaxAnswer     = 8 << 20
+	AnswerRecords = 2000
+)
+
+// Question asks a node for records.
+type Question struct {
+	ID uint64 `json:"id"`
+	// End says that nobody wants more of the answers to the question with this ID.
+	End bool `json:"end,omitempty"`
+
+	Group     bool   `json:"group,omitempty"`
+	Namespace string `json:"namespace,omitempty"`
+	Name      string `json:"name,omitempty"`
+
+	Since  time.Time `json:"since,omitzero"`
+	Trace  string    `json:"trace,omitempty"`
+	Limit  int       `json:"limit,omitempty"`
+	Follow bool      `json:"follow,omitempty"`
+	// After is the Next of the last answer that has arrived, when this agent gave it.
+	After uint64 `json:"after,omitempty"`
+}
+
+// Answer is what a node says to a Question. Without Follow the last one is Done.
+type Answer struct {
+	ID   uint64 `json:"id"`
+	Next uint64 `json:"next"`
+	Done bool   `json:"done,omitempty"`
+	// Records is the node's part.
+	Records ledgerv1alpha1.RecordList `json:"records"`
+}

@@ -1,0 +1,347 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package install
+
+import (
+	"bufio"
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/dynamic"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+
+	ledgerv1alpha1 "github.com/sidetrack-dev/sidetrack/api/ledger/v1alpha1"
+	"github.com/sidetrack-dev/sidetrack/daemon/ledger"
+	"github.com/sidetrack-dev/sidetrack/daemon/ledger/collector"
+	"github.com/sidetrack-dev/sidetrack/daemon/ledger/responder"
+	"github.com/sidetrack-dev/sidetrack/daemon/ledger/wire"
+	"github.com/sidetrack-dev/sidetrack/routing"
+	"github.com/sidetrack-dev/sidetrack/test/cluster"
+)
+
+// nodeLedger is a node's ledger with requests to one Service.
+type nodeLedger struct {
+	*ledger.Ledger
+	table *routing.Table
+}
+
+func newNodeLedger(t *testing.T, node string) *nodeLedger {
+	t.Helper()
+	name := func(n string) routing.Name { return routing.Name{Namespace: "team", Name: n} }
+	ports := []routing.ServicePort{{Name: "http", Port: 80, Protocol: routing.TCP}}
+	table, problems := routing.Compile(routing.Input{
+		Services: []routing.Service{
+			{Name: name("route"), Addresses: []netip.Addr{netip.MustParseAddr("10.96.0.7")}, Ports: ports}, {Name: name("route-pr-1"), Ports: ports},
+		},
+		Sandboxes: []routing.Sandbox{{
+			Name: name("pr-1"), Key: "key-of-pr-1",
+			Redirects: []routing.Redirect{{From: routing.ServiceRef{Service: "route"}, To: routing.Target{Address: netip.MustParseAddr("10.9.9.9")}}},
+		}},
+	}, nil)
+	for _, p := range problems {
+		t.Fatal(p)
+	}
+	l := &nodeLedger{ledger.New(ledger.Config{Node: node}), table}
+	l.SetTable(table)
+	return l
+}
+
+// request records one that was tagged for the sandbox.
+func (l *nodeLedger) request(path string) {
+	dialled := netip.MustParseAddrPort("10.96.0.7:80")
+	dest, _ := l.table.LookupDest(dialled, routing.TCP)
+	names := routing.DefaultKeyNames()
+	var keys routing.KeySet
+	keys.Add(&names, routing.InHeader, []byte("key-of-pr-1"))
+	d := l.table.DecideRequest(1, dest.ID, &keys)
+	e := l.Open(&ledger.Call{Table: l.table, Source: 1, Dest: dest.ID, Dialled: dialled, Keyed: true}, &d)
+	e.Ask([]byte("GET"), []byte("route"), []byte(path))
+	e.Status = 200
+	l.Finish(e)
+}
+
+// TestTheLedgerIsReadByWhoMayReadTheSandboxAndNobodyElse runs the collector and the
+// agents' part of it with the installation's permissions against a real API server.
+func TestTheLedgerIsReadByWhoMayReadTheSandboxAndNobodyElse(t *testing.T) {
+	plane := cluster.StartControlPlane(t)
+	s := &installed{T: t, ctx: t.Context(), plane: plane}
+	var err error
+	s.admin, err = kubernetes.NewForConfig(plane.Admin())
+	s.must(err)
+	s.must(plane.Apply(s.ctx, manifest))
+	listener := s.collect()
+
+	// Two nodes answer. Of a third there is a NodeState, and no agent.
+	ledgers := map[string]*nodeLedger{}
+	for _, node := range []string{"one", "two", "three"} {
+		s.node(node)
+		config := s.token("sidetrack-agent", node)
+		client, err := dynamic.NewForConfig(config)
+		s.must(err)
+		s.eventually(func() error {
+			_, err := client.Resource(nodeStates).Apply(s.ctx, node, nodeState(node), metav1.ApplyOptions{FieldManager: "sidetrackd", Force: true})
+			return err
+		})
+		if node == "three" {
+			continue
+		}
+		ledgers[node] = newNodeLedger(t, node)
+		r, err := responder.Start(config, node, ledgers[node].Ledger, slog.New(slog.DiscardHandler))
+		s.must(err)
+		t.Cleanup(func() {
+			if err := r.Close(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	s.must(plane.ApplyYAML(s.ctx, `
+apiVersion: v1
+kind: Namespace
+metadata: {name: team}
+---
+apiVersion: sidetrack.dev/v1alpha1
+kind: Sandbox
+metadata: {name: pr-1, namespace: team}
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: RoleBinding
+metadata: {name: view, namespace: team}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: sidetrack-view}
+subjects: [{apiGroup: rbac.authorization.k8s.io, kind: User, name: joe}]
+---
+apiVersion: v1
+kind: Namespace
+metadata: {name: elsewhere}
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: RoleBinding
+metadata: {name: admin, namespace: elsewhere}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: sidetrack-view}
+subjects: [{apiGroup: rbac.authorization.k8s.io, kind: User, name: eve}]
+`))
+	joe, eve := s.as(plane.User("joe", "system:authenticated")), s.as(plane.User("eve", "system:authenticated"))
+	ledgers["one"].request("/1")
+	ledgers["two"].request("/2")
+	ledgers["one"].request("/3")
+
+	path := (&ledgerv1alpha1.Options{}).Path("sandboxes", "team", "pr-1")
+	answers := func(list *ledgerv1alpha1.RecordList) (out []string) {
+		for _, r := range list.Items {
+			out = append(out, r.Node+" "+r.Request.Path)
+		}
+		for _, n := range list.Nodes {
+			out = append(out, fmt.Sprintf("%s %t %s", n.Node, n.Answered, n.Message))
+		}
+		return out
+	}
+	want := []string{"one /1", "two /2", "one /3", "one true ", "three false its agent is not connected to the collector, now or yet", "two true "}
+	var list ledgerv1alpha1.RecordList
+	s.eventually(func() error {
+		status, body := joe.get(path)
+		if status != http.StatusOK {
+			return fmt.Errorf("%d %s", status, body)
+		}
+		list = ledgerv1alpha1.RecordList{}
+		if err := json.Unmarshal(body, &list); err != nil {
+			return err
+		}
+		if diff := cmp.Diff(want, answers(&list)); diff != "" {
+			return fmt.Errorf("the answer (-want +got):\n%s", diff)
+		}
+		return nil
+	})
+	status, body := joe.get((&ledgerv1alpha1.Options{Limit: 1}).Path("sandboxes", "team", "pr-1"))
+	list = ledgerv1alpha1.RecordList{}
+	if err := json.Unmarshal(body, &list); err != nil || status != http.StatusOK || len(list.Items) != 1 || list.Items[0].Request.Path != "/3" ||
+		list.Nodes[0].Omitted != 1 || list.Nodes[2].Omitted != 1 {
+		t.Errorf("the newest record: %d %s, %v", status, body, err)
+	}
+
+	// Whoever may not get the Sandbox reads nothing.
+	for who, c := range map[string]*reader{
+		"a user of another namespace":           eve,
+		"the controller":                        s.as(s.token("sidetrack-controller", "")),
+		"an agent":                              s.as(s.token("sidetrack-agent", "one")),
+		"the collector itself":                  s.as(s.token("sidetrack-ledger", "")),
+		"a user of a Sandbox that is not there": joe,
+	} {
+		p := path
+		if c == joe {
+			p = (&ledgerv1alpha1.Options{}).Path("sandboxes", "elsewhere", "pr-1")
+		}
+		for _, p := range []string{p, strings.Replace(p, "v1alpha1/", "v1alpha1/watch/", 1) + "?follow=true"} {
+			if status, body := c.get(p); status != http.StatusForbidden || strings.Contains(string(body), "RecordList") {
+				t.Errorf("%s at %s: %d %s", who, p, status, body)
+			}
+		}
+	}
+	if status, body := s.as(&rest.Config{Host: plane.URL, TLSClientConfig: rest.TLSClientConfig{CAData: plane.Admin().CAData}}).get(path); status != http.StatusForbidden && status != http.StatusUnauthorized {
+		t.Errorf("anybody: %d %s", status, body)
+	}
+	// An agent answers for its own node, users for none.
+	agent := s.as(s.token("sidetrack-agent", "one"))
+	if status, body := agent.get(wire.QuestionsPath("two", "x")); status != http.StatusForbidden || !strings.Contains(string(body), "may not answer for node") {
+		t.Errorf("the agent of one asks for the questions of two: %d %s", status, body)
+	}
+	if status, body := s.as(s.token("sidetrack-agent", "")).get(wire.QuestionsPath("one", "x")); status != http.StatusForbidden {
+		t.Errorf("a token of no node: %d %s", status, body)
+	}
+	if status, body := joe.get(wire.QuestionsPath("one", "x")); status != http.StatusForbidden {
+		t.Errorf("a user asks for a node's questions: %d %s", status, body)
+	}
+	// And who goes past the API server, as whomever he says that he is.
+	s.past(listener.Addr().String(), path, nil)
+	admin := plane.User("admin", "system:masters")
+	cert, err := tls.X509KeyPair(admin.CertData, admin.KeyData)
+	s.must(err)
+	s.past(listener.Addr().String(), path, &cert)
+
+	s.followed(joe, ledgers)
+}
+
+// collect starts the collector, and leads the API server to it: there is no node here
+// that its pod could run on.
+func (s *installed) collect() net.Listener {
+	s.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	s.must(err)
+	s.must(s.admin.CoreV1().Services(ours).Delete(s.ctx, "sidetrack-ledger", metav1.DeleteOptions{}))
+	_, err = s.admin.CoreV1().Services(ours).Create(s.ctx, &corev1.Service{
+		ObjectMeta: metav1.ObjectMeta{Name: "sidetrack-ledger"},
+		Spec:       corev1.ServiceSpec{Type: corev1.ServiceTypeExternalName, ExternalName: "localhost"},
+	}, metav1.CreateOptions{})
+	s.must(err)
+	_, err = s.plane.Kubectl(s.ctx, "patch", "apiservice", collector.APIService, "--type=merge", "-p",
+		fmt.Sprintf(`{"spec":{"service":{"port":%d}}}`, listener.Addr().(*net.TCPAddr).Port))
+	s.must(err)
+	c := collector.DefaultConfig()
+	c.REST, c.Listener, c.HealthAddress, c.Namespace = s.token("sidetrack-ledger", ""), listener, "0", ours
+	c.Logger = slog.New(slog.DiscardHandler)
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- collector.Run(ctx, c) }()
+	s.Cleanup(func() {
+		cancel()
+		if err := <-ended; err != nil {
+			s.Errorf("the collector: %v", err)
+		}
+	})
+	return listener
+}
+
+// reader is a client with somebody's credentials.
+type reader struct {
+	s      *installed
+	host   string
+	client *http.Client
+}
+
+func (s *installed) as(cfg *rest.Config) *reader {
+	s.Helper()
+	c, err := rest.HTTPClientFor(cfg)
+	s.must(err)
+	return &reader{s, cfg.Host, c}
+}
+
+func (r *reader) get(path string) (int, []byte) {
+	r.s.Helper()
+	ctx, cancel := context.WithTimeout(r.s.ctx, 30*time.Second)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, r.host+path, http.NoBody)
+	r.s.must(err)
+	resp, err := r.client.Do(req)
+	r.s.must(err)
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	r.s.must(err)
+	return resp.StatusCode, body
+}
+
+// past asks the collector itself, in the API server's words.
+func (s *installed) past(address, path string, cert *tls.Certificate) {
+	s.Helper()
+	config := &tls.Config{InsecureSkipVerify: true} //nolint:gosec // it is a stranger who asks
+	if cert != nil {
+		config.Certificates = []tls.Certificate{*cert}
+	}
+	client := &http.Client{Transport: &http.Transport{TLSClientConfig: config}, Timeout: 20 * time.Second}
+	defer client.CloseIdleConnections()
+	req, err := http.NewRequestWithContext(s.ctx, http.MethodGet, "https://"+address+path, http.NoBody)
+	s.must(err)
+	req.Header.Set("X-Remote-User", "admin")
+	req.Header.Set("X-Remote-Group", "system:masters")
+	resp, err := client.Do(req)
+	if err != nil {
+		return // the handshake has failed
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusUnauthorized {
+		s.Errorf("who goes past the API server is answered %s", resp.Status)
+	}
+}
+
+// followed reads a stream, through the API server and beyond the loss of a node.
+func (s *installed) followed(r *reader, ledgers map[string]*nodeLedger) {
+	ctx, cancel := context.WithTimeout(s.ctx, time.Minute)
+	defer cancel()
+	o := ledgerv1alpha1.Options{Follow: true}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, r.host+o.Path("sandboxes", "team", "pr-1"), http.NoBody)
+	s.must(err)
+	resp, err := r.client.Do(req)
+	s.must(err)
+	defer resp.Body.Close()
+	lines := bufio.NewScanner(resp.Body)
+	lines.Buffer(nil, 1<<20)
+	await := func(what string, seen func(*ledgerv1alpha1.RecordList) bool) {
+		s.Helper()
+		for lines.Scan() {
+			var list ledgerv1alpha1.RecordList
+			s.must(json.Unmarshal(lines.Bytes(), &list))
+			if seen(&list) {
+				return
+			}
+		}
+		s.Fatalf("the stream ended (%v) before it said %s", lines.Err(), what)
+	}
+	record := func(node, path string) func(*ledgerv1alpha1.RecordList) bool {
+		return func(list *ledgerv1alpha1.RecordList) bool {
+			for _, r := range list.Items {
+				if r.Node == node && r.Request.Path == path {
+					return true
+				}
+			}
+			return false
+		}
+	}
+	// Both nodes say what they have, and which node does not answer is said once.
+	seen := map[string]bool{}
+	await("what there is", func(list *ledgerv1alpha1.RecordList) bool {
+		for _, r := range list.Items {
+			seen[r.Request.Path] = true
+		}
+		for _, n := range list.Nodes {
+			if n.Node == "three" && !n.Answered {
+				seen["three"] = true
+			}
+		}
+		return len(seen) == 4
+	})
+	ledgers["two"].request("/4")
+	await("a new record", record("two", "/4"))
+	ledgers["one"].request("/5")
+	await("another new record", record("one", "/5"))
+}
