@@ -448,6 +448,9 @@ func (c *conn) bury() {
 	l := c.loop
 	c.dead = true
 	c.endExchanges(c.why)
+	if c.h2 != nil {
+		c.h2.relay.Ended()
+	}
 	c.ups, c.cur = nil, nil
 	l.timers.clear(&c.timer)
 	l.forget(&c.sock)

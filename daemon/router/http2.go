@@ -7,6 +7,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/sidetrack-dev/sidetrack/daemon/ledger"
 	"github.com/sidetrack-dev/sidetrack/daemon/router/http1"
 	"github.com/sidetrack-dev/sidetrack/daemon/router/http2"
 	"github.com/sidetrack-dev/sidetrack/routing"
@@ -26,6 +27,13 @@ type http2Conn struct {
 type sentRequest struct {
 	stream   uint32
 	decision routing.Decision
+	entry    *ledger.Entry // nil: it leaves none
+}
+
+// watched is a stream that leaves a record.
+type watched struct {
+	entry *ledger.Entry
+	up    *upstream // nil: nobody was asked
 }
 
 // maxLinkBytes is how much may wait for an upstream other than the primary, or
@@ -182,6 +190,7 @@ func (h *http2Conn) takeGreeting() {
 // sendAway ends the connection when the client has been told.
 func (h *http2Conn) sendAway() {
 	c := h.c
+	h.relay.Ended()
 	c.h2 = nil
 	c.sendAway()
 	c.run()
@@ -414,6 +423,12 @@ func (h *http2Conn) unreachable(u *upstream) {
 		if u.fallBack {
 			d.Verdict = routing.ToBaseline
 		}
+		if e := u.pending[i].entry; e != nil {
+			e.Decided(c.table(), c.dest, d)
+			if !u.fallBack {
+				e.Fail(nobodyReached)
+			}
+		}
 	}
 	if u.fork && u.fallBack {
 		u.fork = false
@@ -472,26 +487,74 @@ func (h *http2Conn) Route(req *http2.Request) http2.Route {
 	if c.dead {
 		return http2.Route{Busy: true}
 	}
-	d := c.table().DecideRequest(c.ns.cookie, c.dest, req.Keys)
+	t := c.table()
+	d := t.DecideRequest(c.ns.cookie, c.dest, req.Keys)
+	var w *http2.Watch
+	var e *ledger.Entry
+	if c.loop.router.cfg.Ledger.Concerns(&d) {
+		if e = h.opened(t, &d, req); e != nil {
+			w = &http2.Watch{}
+		}
+	}
 	if d.Verdict == routing.Refuse {
 		c.loop.stats.request(&d)
-		return http2.Route{Refusal: refusal(&d)}
+		if w != nil {
+			w.Peer = watched{e, nil}
+		}
+		return http2.Route{Refusal: refusal(&d), Watch: w}
 	}
 	if d.Verdict == routing.ToBaseline && c.refused {
 		// It is refused, as the connection would have been without us.
+		c.lastOf(e, nobodyReached)
 		c.abort()
 		return http2.Route{Refusal: "sidetrack: the connection is refused."}
 	}
 	u := h.upstreamFor(&d)
 	if u == nil {
+		c.lastOf(e, "the connection has streams to too many forks already")
 		return http2.Route{Busy: true}
 	}
 	if u.state == connected {
 		c.loop.stats.request(&d)
 	} else {
-		u.pending = append(u.pending, sentRequest{req.Stream, d})
+		u.pending = append(u.pending, sentRequest{req.Stream, d, e})
 	}
-	return http2.Route{Link: u.link, Inject: d.Inject}
+	if w != nil {
+		w.Peer = watched{e, u}
+	}
+	return http2.Route{Link: u.link, Inject: d.Inject, Watch: w}
+}
+
+// opened begins the record of a stream that d is about, if it leaves one. d may be
+// another decision then: see ledger.Open.
+func (h *http2Conn) opened(t *routing.Table, d *routing.Decision, req *http2.Request) *ledger.Entry {
+	c := h.c
+	call := ledger.Call{
+		Table: t, Source: c.ns.cookie, Dest: c.dest, Dialled: c.addr, Protocol: ledger.HTTP2,
+		Keyed: req.Keys.Seen(), Traceparent: []byte(req.Traceparent),
+	}
+	if req.GRPC {
+		call.Protocol = ledger.GRPC
+	}
+	e := c.loop.router.cfg.Ledger.Open(&call, d)
+	if e != nil {
+		e.Ask([]byte(req.Method), []byte(req.Authority), []byte(req.Path))
+	}
+	return e
+}
+
+// Ended hands over the record of a stream.
+func (h *http2Conn) Ended(w *http2.Watch, why string) {
+	x := w.Peer.(watched)
+	e := x.entry
+	e.Status, e.GRPCStatus, e.HasGRPC, e.Sent, e.Received = w.Status, w.GRPCStatus, w.HasGRPC, w.Sent, w.Received
+	if x.up != nil && (x.up.state == connected || x.up.state == closed) {
+		e.Answer = x.up.addr
+	}
+	if why != "" {
+		e.Fail(why)
+	}
+	h.c.loop.router.finish(e)
 }
 
 // upstreamFor returns an upstream that a decision allows, an open one if there

@@ -90,6 +90,7 @@ func (r *Relay) clientReset(h head, raw []byte) {
 	if s.link != nil && s.held == nil {
 		s.link.out.lend(r.sh, raw)
 	}
+	r.unwatch(s, callerReset)
 	r.forget(s)
 }
 
@@ -105,9 +106,11 @@ func (r *Relay) beginData(from *Link, in *reader, h head, b []byte) int {
 	}
 	if o != nil {
 		if from == nil {
+			r.sends(h.stream, h.length)
 			r.clientSends(h)
 		} else {
 			r.delivered(from, h.length)
+			r.receives(from, h)
 			r.serverSends(from, h)
 		}
 		in.left, in.pieces, in.to = h.length, passPieces, o
@@ -125,6 +128,11 @@ func (r *Relay) beginData(from *Link, in *reader, h head, b []byte) int {
 			in.left, in.pieces = h.length, dropPieces
 			return headLen
 		}
+	}
+	if from == nil {
+		r.sends(h.stream, h.length)
+	} else {
+		r.receives(from, h)
 	}
 	taken, pad := headLen, 0
 	if padded {
@@ -163,6 +171,7 @@ func (r *Relay) clientData(h head, raw []byte) {
 	if h.length == 0 && !h.flags.Has(wire.FlagDataEndStream) {
 		r.spend(1)
 	}
+	r.sends(h.stream, h.length)
 	l := r.owner(h.stream)
 	if l == r.primary {
 		l.out.lend(r.sh, raw)
@@ -213,6 +222,7 @@ func (r *Relay) resetBoth(s *stream, code wire.ErrCode) {
 		_ = r.sh.to(&s.link.out).WriteRSTStream(s.id, wire.ErrCodeCancel)
 	}
 	_ = r.sh.to(&r.out).WriteRSTStream(s.id, code)
+	r.unwatch(s, "the caller has broken the protocol: "+code.String())
 	r.forget(s)
 }
 
@@ -293,11 +303,19 @@ func (r *Relay) clientBlock(h head, raw, prio, block []byte) {
 			_ = r.sh.to(&r.out).WriteRSTStream(h.stream, wire.ErrCodeRefusedStream)
 			return
 		}
-		r.refuse(h.stream, &req, route.Refusal, end)
+		if route.Watch != nil {
+			route.Watch.Sent += int64(len(raw))
+		}
+		r.refuse(h.stream, &req, route.Refusal, end, route.Watch)
 		return
 	}
 	s := r.newStream(h.stream, l)
 	s.grpc, s.head = req.GRPC, req.Head
+	if route.Watch != nil {
+		s.watch = route.Watch
+		s.watch.Sent += int64(len(raw))
+		r.watching++
+	}
 	s.clientDone = end
 	if l == r.primary {
 		l.last = max(l.last, h.stream)
@@ -346,6 +364,7 @@ func (r *Relay) primaryBlock(h head, raw, prio []byte, fields []hpack.HeaderFiel
 
 // clientTrailers deals with a block on a stream that is open.
 func (r *Relay) clientTrailers(s *stream, h head, raw, prio []byte, end bool) {
+	r.sends(s.id, len(raw))
 	if s.link == r.primary {
 		r.primaryBlock(h, raw, prio, r.sh.fields)
 		if end {
@@ -372,14 +391,28 @@ func (r *Relay) request() Request {
 	sh := r.sh
 	sh.keys.Reset()
 	req := Request{Keys: &sh.keys, Stream: r.last}
+	traces := 0
 	for i := range sh.fields {
 		f := &sh.fields[i]
 		switch f.Name {
 		case ":method":
-			req.Head = f.Value == "HEAD"
+			req.Method, req.Head = f.Value, f.Value == "HEAD"
+			continue
+		case ":authority":
+			req.Authority = f.Value
+			continue
+		case ":path":
+			req.Path = f.Value
 			continue
 		case "content-type":
 			req.GRPC = isGRPC(f.Value)
+			continue
+		case "traceparent":
+			if traces++; traces == 1 {
+				req.Traceparent = f.Value
+			} else {
+				req.Traceparent = ""
+			}
 			continue
 		}
 		sh.value = append(sh.value[:0], f.Name...)

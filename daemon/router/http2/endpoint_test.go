@@ -325,6 +325,8 @@ type scene struct {
 	now     int64
 	names   routing.KeyNames
 	routed  map[uint32]string
+	watch   bool // all streams
+	ended   []ended
 }
 
 const (
@@ -355,8 +357,12 @@ func (s *scene) Route(req *Request) Route {
 		return true
 	})
 	s.routed[req.Stream] = to
+	var w *Watch
+	if s.watch {
+		w = &Watch{Peer: req.Stream}
+	}
 	if to == "-" {
-		return Route{Refusal: "sidetrack: nobody is ready."}
+		return Route{Refusal: "sidetrack: nobody is ready.", Watch: w}
 	}
 	l := s.links[to]
 	if l == nil || !l.Usable() {
@@ -364,7 +370,7 @@ func (s *scene) Route(req *Request) Route {
 		l = s.relay.NewLink(to)
 		s.links[to] = l
 	}
-	return Route{Link: l, Inject: s.inject}
+	return Route{Link: l, Inject: s.inject, Watch: w}
 }
 
 func (s *scene) ToClient(b []byte) {
@@ -387,6 +393,14 @@ func (s *scene) Drop(l *Link) {
 			s.servers[name].ended = true
 		}
 	}
+}
+
+func (s *scene) Ended(w *Watch, why string) { s.ended = append(s.ended, ended{*w, why}) }
+
+// ended is what an Env was told of a watched stream.
+type ended struct {
+	watch Watch
+	why   string
 }
 
 func (s *scene) Count(why Reason) { s.counts[why]++ }

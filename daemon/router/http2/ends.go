@@ -40,6 +40,7 @@ func (r *Relay) primaryGoAway(l *Link, raw []byte) {
 		if s.id <= newest {
 			_ = r.sh.to(&r.out).WriteRSTStream(s.id, wire.ErrCodeRefusedStream)
 		}
+		r.unwatch(s, resetBy(wire.ErrCodeRefusedStream))
 		r.forget(s)
 	}
 }
@@ -55,6 +56,7 @@ func (r *Relay) linkGoAway(l *Link, payload []byte) {
 	for _, s := range r.streamsOf(l) {
 		if s.id > last || s.held != nil {
 			_ = r.sh.to(&r.out).WriteRSTStream(s.id, wire.ErrCodeRefusedStream)
+			r.unwatch(s, resetBy(wire.ErrCodeRefusedStream))
 			r.forget(s)
 		}
 	}
@@ -117,8 +119,12 @@ func (r *Relay) LinkFailed(l *Link, why func(stream uint32) string) {
 	for _, s := range r.streamsOf(l) {
 		req := Request{Stream: s.id, GRPC: s.grpc, Head: s.head}
 		id, end := s.id, s.clientDone || s.up.end
+		w := s.watch
+		if s.watch = nil; w != nil {
+			r.watching--
+		}
 		r.forget(s)
-		r.refuse(id, &req, why(id), end)
+		r.refuse(id, &req, why(id), end, w)
 	}
 	r.lose(l)
 	r.flush()
@@ -153,10 +159,14 @@ func (r *Relay) lose(l *Link) {
 // would have lost the connection: to gRPC that is UNAVAILABLE, for which HTTP/2
 // has no code unless the stream was certainly not processed.
 func (r *Relay) abandon(s *stream) {
+	ended := s.serverEnded || len(s.down) > 0 && s.down[len(s.down)-1].end
+	if !ended {
+		r.unwatch(s, serverGone)
+	}
 	switch {
 	case s.held != nil:
 		_ = r.sh.to(&r.out).WriteRSTStream(s.id, wire.ErrCodeRefusedStream)
-	case s.serverEnded || len(s.down) > 0 && s.down[len(s.down)-1].end:
+	case ended:
 		// All is there, and some of it still on its way.
 		s.link, s.clientDone = nil, true
 		r.finish(s)

@@ -123,6 +123,7 @@ func (r *Relay) linkFrame(l *Link, h head, raw []byte) {
 }
 
 func (r *Relay) linkData(l *Link, h head, raw []byte) {
+	r.receives(l, h)
 	if !l.secondary() && !r.split {
 		r.delivered(l, h.length)
 		r.out.lend(r.sh, raw)
@@ -181,6 +182,11 @@ func (r *Relay) linkReset(l *Link, h head, raw []byte) {
 	}
 	if len(raw) == headLen+4 && wire.ErrCode(binary.BigEndian.Uint32(raw[headLen:])) != wire.ErrCodeNo {
 		r.spend(resetCost)
+	}
+	if s.watch != nil && len(raw) == headLen+4 {
+		if code := wire.ErrCode(binary.BigEndian.Uint32(raw[headLen:])); code != wire.ErrCodeNo {
+			r.unwatch(s, resetBy(code))
+		}
 	}
 	if len(s.down) > 0 && len(raw) == headLen+4 {
 		r.stall(s, download{reset: true, code: wire.ErrCode(binary.BigEndian.Uint32(raw[headLen:]))})
@@ -324,13 +330,18 @@ func (r *Relay) linkBlock(l *Link, h head, raw, fixed, block []byte) {
 	}
 	s := r.streamOf(l, h.stream)
 	anew := l.secondary() || r.enc != nil || s != nil && len(s.down) > 0
-	if err := r.sh.decode(l.in.dec, block, anew); err != nil {
+	watch := s != nil && s.watch != nil
+	if err := r.sh.decode(l.in.dec, block, anew || watch); err != nil {
 		r.astray(l, &l.in, raw)
 		return
 	}
 	if r.sh.tooLarge {
 		r.tooMuch(l, HeadersTooLong)
 		return
+	}
+	if watch && h.typ == wire.FrameHeaders {
+		s.watch.Received += int64(len(raw))
+		s.watch.look(r.sh.fields)
 	}
 	end := h.flags.Has(wire.FlagHeadersEndStream) && h.typ == wire.FrameHeaders
 	if l.secondary() {

@@ -14,7 +14,7 @@ const grpcUnavailable = "14"
 
 // refuse answers a stream that no server may serve. end says that the client has
 // sent all of its request.
-func (r *Relay) refuse(id uint32, req *Request, why string, end bool) {
+func (r *Relay) refuse(id uint32, req *Request, why string, end bool, w *Watch) {
 	fields, body := r.sh.made[:0], why
 	if req.GRPC {
 		body = ""
@@ -39,7 +39,13 @@ func (r *Relay) refuse(id uint32, req *Request, why string, end bool) {
 	if body == "" {
 		h.flags = wire.FlagHeadersEndStream
 	}
+	before := len(r.out.buf)
 	r.sendBlock(h, nil, fields)
+	if w != nil {
+		w.Received += int64(max(len(r.out.buf)-before, 0) + len(body))
+		w.look(fields)
+		r.env.Ended(w, "")
+	}
 	s := r.newStream(id, nil)
 	s.clientDone = true // whatever still comes is thrown away
 	if body != "" {

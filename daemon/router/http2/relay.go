@@ -21,6 +21,9 @@ type Env interface {
 	// Drop closes a link that no stream uses any more. Nothing is heard of it
 	// afterwards.
 	Drop(l *Link)
+	// Ended is told of a watched stream's end, and why it came before the answer's;
+	// empty: it did not.
+	Ended(w *Watch, why string)
 	// Count counts something that went another way than the plain one.
 	Count(why Reason)
 	// Now is a clock in nanoseconds.
@@ -33,6 +36,10 @@ type Request struct {
 	Keys   *routing.KeySet
 	GRPC   bool // its content-type says that it is a gRPC call
 	Head   bool // its method is HEAD
+
+	// Method, Authority, Path and Traceparent are fields of these names, the latter
+	// empty when there are several.
+	Method, Authority, Path, Traceparent string
 }
 
 // Route is the answer to a Request: a link, or a refusal.
@@ -44,6 +51,8 @@ type Route struct {
 	Refusal string
 	// Busy says that there can be no link now, and that the client may try again.
 	Busy bool
+	// Watch is filled in with what becomes of the stream; nil: nobody wants to know.
+	Watch *Watch
 }
 
 // Relay relays one client's connection. See the package's comment.
@@ -59,6 +68,7 @@ type Relay struct {
 	split   bool    // a stream has had another link than the primary
 
 	streams  map[uint32]*stream
+	watching int    // how many of them are watched
 	last     uint32 // the client's newest stream
 	routed   uint32 // the newest stream that has been asked about
 	places   *ownership

@@ -26,6 +26,8 @@ type stream struct {
 	mayTake int64 // the client may send
 	maySend int64 // we may send to the link
 
+	watch *Watch
+
 	up   upload
 	down []download
 	held *opening // not opened on its link yet
@@ -91,6 +93,7 @@ func (r *Relay) forget(s *stream) {
 	if r.streams[s.id] != s {
 		return
 	}
+	r.unwatch(s, "")
 	delete(r.streams, s.id)
 	l := s.link
 	if l != nil {
