@@ -18,6 +18,7 @@ for target in "$@"; do
 	test)
 		need 'test -e /etc/ssl/certs/ca-certificates.crt' ca-certificates # for Go's modules
 		need 'command -v gcc && test -e /usr/include/stdlib.h' gcc libc6-dev # the race detector
+		need 'command -v chromium && fc-list | grep -q .' chromium fontconfig fonts-dejavu-core # screenshots want letters
 		need 'command -v curl' curl
 		need 'command -v h2load' nghttp2-client
 		need 'command -v haproxy' haproxy
@@ -45,6 +46,7 @@ for target in "$@"; do
 		need 'command -v clang-14' clang-14
 		need 'command -v git' git
 		need 'command -v make' make
+		need 'command -v npm' npm
 		need 'command -v llvm-strip-14' llvm-14
 		need 'command -v shellcheck' shellcheck
 		;;

@@ -45,6 +45,8 @@ var mayImport = map[string][]string{
 	"deploy":            {"deploy"},
 	"bench":             {"api", "daemon", "loader", "routing", "test/lab", "bench"},
 	"test":              {"api", "daemon", "loader", "routing", "bpf", "test", "deploy"},
+
+	"daemon/ledger/page": {}, // files for browsers
 }
 
 type goPackage struct {
@@ -166,10 +168,12 @@ func TestEveryPackageSaysWhatItIsFor(t *testing.T) {
 }
 
 var spdx = map[string]*regexp.Regexp{
-	".go": regexp.MustCompile(`(?m)^// SPDX-License-Identifier: Apache-2\.0$`),
-	".c":  regexp.MustCompile(`\A(//|/\*) SPDX-License-Identifier: \(?(GPL-2\.0-only OR BSD-2-Clause|LGPL-2\.1 OR BSD-2-Clause)\)?`),
-	".h":  regexp.MustCompile(`\A(//|/\*) SPDX-License-Identifier: \(?(GPL-2\.0-only OR BSD-2-Clause|LGPL-2\.1 OR BSD-2-Clause)\)?`),
-	".sh": regexp.MustCompile(`(?m)^# SPDX-License-Identifier: Apache-2\.0$`),
+	".go":  regexp.MustCompile(`(?m)^// SPDX-License-Identifier: Apache-2\.0$`),
+	".c":   regexp.MustCompile(`\A(//|/\*) SPDX-License-Identifier: \(?(GPL-2\.0-only OR BSD-2-Clause|LGPL-2\.1 OR BSD-2-Clause)\)?`),
+	".h":   regexp.MustCompile(`\A(//|/\*) SPDX-License-Identifier: \(?(GPL-2\.0-only OR BSD-2-Clause|LGPL-2\.1 OR BSD-2-Clause)\)?`),
+	".sh":  regexp.MustCompile(`(?m)^# SPDX-License-Identifier: Apache-2\.0$`),
+	".js":  regexp.MustCompile(`\A// SPDX-License-Identifier: Apache-2\.0\n`), // .mjs are others' modules
+	".css": regexp.MustCompile(`\A/\* SPDX-License-Identifier: Apache-2\.0 \*/\n`),
 }
 
 var generated = regexp.MustCompile(`(?m)^// Code generated .* DO NOT EDIT\.$`)

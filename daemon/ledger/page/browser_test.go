@@ -1,0 +1,326 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package page
+
+import (
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	ledger "github.com/sidetrack-dev/sidetrack/api/ledger/v1alpha1"
+	"github.com/sidetrack-dev/sidetrack/test/browser"
+)
+
+// pictures is where screenshots go, for people to look at.
+const pictures = "../../../bin/ui"
+
+// look opens the page with something chosen, and when the test is over wants that
+// the page has asked nobody but its server and that nothing has gone wrong in it.
+func look(t *testing.T, a *apiServer, where string) *browser.Page {
+	t.Helper()
+	p := browser.Open(t)
+	t.Cleanup(func() {
+		for _, url := range p.Asked() {
+			if !strings.HasPrefix(url, a.URL+"/") && url != "about:blank" {
+				t.Errorf("the page has asked for %s", url)
+			}
+		}
+		if c := p.Complaints(); len(c) > 0 {
+			t.Errorf("the page complains: %q", c)
+		}
+	})
+	p.MustSize(1280, 860)
+	p.MustGo(a.page(where))
+	return p
+}
+
+// says is an expression: the page has this text.
+func says(text string) string { return fmt.Sprintf("document.body.innerText.includes(%q)", text) }
+
+// among is an expression: an element that a selector finds has this text.
+func among(selector, text string) string {
+	return fmt.Sprintf("[...document.querySelectorAll(%q)].some((e) => e.textContent.includes(%q))", selector, text)
+}
+
+func day(n int) *ledger.RecordList {
+	list := &ledger.RecordList{}
+	for i := range n {
+		list.Items = append(list.Items, journey(i+1, time.Duration(n-i)*3*time.Second, i%9 == 4)...)
+	}
+	refused := hop(2*time.Second, 0, checkout, "stock", ledger.DecisionReject, "", "/stock/9", 503, time.Millisecond)
+	refused.Reason, refused.Target, refused.Error = "unavailable", "fork of Deployment/stock", "the fork has no ready endpoint"
+	healed := hop(time.Second, n, frontend, "stock", ledger.DecisionFork, "stock-pr-42-klmnopqrst-6c5b4-bbbbb", "/stock/1", 200, 5*time.Millisecond)
+	healed.LostKey, healed.Healed, healed.LostBy = true, true, "Deployment/frontend"
+	flow := ledger.Record{
+		Time: when(3 * time.Second), Node: "node-2", Hook: ledger.HookConnect, Protocol: ledger.ProtocolTCP, Tag: healed.Tag,
+		Source: ledger.Source{Namespace: "shop", Workload: "Deployment/route-pr-42-abcdefghij", Pod: "route-pr-42-abcdefghij-7d9f8-x2x4z", Sandbox: "pr-42"}, Service: &ledger.Service{Namespace: "shop", Name: "postgres", Port: 5432},
+		Dialled: "10.96.0.9:5432", Decision: ledger.DecisionFork, Reason: "redirected", Answer: &ledger.Answer{Address: "10.0.0.8:5432", Namespace: "shop", Pod: "postgres-pr-42-0"},
+	}
+	list.Items = append(list.Items, refused, healed, flow)
+	since := when(2 * time.Hour)
+	list.Nodes = []ledger.NodeAnswer{
+		{Node: "node-1", Answered: true, Since: &since}, {Node: "node-2", Answered: true, Since: &since, Dropped: 1200},
+		{Node: "node-3", Message: "dial tcp 10.1.0.3:9443: connect: no route to host"},
+	}
+	return list
+}
+
+func TestThePageShowsWhereRequestsWent(t *testing.T) {
+	a := newAPIServer(t)
+	a.shop()
+	a.begin = day(12)
+	p := look(t, a, "shop/sandboxes/pr-42")
+	p.MustWait(among(".node", "checkout"))
+
+	// The state of the sandbox, with what is wrong with it in words.
+	for _, text := range []string{"node-3 (its agent has been silent for 5 minutes)", "3 connections from before the redirect", "expires in 1 h 1", "Forks 1/2", "Nodes 2/3"} {
+		p.MustWait(says(text))
+	}
+	// What is missing is said.
+	for _, text := range []string{"node node-3 does not answer", "no route to host", "node node-2 dropped 1,200 older records"} {
+		p.MustBe(among(".gap", text))
+	}
+	// Who lost the key is in red, and so is the way of its call; nothing else is.
+	p.MustBe(among(".node.lost", "checkout"))
+	p.MustBe("document.querySelectorAll('.node.lost').length === 1")
+	p.MustBe(among(".edge.lost text", "1 key lost"))
+	p.MustBe(among(".edge.healed text", "1 healed"))
+	p.MustBe("getComputedStyle(document.querySelector('.node.lost rect')).stroke === getComputedStyle(document.querySelector('.problem b, .bad, .tag.lost')).color")
+	// Forks have their workload's names, the refused request its own end.
+	p.MustBe(among(".node.fork", "route"))
+	p.MustBe(among(".node.reject", "unavailable"))
+	p.MustShoot(pictures, "light")
+
+	// One request is a tree of its hops.
+	p.MustClick("#requests li.lost")
+	p.MustWait(among(".hop.lost .verdict", "Deployment/checkout lost the key"))
+	p.MustBe("document.querySelectorAll('.tree > li').length === 1 && document.querySelectorAll('.hop').length === 5")
+	p.MustBe("document.querySelectorAll('.edge.dim').length > 0")
+	p.MustClick(".hop.lost summary")
+	p.MustWait(among(".hop dd", "stock-6f8b9c7d5-wxzbc in shop"))
+	p.MustShoot(pictures, "lost-key")
+	p.MustPrefer("dark")
+	p.MustShoot(pictures, "dark")
+
+	p.MustClick("#tab-forks")
+	p.MustWait(says("CrashLoopBackOff: exit status 1"))
+	p.MustBe(among("tr.bad td", "stock-pr-42-klmnopqrst-6c5b4-bbbbb"))
+	p.MustBe(says("it has no ready endpoint"))
+	p.MustShoot(pictures, "forks")
+	p.MustPrefer("light")
+	p.MustClick("#tab-nodes")
+	p.MustWait(among("td .chip.bad", "5 min"))
+	p.MustBe(says("dial tcp 10.1.0.3:9443"))
+	p.MustShoot(pictures, "nodes")
+}
+
+func TestNewRequestsAppearAndNothingJumps(t *testing.T) {
+	a := newAPIServer(t)
+	a.shop()
+	a.begin = day(5)
+	p := look(t, a, "shop/sandboxes/pr-42")
+	p.MustWait(among("#link", "live"))
+	p.MustWait(among("#count", "7 requests"))
+	const places = `JSON.stringify([...document.querySelectorAll('.stage, .bar, .halves, .tabs, .node')].map((e) => { const r = e.getBoundingClientRect(); return [r.x, r.y, r.width, r.height].map(Math.round); }))`
+	p.MustWait("document.getAnimations().length === 0")
+	before := browser.MustGet[string](p, places)
+	// The same ways again: they count more, and that is all.
+	a.say(&ledger.RecordList{Items: journey(900, 0, true)})
+	p.MustWait(among("#count", "8 requests"))
+	p.MustWait(among(".edge.lost text", "2 key lost"))
+	p.MustWait("document.getAnimations().length === 0")
+	if after := browser.MustGet[string](p, places); after != before {
+		t.Errorf("things have moved from\n%s to\n%s", before, after)
+	}
+	// Standing still, it counts what it does not show.
+	p.MustClick("#pause")
+	a.say(&ledger.RecordList{Items: journey(901, 0, false)})
+	p.MustWait(among("#pause", "(4 new)"))
+	p.MustBe(among("#count", "8 requests"))
+	p.MustClick("#pause")
+	p.MustWait(among("#count", "9 requests"))
+}
+
+func TestAStreamThatEndsIsFollowedAgain(t *testing.T) {
+	a := newAPIServer(t)
+	a.shop()
+	a.begin = day(2)
+	p := look(t, a, "shop/sandboxes/pr-42")
+	p.MustWait(among("#count", "4 requests"))
+	a.change(func() { a.begin = day(6) })
+	a.say(nil)
+	p.MustWait(among("#count", "8 requests"))
+	p.MustWait(among("#link", "live"))
+}
+
+func TestAThousandRecordsAreNoBurden(t *testing.T) {
+	a := newAPIServer(t)
+	a.shop()
+	list := day(230) // four or five records each
+	if len(list.Items) < 940 {
+		t.Fatalf("only %d records", len(list.Items))
+	}
+	list.Items = list.Items[len(list.Items)-943:]
+	for i := range 60 {
+		service := fmt.Sprintf("service-%d", i)
+		list.Items = append(list.Items, hop(0, 0, fmt.Sprintf("Deployment/client-%d client-%d-7c9d8f6b5-hjklm", i%12, i%12), service, ledger.DecisionBaseline, service+"-7c9d8f6b5-hjklm", "/", 200, time.Millisecond))
+	}
+	a.begin = list
+	p := look(t, a, "shop/sandboxes/pr-42")
+	p.MustWait("document.querySelectorAll('.node').length > 100")
+	p.MustWait("document.querySelectorAll('#requests li').length === 200")
+	p.MustShoot(pictures, "thousand")
+	p.MustClick(".scroll > .empty button")
+	p.MustWait("document.querySelectorAll('#requests li').length > 250")
+	p.MustClick("#problems")
+	p.MustWait(says(" of "))
+	p.MustBe("[...document.querySelectorAll('#requests li')].every((e) => e.querySelector('.tag.lost, .tag.healed, .outcome.bad'))")
+}
+
+func TestThePageIsUsedByKeyboard(t *testing.T) {
+	a := newAPIServer(t)
+	a.shop()
+	a.begin = day(5)
+	p := look(t, a, "shop/sandboxes/pr-57")
+	p.MustWait(says("sandbox in shop"))
+	p.MustGo(a.page("shop/sandboxes/pr-42"))
+	p.MustWait(among("#count", "7 requests"))
+	p.MustPress("/")
+	p.MustWait("document.activeElement.id === 'search'")
+	p.MustPress("tiles")
+	p.MustWait(among("#count", "5 of 7"))
+	browser.MustGet[bool](p, "document.getElementById('requests').focus() || true")
+	p.MustPress("j")
+	p.MustPress("j")
+	p.MustWait("document.querySelectorAll('#requests li')[1].getAttribute('aria-selected') === 'true'")
+	p.MustBe("document.getElementById('requests').getAttribute('aria-activedescendant') === document.querySelectorAll('#requests li')[1].id")
+	browser.MustGet[bool](p, "document.querySelector('.node.service').focus() || true")
+	p.MustPress("\r")
+	p.MustWait("document.querySelector('.node.service').getAttribute('aria-pressed') === 'true'")
+	p.MustPress("\x1b")
+	p.MustWait("document.querySelectorAll('[aria-pressed=true], [aria-selected=true]:not([role=tab])').length === 0")
+}
+
+func TestTextsOfAttackersStayTexts(t *testing.T) {
+	a := newAPIServer(t)
+	a.shop()
+	const evil = `/<img src=x onerror="document.title='owned'"><script>document.title='owned'</script>`
+	r := hop(0, 7, frontend, "route", ledger.DecisionFork, "<b>pod</b>", evil+"\u202egnp", 200, time.Millisecond)
+	r.Request.Method, r.Request.Authority, r.Error, r.LostKey, r.LostBy = "<i>GET</i>", evil, evil, true, evil
+	r.Source.Workload = "Deployment/__proto__"
+	a.begin = &ledger.RecordList{Items: []ledger.Record{r}, Nodes: []ledger.NodeAnswer{{Node: evil, Message: evil}}}
+	p := look(t, a, "shop/sandboxes/pr-42")
+	p.MustClick("#requests li")
+	p.MustWait(among(".hop dd", "onerror="))
+	p.MustWait(says(`\u202egnp`))
+	p.MustBe("document.title === 'pr-42 · Sidetrack'")
+	p.MustBe("document.querySelectorAll('img').length === 1 && document.querySelectorAll('script').length === 1 && !document.querySelector('#app b i, #app svg b')")
+	p.MustBe(among(".node", "__proto__"))
+	// And if they did not, the policy would stop them.
+	p.MustBe("window.trustedTypes && trustedTypes.emptyHTML !== undefined")
+}
+
+func TestARoutingKeyIsShownOnlyWhenAskedFor(t *testing.T) {
+	a := newAPIServer(t)
+	a.shop()
+	p := look(t, a, "shop/sandboxes/pr-42")
+	p.MustWait(says("Show key"))
+	if html := browser.MustGet[string](p, "document.documentElement.outerHTML"); strings.Contains(html, secret) {
+		t.Error("the key is in the page")
+	}
+	p.MustClick(".key button")
+	p.MustWait(says("baggage: sidetrack=" + secret))
+	p.MustClick(".key button")
+	p.MustWait("!" + says(secret))
+}
+
+func TestWhoMayNotReadIsToldSo(t *testing.T) {
+	a := newAPIServer(t)
+	a.shop()
+	a.begin = day(2)
+	const sentence = `sandboxes.sidetrack.dev is forbidden: User "eve" cannot list resource "sandboxes" in API group "sidetrack.dev" in the namespace "shop"`
+	a.change(func() { a.forbidden["sandboxes"] = sentence })
+	p := look(t, a, "shop/sandboxes/pr-42")
+	p.MustWait(says(sentence))
+	p.MustBe(among(".problem b", "Forbidden"))
+	p.MustBe("!document.querySelector('.node, #requests li')")
+	p.MustShoot(pictures, "forbidden")
+
+	// Who may read sandboxes, but neither nodes nor pods nor the ledger, sees what he may.
+	a.change(func() {
+		delete(a.forbidden, "sandboxes")
+		a.forbidden["nodestates"] = "nodestates is forbidden"
+		a.forbidden["/pods"] = "pods is forbidden"
+		a.forbidden["/records"] = "records is forbidden"
+	})
+	p.MustWait(says("records is forbidden"))
+	p.MustWait(says("expires in"))
+	p.MustClick("#tab-forks")
+	p.MustWait(says("Its pods cannot be shown: pods is forbidden"))
+	p.MustClick("#tab-nodes")
+	p.MustWait(says("The nodes' own states cannot be shown: nodestates is forbidden"))
+	p.MustBe(says("2 of 3"))
+}
+
+func TestNamespacesAndGroups(t *testing.T) {
+	a := newAPIServer(t)
+	a.shop()
+	p := look(t, a, "")
+	p.MustWait("document.querySelectorAll('nav li').length === 4")
+	p.MustBe(among("nav li", "pay/pr-9"))
+	p.MustClick("nav li:nth-child(2) button")
+	p.MustWait(says("route group in shop") + " || " + says("sandbox in shop"))
+	browser.MustGet[bool](p, `(() => { const i = document.getElementById('namespace'); i.value = 'pay'; i.dispatchEvent(new Event('change', {bubbles: true})); return true; })()`)
+	p.MustWait("document.querySelectorAll('nav li').length === 1")
+	p.MustBe("location.hash === '#/pay'")
+	p.MustGo(a.page("shop/routegroups/all"))
+	p.MustWait(says("route group in shop"))
+	p.MustClick("#tab-forks")
+	p.MustWait(among("td", "pr-57"))
+}
+
+func TestAnAPIServerThatIsGoneIsNoSilence(t *testing.T) {
+	a := newAPIServer(t)
+	a.shop()
+	a.begin = day(2)
+	p := look(t, a, "shop/sandboxes/pr-42")
+	p.MustWait(among("#count", "4 requests"))
+	a.CloseClientConnections()
+	if err := a.Listener.Close(); err != nil {
+		t.Fatal(err)
+	}
+	p.MustWait(says("out of date: the API server does not answer"))
+	p.MustWait(among("#link", "ledger not read"))
+	p.MustBe(among("#count", "4 requests"))
+}
+
+// TestThePageAsksOnlyForWhatSidetrackUILetsThrough keeps the list that the user's
+// program has of paths.
+func TestThePageAsksOnlyForWhatSidetrackUILetsThrough(t *testing.T) {
+	a := newAPIServer(t)
+	a.shop()
+	p := look(t, a, "shop/sandboxes/pr-42")
+	p.MustWait(among("#link", "live"))
+	var data []string
+	for _, url := range p.Asked() {
+		if path := strings.TrimPrefix(url, a.URL); !strings.HasPrefix(path, root) {
+			data = append(data, path)
+		}
+	}
+	want := []string{
+		"/api/v1/namespaces/shop/pods?labelSelector=sidetrack.dev%2Fsandbox%3Dpr-42",
+		"/apis/ledger.sidetrack.dev/v1alpha1/watch/namespaces/shop/sandboxes/pr-42/records?follow=true&limit=1000",
+		"/apis/sidetrack.dev/v1alpha1/namespaces/shop/routegroups",
+		"/apis/sidetrack.dev/v1alpha1/namespaces/shop/sandboxes",
+		"/apis/sidetrack.dev/v1alpha1/nodestates",
+	}
+	if !slices.Equal(data, want) {
+		t.Errorf("the page has asked for\n%s\nwant\n%s", strings.Join(data, "\n"), strings.Join(want, "\n"))
+	}
+	if answer, err := http.Get(a.URL + root + Index); err != nil || answer.Header.Get("Content-Security-Policy") != Policy {
+		t.Errorf("the index comes with the policy %q: %v", answer.Header.Get("Content-Security-Policy"), err)
+	}
+}
