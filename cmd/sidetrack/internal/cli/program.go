@@ -65,7 +65,7 @@ run gives the command's own, 124 when it takes too long and 125 when it could no
 	root.AddGroup(&cobra.Group{ID: "loop", Title: "The loop:"}, &cobra.Group{ID: "look", Title: "Looking:"})
 	p.kube.AddFlags(root.PersistentFlags())
 	p.completeKubeFlags(root)
-	root.AddCommand(p.sandboxCommand(), p.runCommand(), p.proxyCommand(), p.diffCommand(), p.traceCommand(), p.explainCommand(), p.logsCommand(), p.statusCommand(), p.doctorCommand(), p.mcpCommand(), p.versionCommand())
+	root.AddCommand(p.sandboxCommand(), p.runCommand(), p.proxyCommand(), p.diffCommand(), p.traceCommand(), p.explainCommand(), p.logsCommand(), p.statusCommand(), p.doctorCommand(), p.uiCommand(), p.mcpCommand(), p.versionCommand())
 	strict(root)
 	return root
 }
