@@ -83,8 +83,8 @@ export function caller(r) {
 const seconds = (r) => r.latencyNanos / 1000 || 0;
 const samePod = (a, s) => Boolean(a?.pod) && a.pod === s?.pod && (a.namespace ?? '') === (s?.namespace ?? '');
 
-// Clocks of nodes differ; a call seems to begin before what caused it.
-const slack = 5000;
+// What the clocks of two nodes may differ by, in microseconds.
+const slack = 50000;
 
 /**
  * parentOf finds the call that a call was made for: of the same trace, answered by
