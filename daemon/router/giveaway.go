@@ -137,16 +137,18 @@ func (l *loop) keep(c *conn) {
 // canPart reports whether this process holds no byte of c and nothing about it
 // is about to change by itself. looking says that c is not being served.
 func (c *conn) canPart(midway, looking bool) bool {
-	if c.h2 != nil || c.dead || c.away || c.queued || c.declined || c.held || c.waiting || c.fin || c.finSent || c.resetting ||
+	if c.dead || c.away || c.queued || c.declined || c.held || c.waiting || c.fin || c.finSent || c.resetting ||
 		c.end != goOn || c.timer.at != 0 || c.in.len() > 0 || c.rin.len() > 0 || c.out.len() > 0 {
 		return false
 	}
 	for _, u := range c.ups {
-		if u.state != connected || u.eof || u.broken || u.wantFIN || u.out.len() > 0 {
+		if u.state != connected || u.eof || u.broken || u.wantFIN || u.out.len() > 0 || u.in.len() > 0 {
 			return false
 		}
 	}
 	switch {
+	case c.h2 != nil:
+		return c.h2.canPart(midway)
 	case c.phase == atHead && c.asked.len() == 0 && c.answer == atAnswerHead:
 		// With nobody to turn to, the first request decides about the rest.
 		return c.cur != nil || c.served

@@ -139,6 +139,9 @@ func (h *http2Conn) run() {
 		}
 		if !moved {
 			h.conclude()
+			if c.loop.wanted > 0 && c.canPart(c.loop.midway, false) {
+				c.loop.part(c)
+			}
 			return
 		}
 	}

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sidetrack-dev/sidetrack/daemon/router/http1"
+	"github.com/sidetrack-dev/sidetrack/daemon/router/http2"
 	"github.com/sidetrack-dev/sidetrack/routing"
 )
 
@@ -55,21 +56,24 @@ type ConnState struct {
 	Refused    bool                `json:",omitempty"`
 	Doubtful   bool                `json:",omitempty"`
 	Scan       *http1.ScannerState `json:",omitempty"`
+	HTTP2      *http2.State        `json:",omitempty"` // of a connection that is HTTP/2
 
 	Upstreams []UpstreamState
-	// Current is the index of the upstream in use, -1 for none.
+	// Current is the index of the upstream in use, -1 for none. Those of HTTP/2 are in
+	// the order of its links, less a primary one that is gone.
 	Current int
 }
 
 // UpstreamState is ConnState's part about an upstream, which is connected.
 type UpstreamState struct {
-	Addr   netip.AddrPort
-	Fork   bool `json:",omitempty"`
-	Served bool `json:",omitempty"`
+	Addr     netip.AddrPort
+	Fork     bool `json:",omitempty"`
+	Served   bool `json:",omitempty"`
+	FallBack bool `json:",omitempty"` // of HTTP/2
 }
 
 var (
-	phaseNames  = map[phase]string{atHead: "head", inLength: "length", inChunks: "chunks", atAnswer: "answer", opaque: "opaque"}
+	phaseNames  = map[phase]string{atHead: "head", inLength: "length", inChunks: "chunks", atAnswer: "answer", opaque: "opaque", inHTTP2: "http2"}
 	answerNames = map[answerPhase]string{atAnswerHead: "head", inAnswerLength: "length", inAnswerChunks: "chunks", blind: "blind"}
 )
 
@@ -108,11 +112,15 @@ func (c *conn) describe() *Moving {
 		at := c.scan.State()
 		s.Scan = &at
 	}
-	for i, u := range c.ups {
+	ups := c.ups
+	if c.h2 != nil {
+		ups, s.HTTP2 = c.h2.describe()
+	}
+	for i, u := range ups {
 		if u == c.cur {
 			s.Current = i
 		}
-		s.Upstreams = append(s.Upstreams, UpstreamState{Addr: u.addr, Fork: u.fork, Served: u.served})
+		s.Upstreams = append(s.Upstreams, UpstreamState{Addr: u.addr, Fork: u.fork, Served: u.served, FallBack: u.fallBack})
 		m.Upstreams = append(m.Upstreams, int(u.sock.fd))
 	}
 	return m
@@ -148,8 +156,8 @@ func (m *Moving) revive(l *loop, ns *namespace) (*conn, error) {
 		}
 	}
 	answering := c.answer == inAnswerLength || c.answer == inAnswerChunks
-	if len(s.Upstreams) != len(m.Upstreams) || len(s.Upstreams) > maxUpstreams ||
-		s.Current < -1 || s.Current >= len(s.Upstreams) || s.Current < 0 && (c.phase != atHead || c.answer != atAnswerHead || len(s.Asked) > 0) ||
+	if len(s.Upstreams) != len(m.Upstreams) || s.HTTP2 == nil && len(s.Upstreams) > maxUpstreams || (s.HTTP2 != nil) != (c.phase == inHTTP2) ||
+		s.Current < -1 || s.Current >= len(s.Upstreams) || s.Current < 0 && s.HTTP2 == nil && (c.phase != atHead || c.answer != atAnswerHead || len(s.Asked) > 0) ||
 		len(s.Asked) > maxAsked || answering && len(s.Asked) == 0 || s.Left < 0 || s.AnswerLeft < 0 || !s.Dialled.IsValid() {
 		return nil, errUnfit
 	}
@@ -161,13 +169,14 @@ func (m *Moving) revive(l *loop, ns *namespace) (*conn, error) {
 	}
 	// Where requests have gone that are under way is counted already.
 	c.last.counted = true
+	c.begun = c.served || c.phase != atHead || len(s.Asked) > 0
 	c.sock = socket{fd: int32(m.Client), conn: c}
 	c.ups = c.upsBuf[:0]
 	for i, up := range s.Upstreams {
 		if !up.Addr.IsValid() {
 			return nil, errUnfit
 		}
-		u := &upstream{conn: c, state: connected, fork: up.Fork, addr: up.Addr, served: up.Served}
+		u := &upstream{conn: c, state: connected, fork: up.Fork, addr: up.Addr, served: up.Served, fallBack: up.FallBack}
 		if up.Fork {
 			u.endpoints, u.tried = []netip.AddrPort{up.Addr}, 1
 		}
@@ -177,7 +186,13 @@ func (m *Moving) revive(l *loop, ns *namespace) (*conn, error) {
 			c.cur = u
 		}
 	}
-	return c, nil
+	if s.HTTP2 != nil {
+		// What relays of a loop share may not be used elsewhere.
+		if !l.call(func() { err = c.resumeHTTP2(s.HTTP2) }) {
+			err = ErrClosed
+		}
+	}
+	return c, err
 }
 
 // sockets are all that the loop watches for c.
@@ -230,7 +245,7 @@ func (c *conn) letGo(reset bool) {
 		}
 	}
 	c.dead = true
-	c.ups, c.cur, c.scan = nil, nil, nil
+	c.ups, c.cur, c.scan, c.h2 = nil, nil, nil, nil
 	l.open.Add(-1)
 	c.ns.release()
 }

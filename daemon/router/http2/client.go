@@ -238,7 +238,7 @@ func (r *Relay) clientBlock(h head, raw, prio, block []byte) {
 		r.astray(nil, &r.in, raw)
 		return
 	}
-	if err := r.sh.decode(r.in.dec, block, true); err != nil {
+	if err := r.sh.decode(&r.in, block, true); err != nil {
 		if r.primary.enc != nil || r.keyedElsewhere() {
 			r.fail(wire.ErrCodeCompression, ClientError)
 			return

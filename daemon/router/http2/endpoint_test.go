@@ -327,6 +327,8 @@ type scene struct {
 	routed  map[uint32]string
 	watch   bool // all streams
 	ended   []ended
+	limits  Limits
+	moves   int
 }
 
 const (
@@ -341,6 +343,7 @@ func newScene(t testing.TB, limits Limits) *scene {
 		routes: map[string]string{keyA: "a", keyB: "b", keyNone: "-"}, names: routing.DefaultKeyNames(), routed: map[uint32]string{},
 	}
 	limits.Complete()
+	s.limits = limits
 	s.servers["base"] = newEndpoint(t, "base", false)
 	s.relay = New(NewShared(limits, &s.names), s)
 	s.links["base"] = s.relay.Primary()

@@ -182,6 +182,9 @@ func playStreams(t *testing.T, in []byte) {
 			s.deliver(e, 1+p.next())
 			e.take()
 		}
+		if p.next()%8 == 0 {
+			s.move()
+		}
 		if s.relay.Over() {
 			t.Fatalf("the relay gave up: %v", s.counts)
 		}

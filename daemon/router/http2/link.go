@@ -53,8 +53,7 @@ const (
 
 func (r *Relay) newLink() *Link {
 	l := &Link{relay: r, table: initialTable, initial: initialWindow, widest: initialWindow, frame: leastMaxFrame, most: assumedStreams, window: initialWindow}
-	l.in.dec = hpack.NewDecoder(initialTable, r.sh.emit)
-	l.in.allowed = initialTable
+	l.in.init(r.sh)
 	return l
 }
 
@@ -331,7 +330,7 @@ func (r *Relay) linkBlock(l *Link, h head, raw, fixed, block []byte) {
 	s := r.streamOf(l, h.stream)
 	anew := l.secondary() || r.enc != nil || s != nil && len(s.down) > 0
 	watch := s != nil && s.watch != nil
-	if err := r.sh.decode(l.in.dec, block, anew || watch); err != nil {
+	if err := r.sh.decode(&l.in, block, anew || watch); err != nil {
 		r.astray(l, &l.in, raw)
 		return
 	}

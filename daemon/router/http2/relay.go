@@ -106,7 +106,8 @@ type ping struct {
 // reader reads one peer's frames.
 type reader struct {
 	dec     *hpack.Decoder // knows the peer's table
-	allowed uint32         // how large that may be
+	table   uint32         // how large that is at most, by the peer's own word
+	allowed uint32         // how large it may be
 	// A header block that has begun and not ended: all its frames, and the block
 	// itself.
 	first head
@@ -119,6 +120,11 @@ type reader struct {
 	to      *outlet // of passPieces
 	data    piecewise
 	preface int // how much of the preface is still to come
+}
+
+func (in *reader) init(sh *Shared) {
+	in.dec = hpack.NewDecoder(initialTable, sh.emit)
+	in.table, in.allowed = initialTable, initialTable
 }
 
 // pieces is what is done with a frame's pieces.
@@ -143,8 +149,7 @@ func New(sh *Shared, env Env) *Relay {
 	r.clientTable, r.clientWindow, r.clientMax = initialTable, initialWindow, leastMaxFrame
 	r.widest = initialWindow
 	r.windows.init()
-	r.in.dec = hpack.NewDecoder(initialTable, sh.emit)
-	r.in.allowed = initialTable
+	r.in.init(sh)
 	r.in.preface = len(Preface)
 	r.goAway = maxWindow
 	r.budget.init(sh.limits.ControlRate, env.Now())

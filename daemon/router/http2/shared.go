@@ -71,7 +71,8 @@ func (sh *Shared) scratch() []byte {
 
 // decode decodes a header block into sh.fields, or only keeps the decoder in
 // step.
-func (sh *Shared) decode(d *hpack.Decoder, block []byte, fields bool) error {
+func (sh *Shared) decode(in *reader, block []byte, fields bool) error {
+	d := in.dec
 	sh.fields, sh.listSize, sh.tooLarge = sh.fields[:0], 0, false
 	d.SetEmitEnabled(fields)
 	// A block may begin with two changes of the table's size (RFC 7541, section
@@ -93,6 +94,7 @@ func (sh *Shared) decode(d *hpack.Decoder, block []byte, fields bool) error {
 		if err := d.Close(); err != nil {
 			return err
 		}
+		in.table = sizeUpdate(block[:n])
 		block = block[n:]
 	}
 	if _, err := d.Write(block); err != nil {
