@@ -62,10 +62,16 @@ func (r *Relay) clientPing(h head, payload, raw []byte) bool {
 	}
 	if !h.flags.Has(wire.FlagPingAck) {
 		r.spend(1)
-		if r.primary.gone {
-			_ = r.sh.to(&r.out).WritePing(true, [8]byte(payload))
+		l := r.talker
+		if l == nil || len(r.asked) >= maxPings {
+			if r.primary.gone {
+				_ = r.sh.to(&r.out).WritePing(true, [8]byte(payload))
+			}
+			return r.primary.gone
 		}
-		return r.primary.gone
+		r.asked = append(r.asked, ping{data: [8]byte(payload), link: l})
+		l.out.lend(r.sh, raw)
+		return true
 	}
 	for i, p := range r.pings {
 		if string(p.data[:]) == string(payload) {
@@ -200,9 +206,12 @@ func (r *Relay) clientData(h head, raw []byte) {
 }
 
 // mayUpload reports whether a DATA frame of the client is in order. Otherwise the
-// stream has been reset.
+// stream has been reset, or the relay has given up.
 func (r *Relay) mayUpload(s *stream, h head) bool {
 	switch {
+	case r.tooLong(h):
+		r.fail(wire.ErrCodeFrameSize, ClientError)
+		return false
 	case s.clientDone || s.up.end:
 		r.resetBoth(s, wire.ErrCodeStreamClosed)
 		return false
@@ -250,6 +259,10 @@ func (r *Relay) clientBlock(h head, raw, prio, block []byte) {
 		r.fail(wire.ErrCodeEnhanceYourCalm, HeadersTooLong)
 		return
 	}
+	if r.in.long && r.primary.enc != nil {
+		r.fail(wire.ErrCodeFrameSize, ClientError)
+		return
+	}
 	end := h.flags.Has(wire.FlagHeadersEndStream)
 	if s := r.streams[h.stream]; s != nil {
 		r.clientTrailers(s, h, raw, prio, end)
@@ -286,6 +299,10 @@ func (r *Relay) clientBlock(h head, raw, prio, block []byte) {
 	route := r.env.Route(&req)
 	l := route.Link
 	r.mute = false
+	if r.in.long && (l != r.primary || route.Inject != "") {
+		r.fail(wire.ErrCodeFrameSize, ClientError)
+		return
+	}
 	fields := r.sh.fields
 	if route.Inject != "" {
 		fields = r.sh.withMember(fields, route.Inject)

@@ -87,6 +87,11 @@ func (r *Relay) breakLink(l *Link, code wire.ErrCode) {
 // connection goes on nonetheless, for streams of others.
 func (r *Relay) LinkEnded(l *Link) (goesOn bool) {
 	if l == r.primary {
+		if len(r.out.after) > 0 && r.out.shut {
+			// It has said nothing, but others have.
+			r.greet()
+			r.flush()
+		}
 		// A frame of which the client has got a part will never be whole.
 		if r.over || r.out.midway || r.enc == nil && l.poisoned || !r.othersOpen() {
 			return false
@@ -135,9 +140,7 @@ func (r *Relay) lose(l *Link) {
 	l.gone = true
 	if l == r.primary {
 		r.divide(r.last | 1)
-		if !l.settled {
-			_ = r.sh.to(&r.out).WriteSettings()
-		}
+		r.greet()
 		for ; l.unacked > 0; l.unacked-- {
 			_ = r.sh.to(&r.out).WriteSettingsAck()
 		}
@@ -147,6 +150,15 @@ func (r *Relay) lose(l *Link) {
 	}
 	r.others = slices.DeleteFunc(r.others, func(x *Link) bool { return x == l })
 	r.pings = slices.DeleteFunc(r.pings, func(p ping) bool { return p.link == l })
+	r.asked = slices.DeleteFunc(r.asked, func(p ping) bool {
+		if p.link == l {
+			_ = r.sh.to(&r.out).WritePing(true, p.data)
+		}
+		return p.link == l
+	})
+	if r.talker == l {
+		r.talker = nil
+	}
 	if r.in.to == &l.out {
 		r.in.pieces, r.in.to = dropPieces, nil
 	}

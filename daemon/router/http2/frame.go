@@ -72,14 +72,19 @@ type outlet struct {
 	buf  []byte
 	lent []byte // behind buf
 
-	// A frame that is passed on in pieces lets nothing come between.
+	// A frame that is passed on in pieces lets nothing come between, nor does a
+	// server's first frame let anything come before.
 	midway bool
+	shut   bool
 	after  []byte // what comes after it
 }
 
+// closed reports whether what is said now has to wait.
+func (o *outlet) closed() bool { return o.midway || o.shut }
+
 // lend sends b, which stays where it is until the flush.
 func (o *outlet) lend(sh *Shared, b []byte) {
-	if o.midway {
+	if o.closed() {
 		o.after = append(o.after, b...)
 		return
 	}
@@ -116,7 +121,7 @@ type outletWriter struct {
 }
 
 func (o *outlet) write(sh *Shared, b []byte) {
-	if o.midway {
+	if o.closed() {
 		o.after = append(o.after, b...)
 		return
 	}
@@ -131,6 +136,27 @@ func (o *outlet) endPart(sh *Shared) {
 		after := o.after
 		o.after = nil
 		o.write(sh, after)
+	}
+}
+
+// open ends the wait for a server's first frame, which is written next. What has
+// waited is to be given to follow then.
+func (o *outlet) open() (early []byte) {
+	if !o.shut {
+		return nil
+	}
+	early, o.after, o.shut = o.after, nil, false
+	return early
+}
+
+// follow writes what has waited for a first frame, or for what is there of it.
+func (o *outlet) follow(sh *Shared, early []byte) {
+	switch {
+	case len(early) == 0:
+	case o.midway:
+		o.after = append(early, o.after...)
+	default:
+		o.write(sh, early)
 	}
 }
 

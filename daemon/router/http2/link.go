@@ -306,10 +306,21 @@ func (l *Link) unblock(s *stream) {
 	}
 }
 
-// linkPing has the client answer a link's ping; its answers to the client are
-// answers to nothing.
+// linkPing has the client answer a link's ping, or brings it the link's answer to
+// its own. An answer to nothing goes nowhere.
 func (r *Relay) linkPing(l *Link, h head, payload, raw []byte) {
-	if h.flags.Has(wire.FlagPingAck) || len(payload) != 8 {
+	if len(payload) != 8 {
+		r.breakLink(l, wire.ErrCodeFrameSize)
+		return
+	}
+	if h.flags.Has(wire.FlagPingAck) {
+		for i, p := range r.asked {
+			if p.link == l && string(p.data[:]) == string(payload) {
+				r.asked = slices.Delete(r.asked, i, i+1)
+				r.out.lend(r.sh, raw)
+				return
+			}
+		}
 		return
 	}
 	p := ping{link: l, data: [8]byte(payload)}
@@ -319,6 +330,14 @@ func (r *Relay) linkPing(l *Link, h head, payload, raw []byte) {
 	}
 	r.pings = append(r.pings, p)
 	r.out.lend(r.sh, raw)
+}
+
+// heard notes that the client is being told something of a link's streams.
+func (r *Relay) heard(l *Link) {
+	if l == r.primary {
+		l = nil
+	}
+	r.talker = l
 }
 
 // linkBlock deals with a header block of a link.
@@ -353,6 +372,7 @@ func (r *Relay) linkBlock(l *Link, h head, raw, fixed, block []byte) {
 		}
 		s.serverEnded = end
 	}
+	r.heard(l)
 	if s != nil {
 		s.answered = s.answered || h.typ == wire.FrameHeaders && (!anew || !interim(r.sh.fields))
 	}

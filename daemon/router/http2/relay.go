@@ -91,6 +91,11 @@ type Relay struct {
 	windows
 
 	pings []ping // of links other than the primary
+	asked []ping // of the client's, to such links
+	// talker is the link that the client has heard of last, unless it is the primary
+	// one. A client measures with its PINGs how quick the answers are that it gets, and
+	// a server counts those that come without any as an attack.
+	talker *Link
 
 	budget
 
@@ -111,6 +116,7 @@ type reader struct {
 	// A header block that has begun and not ended: all its frames, and the block
 	// itself.
 	first head
+	long  bool // one of the frames is longer than the client may send
 	raw   []byte
 	block []byte
 	skip  int // what stands in raw's first frame before the block
@@ -150,6 +156,9 @@ func New(sh *Shared, env Env) *Relay {
 	r.widest = initialWindow
 	r.windows.init()
 	r.in.init(sh)
+	// A client takes anything before its server's SETTINGS for an error (RFC 9113,
+	// section 3.4), and other links may be quicker than the primary.
+	r.out.shut = true
 	r.in.preface = len(Preface)
 	r.goAway = maxWindow
 	r.budget.init(sh.limits.ControlRate, env.Now())
@@ -164,7 +173,7 @@ func Alone(sh *Shared, env Env, mute bool) *Relay {
 	r := New(sh, env)
 	r.primary.gone, r.mute = true, mute
 	r.divide(1)
-	_ = sh.to(&r.out).WriteSettings()
+	r.greet()
 	return r
 }
 
@@ -183,6 +192,15 @@ func Upgraded(sh *Shared, env Env, settings []byte) *Relay {
 	r.last, r.routed, r.primary.last = 1, 1, 1
 	r.newStream(1, r.primary).clientDone = true
 	return r
+}
+
+// greet is the first thing that the client hears, in the primary link's place.
+func (r *Relay) greet() {
+	if r.out.shut {
+		early := r.out.open()
+		_ = r.sh.to(&r.out).WriteSettings()
+		r.out.follow(r.sh, early)
+	}
 }
 
 // Primary returns the link that what is no stream's goes to.
@@ -210,12 +228,14 @@ func (r *Relay) Drain(final bool) {
 	r.flush()
 }
 
-// Buffered returns how many bytes wait for links, about.
-func (r *Relay) Buffered() int { return r.buffered }
+// Buffered returns how many bytes wait for links, or for the primary's first
+// frame, about.
+func (r *Relay) Buffered() int { return r.buffered + len(r.out.after) }
 
 // Midway reports whether the client has got a part of a frame of the primary
-// link: nothing can come between, so nothing should be read from other links.
-func (r *Relay) Midway() bool { return r.out.midway }
+// link, or nothing of it yet: nothing can come between, or before, so nothing
+// should be read from other links.
+func (r *Relay) Midway() bool { return r.out.closed() }
 
 // Open returns how many streams are under way.
 func (r *Relay) Open() int { return len(r.streams) }
@@ -262,11 +282,18 @@ func (r *Relay) feed(from *Link, in *reader, b []byte) (n int) {
 		h := parseHead(b[n:])
 		size := headLen + h.length
 		if len(b)-n >= size {
+			early := r.first(from)
 			r.frame(from, in, h, b[n:n+size])
+			r.out.follow(r.sh, early)
 			n += size
 			continue
 		}
+		var early []byte
+		if !in.waits(h) {
+			early = r.first(from)
+		}
 		taken := r.begin(from, in, h, b[n:])
+		r.out.follow(r.sh, early)
 		if taken == 0 {
 			return n
 		}
@@ -276,6 +303,19 @@ func (r *Relay) feed(from *Link, in *reader, b []byte) (n int) {
 		return len(b)
 	}
 	return n
+}
+
+// first follows the first frame of the primary link.
+func (r *Relay) first(from *Link) (early []byte) {
+	if from == r.primary {
+		return r.out.open()
+	}
+	return nil
+}
+
+// waits reports whether begin waits for the whole of a frame.
+func (in *reader) waits(h head) bool {
+	return in.raw != nil || in.headers(h.typ) || h.typ != wire.FrameData && h.length <= waitFor
 }
 
 // waitFor is how long a frame may be for which is waited until it is whole.
@@ -384,6 +424,9 @@ func (r *Relay) frame(from *Link, in *reader, h head, raw []byte) {
 // place.
 func (r *Relay) headerFrame(from *Link, in *reader, h head, raw []byte) {
 	payload := raw[headLen:]
+	if from == nil {
+		in.long = r.tooLong(h) || in.long && in.raw != nil
+	}
 	if in.raw == nil {
 		block, skip, ok := blockOf(h, payload)
 		if !ok {
@@ -426,6 +469,11 @@ func (r *Relay) headerFrame(from *Link, in *reader, h head, raw []byte) {
 		r.sh.free = append(r.sh.free, all[:0], block[:0])
 	}
 }
+
+// tooLong reports whether a frame is longer than the client may send. Where it is
+// passed on as it came the primary link's server says so itself; where it is not,
+// the relay has to.
+func (r *Relay) tooLong(h head) bool { return h.length > r.primary.frame }
 
 // blockOf finds the part of a header block in the first frame's payload. skip is
 // how much stands before it.
@@ -539,6 +587,10 @@ func (r *Relay) flushLink(l *Link) {
 func (r *Relay) fail(code wire.ErrCode, why Reason) {
 	if r.over {
 		return
+	}
+	if r.out.shut {
+		r.out.after = nil
+		r.greet()
 	}
 	if !r.out.midway {
 		// Writing to memory does not fail.

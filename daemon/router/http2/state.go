@@ -19,7 +19,9 @@ type State struct {
 	// Links are the primary one, also where it is gone, and the others.
 	Links   []LinkState
 	Streams []StreamState `json:",omitempty"`
-	Pings   []PingState   `json:",omitempty"`
+	Pings   []PingState   `json:",omitempty"` // of links
+	Asked   []PingState   `json:",omitempty"` // of the client
+	Talker  int           `json:",omitempty"` // the link that the client has heard of last
 
 	Last   uint32 `json:",omitempty"` // the client's newest stream
 	GoAway uint32 // the newest that is served
@@ -81,7 +83,7 @@ type StreamState struct {
 	MaySend     int64 `json:",omitempty"`
 }
 
-// PingState is one of Link that the client has not answered.
+// PingState is one of Link, or to it, that has not been answered.
 type PingState struct {
 	Link int
 	Data [8]byte
@@ -103,7 +105,7 @@ const (
 // CanMove reports whether the relay holds nothing of the connection but its
 // State: no byte of a frame, nothing that waits for a window.
 func (r *Relay) CanMove() bool {
-	if r.over || r.poisoned || r.mute || r.draining || !r.in.atRest() || r.in.preface > 0 || r.out.midway ||
+	if r.over || r.poisoned || r.mute || r.draining || !r.in.atRest() || r.in.preface > 0 || r.out.closed() ||
 		r.buffered > 0 || len(r.stalled) > 0 || r.refundable > 0 || r.withheld > 0 || len(r.streams) > maxMovingStreams {
 		return false
 	}
@@ -172,6 +174,10 @@ func (r *Relay) State() (State, []*Link) {
 	for _, p := range r.pings {
 		s.Pings = append(s.Pings, PingState{index(p.link), p.data})
 	}
+	for _, p := range r.asked {
+		s.Asked = append(s.Asked, PingState{index(p.link), p.data})
+	}
+	s.Talker = max(index(r.talker), 0)
 	return s, links
 }
 
@@ -185,7 +191,7 @@ func Resume(sh *Shared, env Env, s *State) (*Relay, []*Link, error) {
 		return nil, nil, errUnfit
 	}
 	r := New(sh, env)
-	r.in.preface = 0
+	r.in.preface, r.out.shut = 0, false
 	r.last, r.routed, r.goAway, r.split = s.Last, s.Last, s.GoAway, s.Split
 	if s.Split {
 		r.places = &ownership{bits: [ownershipSize / 64]uint64(s.Elsewhere), top: s.Newest}
@@ -220,13 +226,27 @@ func Resume(sh *Shared, env Env, s *State) (*Relay, []*Link, error) {
 		n.grpc, n.head, n.clientDone, n.serverDone, n.answered, n.serverEnded = x.GRPC, x.Head, x.ClientDone, x.ServerDone, x.Answered, x.ServerEnded
 		n.room, n.mayTake, n.maySend = x.Room, x.MayTake, x.MaySend
 	}
-	for _, p := range s.Pings {
-		if p.Link < 1 || p.Link >= len(links) || len(r.pings) == maxPings {
-			return nil, nil, errUnfit
-		}
-		r.pings = append(r.pings, ping{data: p.Data, link: links[p.Link]})
+	var ok [2]bool
+	r.pings, ok[0] = resumePings(s.Pings, links)
+	r.asked, ok[1] = resumePings(s.Asked, links)
+	if !ok[0] || !ok[1] || s.Talker < 0 || s.Talker >= len(links) {
+		return nil, nil, errUnfit
+	}
+	if s.Talker > 0 {
+		r.talker = links[s.Talker]
 	}
 	return r, links, nil
+}
+
+func resumePings(all []PingState, links []*Link) ([]ping, bool) {
+	var out []ping
+	for _, p := range all {
+		if p.Link < 1 || p.Link >= len(links) || len(out) == maxPings {
+			return nil, false
+		}
+		out = append(out, ping{data: p.Data, link: links[p.Link]})
+	}
+	return out, true
 }
 
 func (r *Relay) resumeLink(s *LinkState, primary bool) error {

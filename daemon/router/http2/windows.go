@@ -116,6 +116,9 @@ func (r *Relay) clientWindowUpdate(h head, payload []byte) bool {
 func (r *Relay) delivered(l *Link, n int) {
 	r.clientConn -= int64(n)
 	r.earn(1 + int64(n)/dataWorth)
+	if l != nil {
+		r.heard(l)
+	}
 	if l == r.primary {
 		r.owed += int64(n)
 		return
