@@ -49,7 +49,9 @@ func (s *shop) serveTalk(t *testing.T, port int) {
 // h2c returns an HTTP/2 client of a pod that has one connection.
 func h2c(t *testing.T, p *lab.Pod) *http.Client {
 	tr := &http.Transport{
-		DialContext:     func(ctx context.Context, network, address string) (net.Conn, error) { return p.DialContext(ctx, network, address) },
+		DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
+			return p.DialContext(ctx, network, address)
+		},
 		Protocols:       new(http.Protocols),
 		MaxConnsPerHost: 1,
 	}
