@@ -159,3 +159,31 @@ func TestAStreamOutlivesItsRouter(t *testing.T) {
 		}
 	}
 }
+
+// TestAStreamThatMovesLeavesARecordThatSaysSo: how it ends is not known to the
+// router that gives it away.
+func TestAStreamThatMovesLeavesARecordThatSaysSo(t *testing.T) {
+	w, l := newLedgerWorld(t)
+	finish := make(chan struct{})
+	w.serveHTTP2(w.fork, http.HandlerFunc(func(rw http.ResponseWriter, _ *http.Request) {
+		_ = http.NewResponseController(rw).Flush()
+		<-finish
+	}))
+	w.serveHTTP2(w.base, telling(w.base))
+	other := w.another()
+	req := mustRequest(t, http.MethodGet, nil)
+	req.Header.Set("X-Sidetrack-Key", key)
+	resp, err := w.http2(w.client).Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	w.moveAll(w.router, other, true)
+	if r := w.records(l, pr42, 1)[0]; r.Error != movedAway || r.Status != http.StatusOK {
+		t.Errorf("the record: %+v", r)
+	}
+	close(finish)
+	if _, err := io.ReadAll(resp.Body); err != nil {
+		t.Error(err)
+	}
+}

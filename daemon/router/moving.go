@@ -232,10 +232,17 @@ func (l *loop) unwatch(s *socket) {
 // reset its peers learn of it; without, another process goes on with it.
 func (c *conn) letGo(reset bool) {
 	l := c.loop
-	if reset {
+	switch {
+	case reset:
 		c.endExchanges("")
-	} else {
+		if c.h2 != nil {
+			c.h2.relay.Ended()
+		}
+	default:
 		c.endExchanges(movedAway)
+		if c.h2 != nil {
+			c.h2.relay.Moved(movedAway)
+		}
 	}
 	for _, s := range c.sockets() {
 		if reset {

@@ -82,11 +82,17 @@ func resetBy(code wire.ErrCode) string { return serverReset + code.String() }
 
 // Ended tells the Env of all streams that are left: the client's connection has
 // ended.
-func (r *Relay) Ended() {
+func (r *Relay) Ended() { r.endWatches(connectionEnd) }
+
+// Moved is Ended for a connection that another process goes on with, and why says
+// so.
+func (r *Relay) Moved(why string) { r.endWatches(why) }
+
+func (r *Relay) endWatches(why string) {
 	if r.watching == 0 {
 		return
 	}
 	for _, s := range r.streams {
-		r.unwatch(s, connectionEnd)
+		r.unwatch(s, why)
 	}
 }
