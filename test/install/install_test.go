@@ -162,6 +162,7 @@ func (s *installed) agentsRights() {
 		"nodes/questions.ledger.sidetrack.dev":   "watch",
 		"nodes/answers.ledger.sidetrack.dev":     "create",
 		"sandboxes/records.ledger.sidetrack.dev": "get watch", // as everybody: the collector refuses it
+		"ui.ledger.sidetrack.dev":                "get",       // as everybody: files
 	})
 }
 

@@ -23,6 +23,7 @@ import (
 	"k8s.io/client-go/rest"
 
 	"github.com/sidetrack-dev/sidetrack/api/v1alpha1"
+	"github.com/sidetrack-dev/sidetrack/daemon/ledger/page"
 )
 
 // Config says how a collector runs.
@@ -161,6 +162,7 @@ func Run(ctx context.Context, c Config) error {
 			hub:    newHub(c.Patience, nodes{objects}.expected),
 			access: access{client.AuthorizationV1().SubjectAccessReviews()},
 			who:    p.authenticator(),
+			page:   page.Handler(),
 		},
 		TLSConfig: &tls.Config{
 			GetCertificate: certificates.certificate,

@@ -18,6 +18,7 @@ import (
 
 	ledgerv1alpha1 "github.com/sidetrack-dev/sidetrack/api/ledger/v1alpha1"
 	"github.com/sidetrack-dev/sidetrack/daemon/ledger"
+	"github.com/sidetrack-dev/sidetrack/daemon/ledger/page"
 	"github.com/sidetrack-dev/sidetrack/daemon/ledger/wire"
 )
 
@@ -30,6 +31,8 @@ type service struct {
 	access access
 	// who says who asks: whom the API server's front proxy names.
 	who authenticator.Request
+	// page is the same for everybody.
+	page http.Handler
 }
 
 // ServeHTTP answers the API server.
@@ -43,6 +46,11 @@ func (s *service) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	const group = "/apis/" + ledgerv1alpha1.APIVersion
 	if path := strings.TrimSuffix(r.URL.Path, "/"); path == group {
 		discover(w)
+		return
+	}
+	// Whether whoever asks may get it, the API server has asked its own authorisers.
+	if strings.HasPrefix(r.URL.Path, group+"/"+page.Resource+"/") {
+		s.page.ServeHTTP(w, r)
 		return
 	}
 	if node, sub, ok := parseNode(r.URL.Path); ok {

@@ -15,6 +15,10 @@ import (
 	"time"
 )
 
+// Resource is what the API server takes the page's folder for: its files are below
+// /apis/ledger.sidetrack.dev/v1alpha1/ui/.
+const Resource = "ui"
+
 // Index is the name of the file to begin with.
 const Index = "index.html"
 

@@ -94,9 +94,9 @@ func noPage(err error) error {
 	case apierrors.IsNotFound(err):
 		failure.Message, failure.Remedy = "this cluster has no page", "install Sidetrack, or a version of it that has one: kubectl apply --server-side -f deploy/install.yaml, then sidetrack doctor"
 	case apierrors.IsServiceUnavailable(err):
-		failure.Remedy = "the controller, which serves it, cannot be reached: kubectl get apiservice v1alpha1.ledger.sidetrack.dev"
+		failure.Remedy = "the ledger's collector, which serves it, cannot be reached: kubectl get apiservice v1alpha1.ledger.sidetrack.dev"
 	case apierrors.IsForbidden(err):
-		failure.Remedy = "ask whoever runs the cluster to bind ClusterRole sidetrack-ui to you"
+		failure.Remedy = "ask whoever runs the cluster to bind ClusterRole sidetrack-ledger-ask to you"
 	default:
 		return cluster.Explain(err, "read the cluster's page")
 	}

@@ -191,7 +191,7 @@ const remedy = (e) => ({
   401: 'Log in to the cluster again, and start sidetrack ui anew.',
   403: 'Ask whoever runs the cluster for the ClusterRole view in the namespace, or choose another namespace above.',
   404: 'Is Sidetrack installed in this cluster? sidetrack doctor says what is missing.',
-  503: 'The part of the controller that serves the ledger is not there: kubectl get apiservice v1alpha1.ledger.sidetrack.dev',
+  503: 'The ledger\'s collector cannot be reached: kubectl get apiservice v1alpha1.ledger.sidetrack.dev',
 })[e.status];
 
 const Problem = ({error, what}) => h('div', {class: 'problem', role: 'alert'},
