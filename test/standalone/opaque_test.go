@@ -87,40 +87,6 @@ func TestTLSReachesTheServerThatWasMeant(t *testing.T) {
 	})
 }
 
-// TestHTTP2WithPriorKnowledgeWorks: streams without a key go where their source's
-// identity says.
-func TestHTTP2WithPriorKnowledgeWorks(t *testing.T) {
-	requirePrograms(t, "curl", "h2load")
-	both(t, func(t *testing.T, s *shop) {
-		n := s.nextPort()
-		for name, p := range s.places() {
-			h := &http.Server{Handler: who(name), Protocols: new(http.Protocols)}
-			h.Protocols.SetUnencryptedHTTP2(true)
-			h.Protocols.SetHTTP1(true)
-			l, err := p.Listen("tcp", fmt.Sprintf(":%d", n))
-			if err != nil {
-				t.Fatal(err)
-			}
-			t.Cleanup(func() { h.Close() })
-			go func() { _ = h.Serve(l) }()
-		}
-		url := fmt.Sprintf("http://%s:%d/", wideIP, n)
-		for _, tt := range []struct {
-			from *lab.Pod
-			want string
-		}{{s.client, "baseline"}, {s.tester, s.want("fork-a")}, {s.runner, s.want("fork-a")}} {
-			out, err := tt.from.Command("curl", "-sS", "--http2-prior-knowledge", url).CombinedOutput()
-			if want := tt.want + " HTTP/2.0\n"; err != nil || string(out) != want {
-				t.Errorf("%s: curl: %v: %q, want %q", tt.from.Name, err, out, want)
-			}
-		}
-		out, err := s.client.Command("h2load", "-n", "2000", "-c", "4", "-m", "10", url).CombinedOutput()
-		if err != nil || !strings.Contains(string(out), "2000 succeeded, 0 failed, 0 errored") {
-			t.Errorf("h2load: %v\n%s", err, out)
-		}
-	})
-}
-
 func who(name string) http.Handler {
 	return http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 		rw.Header().Set(lab.ServedBy, name)
