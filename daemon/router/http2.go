@@ -4,6 +4,7 @@ package router
 
 import (
 	"net/netip"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -39,6 +40,9 @@ type watched struct {
 // maxLinkBytes is how much may wait for an upstream other than the primary, or
 // for the client, before nothing more is read that might add to it.
 const maxLinkBytes = 256 << 10
+
+// greetingDelay is how long a fork's answer waits for the baseline's first words.
+const greetingDelay = 200 * time.Millisecond
 
 // isHTTP2 finds out whether b begins with HTTP/2's preface. It reports whether
 // nothing else is to be made of b now.
@@ -524,6 +528,13 @@ func (h *http2Conn) Route(req *http2.Request) http2.Route {
 	}
 	if w != nil {
 		w.Peer = watched{e, u}
+	}
+	if u != c.cur && h.relay.Awaiting() && c.timer.at == 0 {
+		c.later(greetingDelay, func() {
+			if h.relay.Greet(); !c.dead {
+				c.run()
+			}
+		})
 	}
 	return http2.Route{Link: u.link, Inject: d.Inject, Watch: w}
 }

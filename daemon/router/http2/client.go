@@ -473,6 +473,10 @@ func (sh *Shared) withMember(fields []hpack.HeaderField, key string) []hpack.Hea
 // clientSettings follows the client's SETTINGS.
 func (r *Relay) clientSettings(h head, raw []byte) {
 	payload := raw[headLen:]
+	if h.flags.Has(wire.FlagSettingsAck) && r.swallow > 0 {
+		r.swallow--
+		return
+	}
 	if h.flags.Has(wire.FlagSettingsAck) || h.stream != 0 || len(payload)%6 != 0 {
 		if !r.primary.gone {
 			r.primary.out.lend(r.sh, raw)

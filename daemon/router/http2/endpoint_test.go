@@ -47,6 +47,7 @@ type endpoint struct {
 	pings    []string
 	pongs    []string
 	goAways  []wire.GoAwayFrame
+	frames   int
 	others   []string // frames of other types
 	ended    bool     // its connection has been closed by the relay
 }
@@ -229,6 +230,10 @@ func (e *endpoint) take() {
 func (e *endpoint) takeFrame(f wire.Frame) {
 	e.t.Helper()
 	id := f.Header().StreamID
+	if _, ok := f.(*wire.SettingsFrame); !ok && e.frames == 0 {
+		e.t.Fatalf("%s: the first frame is %v, not SETTINGS", e.name, f.Header())
+	}
+	e.frames++
 	switch f := f.(type) {
 	case *wire.DataFrame:
 		s := e.stream(id)

@@ -184,3 +184,31 @@ func TestAPingGoesWhereTheClientHeardFromLast(t *testing.T) {
 	}
 	ping(base, true)
 }
+
+func TestASlowServersSettingsComeLater(t *testing.T) {
+	s := newScene(t, Limits{})
+	c, base := s.client, s.servers["base"]
+	c.headers(1, true, keyed(keyA)...)
+	c.headers(3, true, keyed(keyNone)...)
+	s.deliver(c, 10_000)
+	a := s.servers["a"]
+	a.take()
+	a.headers(1, true, status("200")...)
+	s.deliver(a, 10_000)
+	if len(c.all) != 0 || !s.relay.Awaiting() {
+		t.Fatalf("the client has heard %x", c.all)
+	}
+	s.relay.Greet()
+	c.take()
+	if !c.streams[1].got.end || !c.streams[3].got.end {
+		t.Error("the answers still wait")
+	}
+	s.settle()
+	s.settle()
+	if base.acks != 1 || c.acks != 1 {
+		t.Errorf("%d and %d acknowledgements, want 1 and 1", base.acks, c.acks)
+	}
+	if got := bytes.Count(c.all, frame(wire.FrameSettings, 0, 0, "")); got != 2 {
+		t.Errorf("%d SETTINGS, want the relay's and the server's", got)
+	}
+}

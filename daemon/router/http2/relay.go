@@ -73,6 +73,7 @@ type Relay struct {
 	routed   uint32 // the newest stream that has been asked about
 	places   *ownership
 	poisoned bool // the client has sent something that cannot be followed
+	swallow  int  // the client's next acknowledgements, which are of SETTINGS of the relay's own
 	mute     bool // the client is told nothing before a stream has been routed
 
 	// goAway is the newest stream that is served, as the client has been told.
@@ -192,6 +193,19 @@ func Upgraded(sh *Shared, env Env, settings []byte) *Relay {
 	r.last, r.routed, r.primary.last = 1, 1, 1
 	r.newStream(1, r.primary).clientDone = true
 	return r
+}
+
+// Awaiting reports whether the client waits for the primary's first frame.
+func (r *Relay) Awaiting() bool { return r.out.shut }
+
+// Greet says the first thing in the place of a primary that is slow to. Its own
+// SETTINGS come later, as a change.
+func (r *Relay) Greet() {
+	if r.out.shut {
+		r.swallow++
+		r.greet()
+		r.flush()
+	}
 }
 
 // greet is the first thing that the client hears, in the primary link's place.

@@ -105,7 +105,7 @@ const (
 // CanMove reports whether the relay holds nothing of the connection but its
 // State: no byte of a frame, nothing that waits for a window.
 func (r *Relay) CanMove() bool {
-	if r.over || r.poisoned || r.mute || r.draining || !r.in.atRest() || r.in.preface > 0 || r.out.closed() ||
+	if r.over || r.poisoned || r.mute || r.swallow > 0 || r.draining || !r.in.atRest() || r.in.preface > 0 || r.out.closed() ||
 		r.buffered > 0 || len(r.stalled) > 0 || r.refundable > 0 || r.withheld > 0 || len(r.streams) > maxMovingStreams {
 		return false
 	}
