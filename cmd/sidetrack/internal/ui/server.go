@@ -199,8 +199,10 @@ func (s *Server) takes(token string) bool {
 // rewrite makes a request to the API server of one that is allowed.
 func (s *Server) rewrite(r *httputil.ProxyRequest, base *url.URL) {
 	a := r.In.Context().Value(allowanceKey{}).(*allowance)
-	r.Out.URL = base.JoinPath(strings.TrimPrefix(r.In.URL.Path, "/"+s.secret))
-	r.Out.URL.RawQuery = r.In.URL.RawQuery
+	to := *base
+	to.Path = strings.TrimSuffix(base.Path, "/") + strings.TrimPrefix(r.In.URL.Path, "/"+s.secret)
+	to.RawPath, to.RawQuery = "", r.In.URL.RawQuery
+	r.Out.URL = &to
 	r.Out.Host = base.Host
 	r.Out.Header = a.request(r.In.Header)
 	r.Out.Body, r.Out.ContentLength = http.NoBody, 0

@@ -69,11 +69,16 @@ func empty(w http.ResponseWriter, _ *http.Request) {
 // serve runs a server for an upstream until the test is over.
 func serve(t *testing.T, u *upstream, where string) *Server {
 	t.Helper()
+	return serveAt(t, u.URL+prefix, where)
+}
+
+func serveAt(t *testing.T, host, where string) *Server {
+	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, err := New(&rest.Config{Host: u.URL + prefix, BearerToken: "token-of-the-user"}, l, where)
+	s, err := New(&rest.Config{Host: host, BearerToken: "token-of-the-user"}, l, where)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -162,6 +167,17 @@ func TestARequestOfThePageReachesTheAPIServerAsItsUser(t *testing.T) {
 	}
 	if p := answer.Header.Values("Content-Security-Policy"); len(p) != 1 || p[0] != noPage || answer.Header.Get("Cache-Control") != "no-store" {
 		t.Errorf("data come with the policy %q and may be kept %q", p, answer.Header.Get("Cache-Control"))
+	}
+}
+
+func TestAnAPIServerMayBeBehindAPathOrNone(t *testing.T) {
+	for host, want := range map[string]string{"": sandboxes, "/": sandboxes, prefix: prefix + sandboxes, prefix + "/": prefix + sandboxes} {
+		u := newUpstream(t, empty)
+		s := serveAt(t, u.URL+host, "")
+		answer, body := do(t, visitor(t, s), "GET", s.address(sandboxes), nil)
+		if all := u.requests(); answer.StatusCode != http.StatusOK || len(all) != 1 || all[0].URL.Path != want {
+			t.Errorf("behind %q: %s: %s; it was asked %v", host, answer.Status, body, all)
+		}
 	}
 }
 
