@@ -26,9 +26,10 @@ for target in "$@"; do
 		need 'command -v nft' nftables
 		need 'command -v nginx' nginx
 		need 'command -v node' nodejs
+		need 'command -v npm' npm
 		need 'command -v openssl' openssl
 		need 'command -v psql && ls /usr/lib/postgresql/*/bin/initdb' postgresql
-		need '/usr/bin/python3 -c "import httpx, requests"' python3-httpx python3-requests
+		need '/usr/bin/python3 -c "import grpc, httpx, requests"' python3-grpcio python3-httpx python3-requests
 		need 'command -v wrk' wrk
 		;;
 	e2e)
@@ -58,6 +59,7 @@ for target in "$@"; do
 		need 'command -v xz' xz-utils
 		;;
 	bench)
+		need 'command -v h2load' nghttp2-client
 		need 'command -v haproxy' haproxy
 		need 'command -v wrk' wrk
 		;;

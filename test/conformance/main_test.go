@@ -72,6 +72,7 @@ var modules = map[string]map[string]string{
 	"grpc": {
 		"interop-client": "google.golang.org/grpc/interop/client",
 		"interop-server": "google.golang.org/grpc/interop/server",
+		"calls":          "./calls",
 	},
 	"connect": {
 		"connectconformance": "connectrpc.com/conformance/cmd/connectconformance",

@@ -43,6 +43,9 @@ var keys = map[string]string{
 	"c": "c-7d1b3f9a5c8e4d2fb60718293a4b5c6d",
 }
 
+// goneKey is the key of the sandbox "gone", whose fork is not ready.
+const goneKey = "gone-1f2e3d4c5b6a79880011223344556677"
+
 // keyHeader carries a key; it is a gRPC metadata name as well.
 const keyHeader = "x-sidetrack-key"
 
@@ -247,13 +250,14 @@ func newWorld(t *testing.T) *world {
 	w.base = w.MustPod("base", serviceIP)
 	docs := []string{podObject(w.client), podObject(w.base),
 		podObject(w.runner, "sidetrack.dev/sandbox: a", `sidetrack.dev/inject: "true"`),
-		service("web", serviceIP, w.base)}
+		service("web", serviceIP, w.base, true),
+		service("web-gone", "None", w.base, false), sandbox("gone", goneKey, "web", "web-gone")}
 	ports(t, w.base, basePorts)
 	for name, key := range keys {
 		fork := w.MustPod("fork-" + name)
 		ports(t, fork, forkPorts)
 		w.forks[name] = fork
-		docs = append(docs, podObject(fork), service("web-"+name, "None", fork), sandbox(name, key, "web", "web-"+name))
+		docs = append(docs, podObject(fork), service("web-"+name, "None", fork, true), sandbox(name, key, "web", "web-"+name))
 	}
 	if err := os.WriteFile(filepath.Join(w.dir, "all.yaml"), []byte(strings.Join(docs, "---\n")), 0o600); err != nil {
 		t.Fatal(err)
@@ -477,14 +481,14 @@ func (l *logBuffer) tail(lines int) string {
 }
 
 // service is a Service with its endpoints.
-func service(name, ip string, p *lab.Pod) string {
+func service(name, ip string, p *lab.Pod, ready bool) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "apiVersion: v1\nkind: Service\nmetadata: {name: %s, namespace: shop}\nspec:\n  clusterIP: %q\n  ports:\n", name, ip)
 	for n := firstPort; n <= lastPort; n++ {
 		fmt.Fprintf(&b, "  - {name: p%d, port: %d, protocol: TCP}\n", n, n)
 	}
 	fmt.Fprintf(&b, "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: %s-1, namespace: shop, labels: {kubernetes.io/service-name: %s}}\naddressType: IPv4\n", name, name)
-	fmt.Fprintf(&b, "endpoints: [{addresses: [%q], conditions: {ready: true}}]\nports:\n", p.IPv4)
+	fmt.Fprintf(&b, "endpoints: [{addresses: [%q], conditions: {ready: %v}}]\nports:\n", p.IPv4, ready)
 	for n := firstPort; n <= lastPort; n++ {
 		fmt.Fprintf(&b, "- {name: p%d, port: %d, protocol: TCP}\n", n, n)
 	}
