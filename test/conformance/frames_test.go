@@ -275,7 +275,7 @@ func TestGoAwayOfAForkIsNotTheBaselines(t *testing.T) {
 	if f, ok := client.next().(*http2.GoAwayFrame); !ok || f.ErrCode != http2.ErrCodeNo || f.LastStreamID < 5 {
 		t.Fatalf("the client reads %v, want the baseline's GOAWAY", f)
 	}
-	base.conn.Close()
+	base.must(base.conn.(*net.TCPConn).CloseWrite())
 	if f, err := client.ReadFrame(); !errors.Is(err, io.EOF) {
 		t.Errorf("the client reads %v, %v, want the end", f, err)
 	}

@@ -82,7 +82,16 @@ func (c *client) stream(ctx context.Context, method string, options ...grpc.Call
 	return stream{s, c}, err
 }
 
-func (s stream) send(m []byte) error { return s.SendMsg(&m) }
+func (s stream) send(m []byte) error {
+	err := s.SendMsg(&m)
+	if errors.Is(err, io.EOF) {
+		// The call is over, and the reason is what there is to receive.
+		if _, reason := s.receive(); reason != nil {
+			return reason
+		}
+	}
+	return err
+}
 
 func (s stream) receive() ([]byte, error) {
 	var m []byte

@@ -132,11 +132,6 @@ func (c *client) exchange() error {
 	for range 1 + rand.IntN(4) {
 		request := fmt.Appendf(nil, "%d %s", rand.Uint64(), strings.Repeat(".", rand.IntN(4000)))
 		if err := s.send(request); err != nil {
-			// What the server says is the reason.
-			var answer []byte
-			if was := s.RecvMsg(&answer); was != nil {
-				err = was
-			}
 			return err
 		}
 		var answer []byte
