@@ -19,25 +19,25 @@ import (
 const manifests = `apiVersion: v1
 kind: Service
 metadata: {name: web, namespace: bench}
-spec: {clusterIP: %[1]s, ports: [{name: http, port: %[7]d}]}
+spec: {clusterIP: %[1]s, ports: [{name: http, port: %[7]d}, {name: h2, port: 81}, {name: grpc, port: 82}]}
 ---
 apiVersion: discovery.k8s.io/v1
 kind: EndpointSlice
 metadata: {name: web-1, namespace: bench, labels: {kubernetes.io/service-name: web}}
 addressType: IPv4
-ports: [{name: http, port: %[7]d, protocol: TCP}]
+ports: [{name: http, port: %[7]d, protocol: TCP}, {name: h2, port: 81, protocol: TCP}, {name: grpc, port: 82, protocol: TCP}]
 endpoints: [{addresses: ["%[2]s"], conditions: {ready: true}}]
 ---
 apiVersion: v1
 kind: Service
 metadata: {name: web-fork, namespace: bench}
-spec: {clusterIP: %[3]s, ports: [{name: http, port: %[7]d}]}
+spec: {clusterIP: %[3]s, ports: [{name: http, port: %[7]d}, {name: h2, port: 81}, {name: grpc, port: 82}]}
 ---
 apiVersion: discovery.k8s.io/v1
 kind: EndpointSlice
 metadata: {name: web-fork-1, namespace: bench, labels: {kubernetes.io/service-name: web-fork}}
 addressType: IPv4
-ports: [{name: http, port: %[7]d, protocol: TCP}]
+ports: [{name: http, port: %[7]d, protocol: TCP}, {name: h2, port: 81, protocol: TCP}, {name: grpc, port: 82, protocol: TCP}]
 endpoints: [{addresses: ["%[4]s"], conditions: {ready: true}}]
 ---
 apiVersion: sidetrack.dev/v1alpha1

@@ -59,6 +59,18 @@ func measurements() []measurement {
 		{flow, connecting},
 		{router, connecting},
 		{haproxy, connecting},
+
+		{direct, http2Load},
+		{router, http2Load},
+		{routerTagged, http2Load},
+		{haproxy, http2Load},
+		{haproxyTagged, http2Load},
+
+		{direct, grpcLoad},
+		{router, grpcLoad},
+		{routerTagged, grpcLoad},
+		{haproxy, grpcLoad},
+		{haproxyTagged, grpcLoad},
 	}
 }
 
@@ -80,6 +92,10 @@ type plan struct {
 
 // plan is the one place that says what the paths are and which cores they have.
 func (s *scene) plan(m measurement) plan {
+	port, haproxyAddr := port, haproxyAddr
+	if o, ok := others[m.way]; ok {
+		port, haproxyAddr = o.port, o.haproxy
+	}
 	service := netip.AddrPortFrom(serviceIP, port)
 	p := plan{
 		Path:       Path{Netns: s.client.Path, Cgroup: s.covered, Target: service, Want: baseline},
@@ -90,6 +106,8 @@ func (s *scene) plan(m measurement) plan {
 		// As flow in everything but our programs: two servers, or two pods, are never
 		// equally fast, by where in memory they happen to be.
 		p.Netns, p.Cgroup, p.Target, p.Want = s.runner.Path, s.outside, netip.AddrPortFrom(s.forked.IPv4, port), fork
+		// The fork's other servers refuse what is not tagged.
+		_, p.Tagged = others[m.way]
 	case untouched:
 		p.Target, p.Want = netip.AddrPortFrom(elsewhereIP, port), fork
 	case flow:
@@ -161,7 +179,7 @@ func (s *scene) measure(ctx context.Context, set settings, what []measurement) (
 	for _, m := range what {
 		p := s.plan(m)
 		l.Paths = append(l.Paths, p.Path)
-		cores[s.servers[p.Want]] = p.serverCore
+		cores[s.serversOf(m.way)[p.Want]] = p.serverCore
 		if p.proxy != nil {
 			cores[p.proxy] = p.proxyCore
 		}
@@ -174,11 +192,15 @@ func (s *scene) measure(ctx context.Context, set settings, what []measurement) (
 			return nil, err
 		}
 	}
-	l.Watch = []int{s.servers[baseline].pid(), s.servers[fork].pid()}
+	all := s.serversOf(what[0].way)
+	l.Watch = []int{all[baseline].pid(), all[fork].pid()}
 	for _, p := range []*process{s.agent, s.haproxy} {
 		if _, used := cores[p]; used {
 			l.Watch = append(l.Watch, p.pid())
 		}
+	}
+	if o, ok := others[l.Way]; ok {
+		return o.run(s, ctx, l)
 	}
 	return s.run(ctx, l)
 }

@@ -144,7 +144,7 @@ func (f *Fill) input() routing.Input {
 		for j := range s.Redirects {
 			s.Redirects[j] = routing.Redirect{
 				From:  routing.ServiceRef{Service: in.Services[(i+j)%f.Services].Name.Name},
-				To:    routing.Target{Address: nthEndpoint(i*f.RedirectsEach + j), Port: strconv.Itoa(port)},
+				To:    routing.Target{Address: nthEndpoint(i*f.RedirectsEach + j), Port: strconv.Itoa(int(port))},
 				Field: fmt.Sprintf("spec.redirects[%d]", j),
 			}
 		}

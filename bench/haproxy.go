@@ -36,12 +36,27 @@ backend fork
     server s %s
 `
 
+// haproxyMore does the same for HTTP/2 without TLS, at another port.
+const haproxyMore = `frontend f%[1]d
+    bind %[2]s proto h2
+    use_backend fork%[1]d if { req.fhdr(baggage) -m sub sidetrack=%[3]s }
+    default_backend baseline%[1]d
+backend baseline%[1]d
+    server s %[4]s proto h2
+backend fork%[1]d
+    server s %[5]s proto h2
+`
+
 // startHAProxy starts it in the client's pod, so that a request's way through it
 // is the way through our router: lo, the proxy, the pod's interface, the server.
 func (s *scene) startHAProxy() error {
 	config := filepath.Join(s.world.Dir(), "haproxy.cfg")
 	text := fmt.Sprintf(haproxyConfig, haproxyAddr, routingKey,
 		netip.AddrPortFrom(s.base.IPv4, port), netip.AddrPortFrom(s.forked.IPv4, port))
+	for _, o := range others {
+		text += fmt.Sprintf(haproxyMore, o.port, o.haproxy, routingKey,
+			netip.AddrPortFrom(s.base.IPv4, o.port), netip.AddrPortFrom(s.forked.IPv4, o.port))
+	}
 	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 		return fmt.Errorf("configure HAProxy: %w", err)
 	}

@@ -73,7 +73,7 @@ type options struct {
 func parse(args []string) (options, error) {
 	o := options{}
 	f := flag.NewFlagSet("bench", flag.ContinueOnError)
-	f.IntVar(&o.rounds, "rounds", 12, "how often each case is measured")
+	f.IntVar(&o.rounds, "rounds", 8, "how often each case is measured")
 	f.DurationVar(&o.duration, "duration", time.Second, "how long a case is measured in a round")
 	f.DurationVar(&o.warmup, "warmup", 250*time.Millisecond, "how long a case runs before it is measured")
 	f.IntVar(&o.connections, "connections", 32, "connections of the load generator, except where one request at a time is measured")
@@ -134,6 +134,9 @@ func run(ctx context.Context, args []string, out io.Writer) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, s.close()) }()
+	if err := s.startOthers(ctx, what); err != nil {
+		return err
+	}
 	if slices.ContainsFunc(what, measurement.needsHAProxy) {
 		if err := s.startHAProxy(); err != nil {
 			return err
@@ -172,6 +175,13 @@ func preflight(o options) error {
 	if slices.ContainsFunc(o.selected(), measurement.needsHAProxy) && !o.sizes {
 		if _, err := exec.LookPath("haproxy"); err != nil {
 			missing = append(missing, "haproxy is missing: apt-get install haproxy")
+		}
+	}
+	for name, pkg := range map[string]string{"h2load": "nghttp2-client", "nginx": "nginx"} {
+		if slices.ContainsFunc(o.selected(), func(m measurement) bool { return m.way == http2Load }) && !o.sizes {
+			if _, err := exec.LookPath(name); err != nil {
+				missing = append(missing, name+" is missing: apt-get install "+pkg)
+			}
 		}
 	}
 	if len(missing) > 0 {

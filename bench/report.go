@@ -99,6 +99,9 @@ func (r *report) write(b *bytes.Buffer) {
 	r.latency(b, paced, "all on one core")
 	r.latency(b, pacedApart, "every hop between two cores")
 	r.throughput(b, connecting, "A connection for each request")
+	streams := fmt.Sprintf("%d connections, %d streams at a time on each", streamConnections, streamsEach)
+	r.throughput(b, http2Load, "HTTP/2: h2load to nginx, "+streams)
+	r.throughput(b, grpcLoad, "gRPC: unary calls of grpc-go, "+streams)
 	r.notes(b)
 }
 
@@ -172,6 +175,13 @@ func (r *report) ratios(b *bytes.Buffer) {
 	add("flow / direct, connections/s", "", quot(flow, direct, connecting, Measured.perSecond))
 	add("router / direct, connections/s", "", quot(router, direct, connecting, Measured.perSecond))
 	add("router / HAProxy, connections/s", "", quot(router, haproxy, connecting, Measured.perSecond))
+	for _, way := range []string{http2Load, grpcLoad} {
+		for _, tag := range []string{"", ", tagged"} {
+			add("router / direct"+tag+", "+way+" requests/s", "", quot(router+tag, direct, way, Measured.perSecond))
+			add("router / HAProxy"+tag+", "+way+" requests/s", "", quot(router+tag, haproxy+tag, way, Measured.perSecond))
+			add("router / HAProxy"+tag+", "+way+" requests per CPU second of the proxy", "", quot(router+tag, haproxy+tag, way, perProxySecond))
+		}
+	}
 	if len(lines) == 0 {
 		return
 	}
@@ -250,7 +260,7 @@ func (r *report) notes(b *bytes.Buffer) {
 	if r.set.duration < time.Second || r.set.rounds < 5 {
 		b.WriteString("* **Short rounds or few of them**: this run shows that the benchmark works, not how fast anything is.\n")
 	}
-	for _, way := range []string{keptAlive, connecting} {
+	for _, way := range []string{keptAlive, connecting, http2Load, grpcLoad} {
 		for _, path := range []string{router, routerTagged, haproxy, haproxyTagged} {
 			if s := spread(r.cell(path, way, Measured.proxyShare)); s.N > 0 && s.Median < 0.95 {
 				fmt.Fprintf(b, "* %s, %s: the proxy had %.0f %% of its core to do, so load generator and servers were the limit there; read the requests\n  per CPU second.\n", path, way, 100*s.Median)

@@ -9,10 +9,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -30,7 +32,7 @@ const (
 )
 
 const (
-	port       = 80
+	port       = uint16(80)
 	routingKey = "b3nch.0123456789abcdef"
 )
 
@@ -49,6 +51,8 @@ type scene struct {
 	base, forked     *lab.Pod
 	covered, outside string // cgroups
 	servers          map[string]*process
+	otherServers     map[string]map[string]*process // by way, of those that others has
+	calls            string                         // the gRPC program
 
 	haproxy *process // nil when not measured
 	agent   *process // nil when not measured
@@ -56,7 +60,7 @@ type scene struct {
 
 // build makes the world and starts its servers.
 func build() (_ *scene, err error) {
-	s := &scene{servers: map[string]*process{}}
+	s := &scene{servers: map[string]*process{}, otherServers: map[string]map[string]*process{}}
 	const prefix = "sdbench"
 	if _, err := lab.Sweep(prefix); err != nil {
 		return nil, fmt.Errorf("clean up after an earlier run: %w", err)
@@ -93,7 +97,7 @@ func build() (_ *scene, err error) {
 		return nil, err
 	}
 	for _, p := range []*lab.Pod{s.base, s.forked} {
-		srv, err := s.start(p, loadCore, s.outside, "", "serve", p.Name, strconv.Itoa(port))
+		srv, err := s.start(p, loadCore, s.outside, "", "serve", p.Name, strconv.Itoa(int(port)))
 		if err != nil {
 			return nil, err
 		}
@@ -106,7 +110,11 @@ func build() (_ *scene, err error) {
 }
 
 func (s *scene) close() error {
-	for _, p := range []*process{s.agent, s.haproxy} {
+	all := []*process{s.agent, s.haproxy}
+	for _, servers := range s.otherServers {
+		all = slices.AppendSeq(all, maps.Values(servers))
+	}
+	for _, p := range all {
 		if p != nil {
 			p.stop()
 		}

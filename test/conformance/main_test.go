@@ -25,7 +25,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"sync"
 	"testing"
 	"time"
@@ -99,18 +98,9 @@ func program(t *testing.T, module, name string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	m := programs.Module{Dir: dir}
-	sum, err := m.Sum()
-	if err != nil {
-		t.Fatal(err)
-	}
-	cache, err := programs.Cache("conformance")
-	if err != nil {
-		t.Fatal(err)
-	}
 	ctx, cancel := context.WithTimeout(t.Context(), 15*time.Minute)
 	defer cancel()
-	path, err := m.Build(ctx, filepath.Join(cache, module+"-"+sum+"-"+runtime.GOARCH), name, pkg)
+	path, err := programs.Module{Dir: dir}.Cached(ctx, "conformance", name, pkg)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -43,7 +43,7 @@ var mayImport = map[string][]string{
 	"cmd":               {"api", "daemon", "loader", "routing", "cmd/internal"},
 	"cmd/sidetrack":     {"api", "cmd/internal", "cmd/sidetrack"},
 	"deploy":            {"deploy"},
-	"bench":             {"api", "daemon", "loader", "routing", "test/lab", "bench"},
+	"bench":             {"api", "daemon", "loader", "routing", "test/lab", "test/programs", "bench"},
 	"test":              {"api", "daemon", "loader", "routing", "bpf", "test", "deploy"},
 
 	"daemon/ledger/page": {}, // files for browsers

@@ -21,6 +21,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"strings"
 	"sync"
 	"time"
@@ -137,6 +138,20 @@ func (m Module) Build(ctx context.Context, dir, name, pkg string) (string, error
 	}
 	fmt.Fprintf(os.Stderr, "built %s in %.0f s\n", name, time.Since(began).Seconds())
 	return file, nil
+}
+
+// Cached makes a program as Build does, in a folder of its kind's Cache that has the
+// module's Sum in its name.
+func (m Module) Cached(ctx context.Context, kind, name, pkg string) (string, error) {
+	sum, err := m.Sum()
+	if err != nil {
+		return "", err
+	}
+	cache, err := Cache(kind)
+	if err != nil {
+		return "", err
+	}
+	return m.Build(ctx, filepath.Join(cache, filepath.Base(m.Dir)+"-"+sum+"-"+runtime.GOARCH), name, pkg)
 }
 
 // Lock waits until no other process holds the lock of that file, which it makes

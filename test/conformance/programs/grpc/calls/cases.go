@@ -32,6 +32,9 @@ const patience = 60 * time.Second
 // keyHeader carries a routing key.
 const keyHeader = "x-sidetrack-key"
 
+// inBaggage tags calls as OpenTelemetry's propagators do.
+var inBaggage bool
+
 // client calls one server over one connection.
 type client struct {
 	conn *grpc.ClientConn
@@ -47,7 +50,11 @@ func dial(address string) (*grpc.ClientConn, error) {
 
 func (c *client) context(d time.Duration) (context.Context, context.CancelFunc) {
 	ctx := context.Background()
-	if c.key != "" {
+	switch {
+	case c.key == "":
+	case inBaggage:
+		ctx = metadata.AppendToOutgoingContext(ctx, "baggage", "userid=alice,sidetrack="+c.key+",region=eu-central")
+	default:
 		ctx = metadata.AppendToOutgoingContext(ctx, keyHeader, c.key)
 	}
 	return context.WithTimeout(ctx, d)

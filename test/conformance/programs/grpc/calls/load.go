@@ -14,6 +14,9 @@ import (
 	"time"
 )
 
+// sizes is how long messages are; 0: some length.
+var sizes int
+
 // loaded is what load says.
 type loaded struct {
 	Calls, Streams int64 // done, and how many of them were streams
@@ -21,6 +24,7 @@ type loaded struct {
 	Failed         int64
 	Answered       map[string]int64 // by whom
 	First          string           // what was wrong first
+	Seconds        float64
 }
 
 // load makes calls with keys at random on each of a few connections.
@@ -30,6 +34,10 @@ func load(args []string) error {
 	keys := f.String("keys", "", "what to tag calls with, and who answers then: key=name, separated by commas; an empty key is untagged")
 	connections := f.Int("connections", 8, "how many")
 	calls := f.Int64("calls", 1000, "how many, on all connections together")
+	duration := f.Duration("for", 0, "call for so long instead of a number of times")
+	unary := f.Bool("unary", false, "make no streams")
+	f.IntVar(&sizes, "size", 0, "bytes of each message; 0: some, at random")
+	f.BoolVar(&inBaggage, "baggage", false, "tag calls by a baggage member instead of "+keyHeader)
 	each := f.Int("parallel", 16, "calls of a connection at a time")
 	if err := f.Parse(args); err != nil {
 		return err
@@ -43,6 +51,14 @@ func load(args []string) error {
 		}
 		targets = append(targets, target{key, name})
 	}
+	end := time.Now().Add(*duration)
+	more := func(left *atomic.Int64) bool {
+		if *duration > 0 {
+			return time.Now().Before(end)
+		}
+		return left.Add(-1) >= 0
+	}
+	began := time.Now()
 	var left, done, streams, misrouted, failed atomic.Int64
 	left.Store(*calls)
 	answered := make([]atomic.Int64, len(targets))
@@ -57,11 +73,11 @@ func load(args []string) error {
 		defer conn.Close()
 		for range *each {
 			wg.Go(func() {
-				for left.Add(-1) >= 0 {
+				for more(&left) {
 					n := rand.IntN(len(targets))
 					c := &client{conn: conn, want: targets[n].name, key: targets[n].key}
 					var err error
-					if rand.IntN(4) == 0 {
+					if !*unary && rand.IntN(4) == 0 {
 						streams.Add(1)
 						err = c.exchange()
 					} else {
@@ -83,6 +99,7 @@ func load(args []string) error {
 		}
 	}
 	wg.Wait()
+	out.Seconds = time.Since(began).Seconds()
 	out.Calls, out.Streams, out.Misrouted, out.Failed = done.Load(), streams.Load(), misrouted.Load(), failed.Load()
 	for i := range answered {
 		out.Answered[targets[i].name] += answered[i].Load()
@@ -102,7 +119,11 @@ func (m misroute) Error() string { return m.reason }
 func (c *client) echo() error {
 	ctx, cancel := c.context(patience)
 	defer cancel()
-	request := fmt.Appendf(nil, "%d %s", rand.Uint64(), strings.Repeat(".", rand.IntN(2000)))
+	size := sizes
+	if size == 0 {
+		size = rand.IntN(2000)
+	}
+	request := fmt.Appendf(nil, "%d %s", rand.Uint64(), strings.Repeat(".", size))
 	var answer []byte
 	if err := c.conn.Invoke(ctx, "/calls/Echo", &request, &answer); err != nil {
 		return err
