@@ -88,6 +88,7 @@ type loaded struct {
 	Calls, Streams, Misrouted, Failed int64
 	Answered                          map[string]int64
 	First                             string
+	Errors                            map[string]int64
 }
 
 func (w *world) load(t *testing.T, p *lab.Pod, calls string, port int, args ...string) loaded {
@@ -115,7 +116,7 @@ func lastJSON(out string) string {
 func (got loaded) want(t *testing.T, calls int64, servers int) {
 	t.Helper()
 	if got.Calls != calls || got.Misrouted != 0 || got.Failed != 0 {
-		t.Errorf("%d calls, %d misrouted, %d failed (%s), want %d and none", got.Calls, got.Misrouted, got.Failed, got.First, calls)
+		t.Errorf("%d calls, %d misrouted, %d failed (%s), want %d and none", got.Calls, got.Misrouted, got.Failed, oneLine(fmt.Sprint(got.Errors)), calls)
 	}
 	if len(got.Answered) != servers {
 		t.Errorf("answered by %v, want %d servers", got.Answered, servers)

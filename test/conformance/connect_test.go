@@ -54,7 +54,7 @@ func TestConnectClientsAreTheSameThroughTheRouter(t *testing.T) {
 		}
 		return conformance(t, w.to(v), only, runner, "--mode", "client", "--conf", conf, "--vv", "--bind", "0.0.0.0", "--",
 			self, shimArg, w.from(v).Path, w.Cgroup, "requests", fields, "--", client)
-	}}.over(t, untagged)
+	}}.over(t, untagged, tagged)
 }
 
 // What the runner says of a case: that it begins, that it failed, and how many

@@ -24,6 +24,7 @@ type loaded struct {
 	Failed         int64
 	Answered       map[string]int64 // by whom
 	First          string           // what was wrong first
+	Errors         map[string]int64 // how often what was wrong
 	Seconds        float64
 }
 
@@ -62,8 +63,8 @@ func load(args []string) error {
 	var left, done, streams, misrouted, failed atomic.Int64
 	left.Store(*calls)
 	answered := make([]atomic.Int64, len(targets))
-	var first sync.Once
-	out := loaded{Answered: map[string]int64{}}
+	var mu sync.Mutex
+	out := loaded{Answered: map[string]int64{}, Errors: map[string]int64{}}
 	var wg sync.WaitGroup
 	for range *connections {
 		conn, err := dial(*address)
@@ -79,7 +80,9 @@ func load(args []string) error {
 					var err error
 					if !*unary && rand.IntN(4) == 0 {
 						streams.Add(1)
-						err = c.exchange()
+						if err = c.exchange(); err != nil && !errors.As(err, new(misroute)) {
+							err = fmt.Errorf("stream: %w", err)
+						}
 					} else {
 						err = c.echo()
 					}
@@ -93,7 +96,12 @@ func load(args []string) error {
 					default:
 						failed.Add(1)
 					}
-					first.Do(func() { out.First = err.Error() })
+					mu.Lock()
+					if out.First == "" {
+						out.First = err.Error()
+					}
+					out.Errors[err.Error()]++
+					mu.Unlock()
 				}
 			})
 		}
