@@ -80,6 +80,12 @@ loop:
 		switch c.answer {
 		case atAnswerHead:
 			if c.asked.len() == 0 {
+				if c.greeting != nil {
+					if k, ok := c.greetsOn(b[n:]); ok {
+						n += k
+						break loop
+					}
+				}
 				if c.greets(b[n:]) {
 					break loop
 				}
@@ -203,12 +209,47 @@ func (c *conn) greets(b []byte) bool {
 	if c.timer.at == 0 {
 		c.later(unlikelyDelay, func() {
 			if c.phase == atHead && !c.begun && c.rin.len() > 0 {
-				c.serverSpeaksFirst()
+				c.passGreeting()
 				c.run()
 			}
 		})
 	}
 	return true
+}
+
+// passGreeting lets the client have what an HTTP/2 server, it seems, has said
+// first. It would get that in any case. Only the client's first bytes say what the
+// connection is, however late they come: were it taken for opaque because they
+// are late, its tagged streams would reach the baseline.
+func (c *conn) passGreeting() {
+	n := http2.WholeFrames(c.rin.bytes())
+	if n == 0 {
+		c.serverSpeaksFirst()
+		if !c.dead {
+			c.toClient(c.rin.bytes())
+		}
+		if !c.dead {
+			c.rin.drop(&c.loop.bufs)
+		}
+		return
+	}
+	c.greeting = append(c.greeting, c.rin.bytes()[:n]...)
+	c.toClient(c.rin.bytes()[:n])
+	if !c.dead {
+		c.rin.skip(&c.loop.bufs, n)
+	}
+}
+
+// greetsOn takes more of an upstream that has greeted. It returns how much of b
+// the client may have.
+func (c *conn) greetsOn(b []byte) (n int, ok bool) {
+	const most = 16 << 10
+	n = http2.WholeFrames(b)
+	if len(c.greeting)+len(b) > most {
+		return 0, false
+	}
+	c.greeting = append(c.greeting, b[:n]...)
+	return n, true
 }
 
 // unasked deals with an upstream that speaks without having been asked: it is a
@@ -229,14 +270,9 @@ func (c *conn) unasked(b []byte) {
 // serverSpeaksFirst makes the connection opaque.
 func (c *conn) serverSpeaksFirst() {
 	c.loop.stats.errors[serverFirst]++
+	c.greeting = nil
 	// Where it leads was decided when it was accepted, whatever the table says now.
 	c.openBothWays(false)
-	if c.rin.len() > 0 {
-		c.toClient(c.rin.bytes())
-		if !c.dead {
-			c.rin.drop(&c.loop.bufs)
-		}
-	}
 }
 
 // upstreamEnded follows cur's FIN or RST.

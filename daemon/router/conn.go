@@ -93,6 +93,7 @@ type conn struct {
 	// To the client.
 	answer    answerPhase
 	rin       buffer // the beginning of an answer's head
+	greeting  []byte // what the client has of a server that has spoken first and may be HTTP/2's
 	rpartial  http1.Partial
 	rleft     int64
 	rchunks   http1.Chunked
@@ -458,7 +459,7 @@ func (c *conn) bury() {
 	c.rin.drop(&l.bufs)
 	c.out.drop(&l.bufs)
 	c.dropRetry()
-	c.scan, c.h2 = nil, nil
+	c.scan, c.h2, c.greeting = nil, nil, nil
 	l.conns.remove(c)
 	l.open.Add(-1)
 	c.ns.release()

@@ -138,7 +138,7 @@ func (l *loop) keep(c *conn) {
 // is about to change by itself. looking says that c is not being served.
 func (c *conn) canPart(midway, looking bool) bool {
 	if c.dead || c.away || c.queued || c.declined || c.held || c.waiting || c.fin || c.finSent || c.resetting ||
-		c.end != goOn || c.timer.at != 0 || c.in.len() > 0 || c.rin.len() > 0 || c.out.len() > 0 {
+		c.end != goOn || c.timer.at != 0 || c.in.len() > 0 || c.rin.len() > 0 || c.greeting != nil || c.out.len() > 0 {
 		return false
 	}
 	for _, u := range c.ups {

@@ -22,6 +22,7 @@ type http2Conn struct {
 	ups   []*upstream // of those that are being served
 	after ending      // what comes when the streams that are left have ended
 	drain uint8       // how often the client was asked to open no more streams
+	heard bool        // the client has what the relay says now
 }
 
 // sentRequest is a stream whose upstream is not connected yet.
@@ -52,7 +53,7 @@ func (c *conn) isHTTP2(b []byte) bool {
 		return false
 	}
 	if n < len(http2.Preface) {
-		if n > len("PRI ") {
+		if n > len("PRI ") || c.greeting != nil {
 			c.wait()
 			return true
 		}
@@ -84,6 +85,13 @@ func (c *conn) becomeHTTP2() {
 	}
 	l.timers.clear(&c.timer)
 	h.begin()
+	if c.greeting != nil && c.cur != nil {
+		// The client has that already.
+		h.heard = true
+		h.relay.FromLink(c.cur.link, c.greeting)
+		h.heard = false
+	}
+	c.greeting = nil
 }
 
 // becomeUpgraded follows an answer with which cur accepts to go on with HTTP/2.
@@ -612,7 +620,7 @@ func (h *http2Conn) fits(u *upstream, fork, fallBack bool, endpoints []netip.Add
 
 // ToClient sends bytes to the client.
 func (h *http2Conn) ToClient(b []byte) {
-	if !h.c.dead {
+	if !h.c.dead && !h.heard {
 		h.c.toClient(b)
 	}
 }

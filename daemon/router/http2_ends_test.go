@@ -106,9 +106,9 @@ func TestAnHTTP2ServerMaySpeakFirst(t *testing.T) {
 			}
 		})
 	}
-	for _, pause := range []time.Duration{0, 20 * time.Millisecond} {
+	for _, pause := range []time.Duration{0, 20 * time.Millisecond, 3 * unlikelyDelay} {
 		c := w.dial(w.client)
-		time.Sleep(pause) // for the server to be first, or not
+		time.Sleep(pause) // for the server to be first, or not; and the router out of patience
 		f := w.frames(c)
 		f.headers(1, true, asking()...)
 		f.headers(3, true, asking("baggage", "sidetrack="+key)...)
@@ -139,6 +139,47 @@ func TestAServerWhoseGreetingLooksLikeHTTP2IsHeard(t *testing.T) {
 	c.send("hello")
 	c.expect("bye")
 	c.expectFIN()
+}
+
+func TestAServerWhoseGreetingLooksLikeHTTP2AtFirstIsHeardOnce(t *testing.T) {
+	w := newWorld(t)
+	w.script(w.base, func(c *peer) {
+		for _, part := range []string{"\x00\x00", "\x06", "and what else is to be said"} {
+			c.send(part)
+			time.Sleep(unlikelyDelay / 10) // for the parts to come one by one
+		}
+		c.expect("hello")
+		c.send("bye")
+	})
+	c := w.dial(w.client)
+	c.expect("\x00\x00\x06and what else is to be said")
+	c.send("hello")
+	c.expect("bye")
+	c.expectFIN()
+}
+
+func TestAServerThatGoesOnAfterItsGreetingIsHeardOnce(t *testing.T) {
+	w := newWorld(t)
+	const greeting, more = "\x00\x00\x00\x04\x00\x00\x00\x00\x00", "\x00\x00\x04\x08\x00\x00\x00\x00\x00\x00\x00\x10\x00"
+	prefaces := make(chan string, 1)
+	w.script(w.base, func(c *peer) {
+		c.send(greeting)
+		time.Sleep(3 * unlikelyDelay) // for the router to be out of patience
+		c.send(more[:5])
+		time.Sleep(unlikelyDelay / 10)
+		c.send(more[5:] + more[:7])
+		c.expect(<-prefaces)
+		c.send(more[7:])
+		c.expectFIN()
+	})
+	for _, preface := range []string{wire.ClientPreface + greeting, "hello"} {
+		c := w.dial(w.client)
+		c.expect(greeting + more)
+		c.send(preface)
+		prefaces <- preface
+		c.expect(more)
+		c.conn.Close()
+	}
 }
 
 func TestAForkWithoutEndpointsIsUnavailableOverHTTP2(t *testing.T) {

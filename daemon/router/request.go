@@ -110,8 +110,14 @@ func (c *conn) consume(b []byte) (n int) {
 	for n < len(b) && !c.dead {
 		switch c.phase {
 		case atHead:
-			if n == 0 && !c.begun && c.isHTTP2(b) {
-				return 0
+			if n == 0 && !c.begun {
+				if c.isHTTP2(b) {
+					return 0
+				}
+				if c.greeting != nil {
+					c.serverSpeaksFirst()
+					continue
+				}
 			}
 			n, from = c.consumeHead(b, n, from)
 			if c.phase == atHead && (c.waiting || c.held) {

@@ -54,6 +54,18 @@ func Greeting(b []byte) bool {
 	return h.typ == wire.FrameSettings && h.flags == 0 && h.stream == 0 && h.length%6 == 0 && h.length <= most
 }
 
+// WholeFrames returns how much of b's beginning is whole frames.
+func WholeFrames(b []byte) (n int) {
+	for len(b)-n >= headLen {
+		size := headLen + parseHead(b[n:]).length
+		if size > len(b)-n {
+			break
+		}
+		n += size
+	}
+	return n
+}
+
 // unpad takes the padding off the payload of a frame that may have some. It
 // reports whether that is well-formed.
 func unpad(h head, payload []byte) ([]byte, bool) {
