@@ -99,8 +99,6 @@ type comparison struct {
 	// plain are more ways that Sidetrack has no part in. What a case gives there it
 	// may give everywhere; they are asked when something differs.
 	plain []way
-	// open are cases that are known to differ; why stands where they are listed.
-	open []string
 	// rounds is how often at most doubtful cases are run again; zero: againMost.
 	rounds int
 }
@@ -114,7 +112,6 @@ const againLeast, againMost = 2, 8
 func (c comparison) over(t *testing.T, all ...way) {
 	t.Helper()
 	for i, differ := range c.differences(t, all...) {
-		differ = slices.DeleteFunc(differ, func(d difference) bool { return slices.Contains(c.open, d.name) })
 		if len(differ) > 0 {
 			t.Error(table(all[i].String(), differ))
 		}

@@ -51,8 +51,7 @@ func TestH2specIsTheSameThroughTheRouter(t *testing.T) {
 		// Nearly all of the time is waiting for what does not come.
 		wg.Go(func() {
 			t.Run(server.name, func(t *testing.T) {
-				// A header block that is encoded anew fits into frames, whatever it came in.
-				comparison{cases: 140, plain: []way{relayed}, open: []string{"http2/4.2/3"}, run: func(t *testing.T, v way, only []string) results {
+				comparison{cases: 140, plain: []way{relayed}, run: func(t *testing.T, v way, only []string) results {
 					return w.h2spec(t, v, h2spec, ports[v], "", only)
 				}}.over(t, untagged, injected)
 			})
