@@ -53,9 +53,10 @@ export async function get(path, options) {
   return (await request(path, options)).json();
 }
 
-/** follow reads a stream of objects, each on a line, until it ends. */
-export async function follow(path, {signal, each}) {
+/** follow reads a stream of objects, each on a line, until it ends; begun is called first. */
+export async function follow(path, {signal, begun, each}) {
   const response = await request(path, {signal});
+  begun();
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = '';
   for (;;) {

@@ -99,7 +99,7 @@ let ear;
 // listen follows the ledger of what is chosen, and begins again when that ends.
 async function listen() {
   ear?.abort();
-  state.link = 'none';
+  Object.assign(state, {link: 'none', linkError: null});
   if (!state.name || !state.at) return;
   const abort = ear = new AbortController();
   const {kind, at, name} = state;
@@ -107,14 +107,20 @@ async function listen() {
     let fresh = null;
     state.link = state.link === 'none' ? 'connecting' : state.link;
     try {
-      await follow(paths.records(kind, at, name, limit), {signal: abort.signal, each: (list) => {
-        // What was here before stays in sight until there is something to take its place.
-        if (!fresh) state.ledger = fresh = new Ledger();
-        fresh.add(list);
-        Object.assign(state, {link: 'live', linkError: null});
-        wait = 500;
-        draw();
-      }});
+      await follow(paths.records(kind, at, name, limit), {
+        signal: abort.signal,
+        begun: () => {
+          Object.assign(state, {link: 'live', linkError: null});
+          draw();
+        },
+        each: (list) => {
+          // What was here before stays in sight until there is something to take its place.
+          if (!fresh) state.ledger = fresh = new Ledger();
+          fresh.add(list);
+          wait = 500;
+          draw();
+        },
+      });
       if (!abort.signal.aborted) state.link = 'again';
     } catch (e) {
       if (abort.signal.aborted) return;

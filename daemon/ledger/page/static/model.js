@@ -148,6 +148,8 @@ export class Ledger {
     }
     const over = this.records.length - this.capacity;
     if (over > 0) {
+      // Nodes answer one after the other: what came first is not what is oldest.
+      this.records.sort((a, b) => a.at - b.at || a.serial - b.serial);
       for (const r of this.records.splice(0, over)) {
         const trace = this.traces.get(r.id);
         trace.records.splice(trace.records.indexOf(r), 1);

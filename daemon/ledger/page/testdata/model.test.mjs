@@ -111,6 +111,15 @@ test('nothing is missing in silence', () => {
   assert.ok(!ledger.gaps().some((g) => g.kind === 'silent'), 'a node that answers again is no gap');
 });
 
+test('of the records of several nodes the oldest are let go of, whichever node came first', () => {
+  const ledger = new Ledger(3);
+  const [a, b, c, d] = [1, 2, 3, 4].map((i) => call('Job/tests t-1', 'cart', {traceID: `${i}`.repeat(32)}));
+  ledger.add({items: [c, d]});
+  ledger.add({items: [a, b]});
+  assert.deepEqual(ledger.records.map((r) => r.traceID[0]), ['2', '3', '4']);
+  assert.deepEqual(summaries(ledger).map((s) => s.id[0]), ['4', '3', '2']);
+});
+
 test('a flow without a trace is a request of its own', () => {
   const flow = () => call('Deployment/cart cart-1', 'postgres', {traceID: undefined, request: undefined, protocol: 'tcp', hook: 'Connect', status: 0, latencyNanos: 0});
   const [a] = summaries(fill(flow(), flow()));
