@@ -10,4 +10,4 @@
 // that hold kernel objects, which belong to whoever loaded them.
 package bpf
 
-//go:generate go tool bpf2go -cc clang-14 -strip llvm-strip-14 -target bpfel -cflags "-O2 -g -Wall -Wextra -Wpadded -Werror -mcpu=v3" -type reason -type program -type verdict -type identity_flag -type dest_flag -type route_flag -type dialled_flag -type lookup_test -type flow_event Sd sidetrack.c
+//go:generate go tool bpf2go -cc clang-14 -strip llvm-strip-14 -target bpfel -cflags "-O2 -g -Wall -Wextra -Wpadded -Werror -mcpu=v3" -type reason -type program -type verdict -type identity_flag -type dest_flag -type route_flag -type dialled_flag -type syn -type lookup_test -type flow_event Sd sidetrack.c

@@ -153,6 +153,14 @@ struct {
 	__type(value, __u64);
 } sd_told SEC(".maps");
 
+/* SYNs that are held. Written by hold, read by one of the router's loops; each has
+ * a ring of its own. Full: the SYN is dropped, and the client sends it again after
+ * a second. */
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 256 * 1024);
+} sd_syns SEC(".maps");
+
 /*
  * SNAPSHOT copies the value of a key and says whether there is one. A hash's
  * element can be reused for another key while a program still looks at it

@@ -119,6 +119,7 @@ type SdLookupTest struct {
 	}
 	Unused  SdProgram
 	NoEvent SdFlowEvent
+	NoSyn   SdSyn
 }
 
 type SdPeerKey struct {
@@ -141,7 +142,8 @@ const (
 	SdProgramPROGRAM_GETPEER6 SdProgram = 7
 	SdProgramPROGRAM_CAPTURE4 SdProgram = 8
 	SdProgramPROGRAM_CAPTURE6 SdProgram = 9
-	SdProgramPROGRAM_LEN      SdProgram = 10
+	SdProgramPROGRAM_HOLD     SdProgram = 10
+	SdProgramPROGRAM_LEN      SdProgram = 11
 )
 
 type SdReason uint32
@@ -167,7 +169,11 @@ const (
 	SdReasonREASON_NOT_TCP      SdReason = 17
 	SdReasonREASON_BOUND        SdReason = 18
 	SdReasonREASON_NO_LISTENER  SdReason = 19
-	SdReasonREASON_LEN          SdReason = 20
+	SdReasonREASON_HELD         SdReason = 20
+	SdReasonREASON_RING_FULL    SdReason = 21
+	SdReasonREASON_NOT_SYN      SdReason = 22
+	SdReasonREASON_TOO_EARLY    SdReason = 23
+	SdReasonREASON_LEN          SdReason = 24
 )
 
 type SdRoute struct {
@@ -188,6 +194,17 @@ type SdRouteKey struct {
 	_       structs.HostLayout
 	Sandbox uint32
 	Class   uint32
+}
+
+type SdSyn struct {
+	_        structs.HostLayout
+	Listener uint64
+	Saddr    [4]uint32
+	Daddr    [4]uint32
+	Tos      uint8
+	TcpLen   uint8
+	Pad      [2]uint8
+	Tcp      [60]uint8
 }
 
 type SdToldKey struct {
@@ -219,6 +236,7 @@ const (
 	SdMapSdLease       = "sd_lease"
 	SdMapSdNamespaces  = "sd_namespaces"
 	SdMapSdRoutes      = "sd_routes"
+	SdMapSdSyns        = "sd_syns"
 	SdMapSdTold        = "sd_told"
 	SdMapSdUdpPeers    = "sd_udp_peers"
 	SdMapSdUntold      = "sd_untold"
@@ -229,6 +247,7 @@ const (
 	SdProgSdConnect6   = "sd_connect6"
 	SdProgSdGetpeer4   = "sd_getpeer4"
 	SdProgSdGetpeer6   = "sd_getpeer6"
+	SdProgSdHold       = "sd_hold"
 	SdProgSdLookupTest = "sd_lookup_test"
 	SdProgSdRecvmsg4   = "sd_recvmsg4"
 	SdProgSdRecvmsg6   = "sd_recvmsg6"
@@ -286,6 +305,7 @@ type SdProgramSpecs struct {
 	SdConnect6   *ebpf.ProgramSpec `ebpf:"sd_connect6"`
 	SdGetpeer4   *ebpf.ProgramSpec `ebpf:"sd_getpeer4"`
 	SdGetpeer6   *ebpf.ProgramSpec `ebpf:"sd_getpeer6"`
+	SdHold       *ebpf.ProgramSpec `ebpf:"sd_hold"`
 	SdLookupTest *ebpf.ProgramSpec `ebpf:"sd_lookup_test"`
 	SdRecvmsg4   *ebpf.ProgramSpec `ebpf:"sd_recvmsg4"`
 	SdRecvmsg6   *ebpf.ProgramSpec `ebpf:"sd_recvmsg6"`
@@ -307,6 +327,7 @@ type SdMapSpecs struct {
 	SdLease      *ebpf.MapSpec `ebpf:"sd_lease"`
 	SdNamespaces *ebpf.MapSpec `ebpf:"sd_namespaces"`
 	SdRoutes     *ebpf.MapSpec `ebpf:"sd_routes"`
+	SdSyns       *ebpf.MapSpec `ebpf:"sd_syns"`
 	SdTold       *ebpf.MapSpec `ebpf:"sd_told"`
 	SdUdpPeers   *ebpf.MapSpec `ebpf:"sd_udp_peers"`
 	SdUntold     *ebpf.MapSpec `ebpf:"sd_untold"`
@@ -351,6 +372,7 @@ type SdMaps struct {
 	SdLease      *ebpf.Map `ebpf:"sd_lease"`
 	SdNamespaces *ebpf.Map `ebpf:"sd_namespaces"`
 	SdRoutes     *ebpf.Map `ebpf:"sd_routes"`
+	SdSyns       *ebpf.Map `ebpf:"sd_syns"`
 	SdTold       *ebpf.Map `ebpf:"sd_told"`
 	SdUdpPeers   *ebpf.Map `ebpf:"sd_udp_peers"`
 	SdUntold     *ebpf.Map `ebpf:"sd_untold"`
@@ -369,6 +391,7 @@ func (m *SdMaps) Close() error {
 		m.SdLease,
 		m.SdNamespaces,
 		m.SdRoutes,
+		m.SdSyns,
 		m.SdTold,
 		m.SdUdpPeers,
 		m.SdUntold,
@@ -394,6 +417,7 @@ type SdPrograms struct {
 	SdConnect6   *ebpf.Program `ebpf:"sd_connect6"`
 	SdGetpeer4   *ebpf.Program `ebpf:"sd_getpeer4"`
 	SdGetpeer6   *ebpf.Program `ebpf:"sd_getpeer6"`
+	SdHold       *ebpf.Program `ebpf:"sd_hold"`
 	SdLookupTest *ebpf.Program `ebpf:"sd_lookup_test"`
 	SdRecvmsg4   *ebpf.Program `ebpf:"sd_recvmsg4"`
 	SdRecvmsg6   *ebpf.Program `ebpf:"sd_recvmsg6"`
@@ -409,6 +433,7 @@ func (p *SdPrograms) Close() error {
 		p.SdConnect6,
 		p.SdGetpeer4,
 		p.SdGetpeer6,
+		p.SdHold,
 		p.SdLookupTest,
 		p.SdRecvmsg4,
 		p.SdRecvmsg6,

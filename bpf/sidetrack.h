@@ -108,6 +108,22 @@ struct hits {
 };
 _Static_assert(sizeof(struct hits) == 16, "shared with Go");
 
+#define TCP_HEADER_MIN 20
+#define TCP_HEADER_MAX 60
+
+/* A packet that a listener of the router did not get to see: a SYN, or what has
+ * come too early. */
+struct syn {
+	__u64 listener;	 /* cookie */
+	__u32 saddr[4];
+	__u32 daddr[4];
+	__u8 tos;	 /* or traffic class */
+	__u8 tcp_len;
+	__u8 pad[2];
+	__u8 tcp[TCP_HEADER_MAX]; /* the header; the first tcp_len bytes are set */
+};
+_Static_assert(sizeof(struct syn) == 104, "shared with Go");
+
 /* The programs, as rows of sd_exits. */
 enum program {
 	PROGRAM_CONNECT4,
@@ -120,6 +136,7 @@ enum program {
 	PROGRAM_GETPEER6,
 	PROGRAM_CAPTURE4,
 	PROGRAM_CAPTURE6,
+	PROGRAM_HOLD,
 	PROGRAM_LEN,
 };
 
@@ -145,6 +162,10 @@ enum reason {
 	REASON_NOT_TCP,	     /* only connections of TCP are captured */
 	REASON_BOUND,	     /* the socket is bound to a device from which loopback is not reached */
 	REASON_NO_LISTENER,  /* a gap: the router does not listen in this namespace (yet) */
+	REASON_HELD,	     /* a client's SYN: kept from the listener and told to the router */
+	REASON_RING_FULL,    /* the same, but there was no place to tell it: the client sends it again */
+	REASON_NOT_SYN,	     /* neither a SYN nor data: the kernel's answer is right */
+	REASON_TOO_EARLY,    /* data that met the listener instead of a socket in the making */
 	REASON_LEN,
 };
 
@@ -200,5 +221,6 @@ struct lookup_test {
 	struct answer answer;
 	enum program unused; /* these put their types into BTF, for Go */
 	struct flow_event no_event;
+	struct syn no_syn;
 };
-_Static_assert(sizeof(struct lookup_test) == 152, "shared with Go");
+_Static_assert(sizeof(struct lookup_test) == 256, "shared with Go");

@@ -46,6 +46,7 @@ func Check(cfg Config) []CheckLine {
 		{"BPF programs", "report this, with the kernel's version and the message", cfg.checkLoad},
 		{"SO_NETNS_COOKIE", "run Linux 5.14 or later", checkNetnsCookie},
 		{"SO_MARK", "add CAP_NET_ADMIN", cfg.checkMark},
+		{"raw sockets", "add CAP_NET_RAW; without it, clients are connected before the baseline is dialled, and one that refuses is a reset to them instead of a refusal", checkRaw},
 		{"SOCK_DESTROY", "run a kernel built with CONFIG_INET_DIAG_DESTROY=y; without it, idle connections from before a sandbox stay with the baseline", checkSockDestroy},
 	}
 	lines := make([]CheckLine, 0, len(checks))
@@ -178,11 +179,14 @@ func checkProgramTypes() (string, error) {
 	if err := features.HaveProgramType(ebpf.CGroupSockAddr); err != nil {
 		return "", fmt.Errorf("cgroup_sock_addr: %w", err)
 	}
-	return "cgroup_sock_addr", nil
+	if err := features.HaveProgramType(ebpf.SocketFilter); err != nil {
+		return "", fmt.Errorf("socket_filter: %w", err)
+	}
+	return "cgroup_sock_addr, socket_filter", nil
 }
 
 func checkMapTypes() (string, error) {
-	types := []ebpf.MapType{ebpf.Hash, ebpf.LRUHash, ebpf.PerCPUHash, ebpf.PerCPUArray, ebpf.Array, ebpf.SkStorage}
+	types := []ebpf.MapType{ebpf.Hash, ebpf.LRUHash, ebpf.PerCPUHash, ebpf.PerCPUArray, ebpf.Array, ebpf.SkStorage, ebpf.RingBuf}
 	names := make([]string, 0, len(types))
 	for _, t := range types {
 		if err := features.HaveMapType(t); err != nil {
@@ -215,7 +219,15 @@ func (c Config) checkLoad() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return fmt.Sprintf("the kernel accepts all %d", len(o.programs)), o.Close()
+	n := len(o.programs)
+	if err := o.Close(); err != nil {
+		return "", err
+	}
+	syns, err := newSYNs(c.Mark, nil)
+	if err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("the kernel accepts all %d", n+1), syns.Close()
 }
 
 func checkNetnsCookie() (string, error) {
@@ -250,6 +262,20 @@ func (c Config) checkMark() (string, error) {
 		return "", fmt.Errorf("setsockopt: %w", err)
 	}
 	return fmt.Sprintf("%#x", c.Mark), nil
+}
+
+func checkRaw() (string, error) {
+	for family, name := range map[int]string{unix.AF_INET: "IPv4", unix.AF_INET6: "IPv6"} {
+		fd, err := unix.Socket(family, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW)
+		if errors.Is(err, unix.EAFNOSUPPORT) {
+			continue
+		}
+		if err != nil {
+			return "", fmt.Errorf("%s: %w", name, err)
+		}
+		unix.Close(fd)
+	}
+	return "there", nil
 }
 
 // checkSockDestroy asks for the end of a connection that cannot be: its source

@@ -21,6 +21,14 @@ func bpfAddr(a netip.Addr) (w [4]uint32) {
 	return w
 }
 
+func goAddr(w [4]uint32) netip.Addr {
+	var b [16]byte
+	for i, v := range w {
+		binary.NativeEndian.PutUint32(b[4*i:], v)
+	}
+	return netip.AddrFrom16(b).Unmap()
+}
+
 func bpfPort(p uint16) uint16 {
 	return binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, p))
 }

@@ -34,6 +34,7 @@ var programLabels = [bpf.SdProgramPROGRAM_LEN]string{
 	bpf.SdProgramPROGRAM_GETPEER6: "getpeername6",
 	bpf.SdProgramPROGRAM_CAPTURE4: "capture4",
 	bpf.SdProgramPROGRAM_CAPTURE6: "capture6",
+	bpf.SdProgramPROGRAM_HOLD:     "hold",
 }
 
 // reasonLabels are the columns of sd_exits; bpf/sidetrack.h says what they mean.
@@ -58,6 +59,10 @@ var reasonLabels = [bpf.SdReasonREASON_LEN]string{
 	bpf.SdReasonREASON_NOT_TCP:      "not_tcp",
 	bpf.SdReasonREASON_BOUND:        "bound_to_device",
 	bpf.SdReasonREASON_NO_LISTENER:  "no_listener",
+	bpf.SdReasonREASON_HELD:         "held",
+	bpf.SdReasonREASON_RING_FULL:    "ring_full",
+	bpf.SdReasonREASON_NOT_SYN:      "not_syn",
+	bpf.SdReasonREASON_TOO_EARLY:    "too_early",
 }
 
 // Exits returns how often each program ended for each reason that has come up,

@@ -11,6 +11,7 @@
 //	err = k.Apply(table)         // fills the maps; the first time it publishes
 //	err = k.SetNamespaces(…)     // where capture finds the router's listeners
 //	err = k.RenewLease(d)        // again and again, or flow redirects stop after d
+//	s, err := k.HoldSYNs()       // for the router's listeners; lives by itself
 //	err = k.DetachCapture()      // a drain begins: nothing new for the router
 //	err = k.Close()              // flow redirects stay, by their pins
 //	err = loader.Uninstall(bpffs, log) // everything of ours is gone

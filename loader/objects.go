@@ -37,7 +37,7 @@ var capturePrograms = []program{
 	{bpf.SdProgSdCapture6, ebpf.AttachCGroupInet6Connect, false},
 }
 
-// mapNames are all maps, each pinned by its name.
+// mapNames are all maps of a set, each pinned by its name.
 var mapNames = []string{
 	bpf.SdMapSdBackends, bpf.SdMapSdDests, bpf.SdMapSdDialled, bpf.SdMapSdEvents, bpf.SdMapSdExits, bpf.SdMapSdHits,
 	bpf.SdMapSdIdentities, bpf.SdMapSdLease, bpf.SdMapSdNamespaces, bpf.SdMapSdRoutes, bpf.SdMapSdTold, bpf.SdMapSdUdpPeers,
@@ -105,6 +105,9 @@ func (c Config) load(keep map[string]*ebpf.Map) (*objects, error) {
 		return nil, err
 	}
 	delete(spec.Programs, bpf.SdProgSdLookupTest)
+	// They are loaded once for each loop of the router: see syns.go.
+	delete(spec.Programs, bpf.SdProgSdHold)
+	delete(spec.Maps, bpf.SdMapSdSyns)
 	return loadSpec(spec, keep)
 }
 

@@ -25,6 +25,8 @@ enum { false = 0, true = 1 };
 #define IPPROTO_TCP 6
 #define IPPROTO_UDP 17
 #define ECONNREFUSED 111
+#define ETH_P_IP 0x0800
+#define TCP_LISTEN 10
 
 /* UAPI, linux/bpf.h. */
 enum bpf_map_type {
@@ -41,6 +43,7 @@ enum bpf_map_type {
 #define BPF_NOEXIST 1
 #define BPF_F_NO_PREALLOC 1
 #define BPF_SK_STORAGE_GET_F_CREATE 1
+#define BPF_HDR_START_NET 1
 
 /* UAPI: what the verifier lets programs see of a socket. */
 struct bpf_sock {
@@ -75,6 +78,18 @@ struct bpf_sock_addr {
 	__u32 : 32;
 	struct bpf_sock *sk;
 };
+
+/* UAPI: the context of socket filters. */
+struct __sk_buff {
+	__u32 len;
+	__u32 pkt_type;
+	__u32 mark;
+	__u32 queue_mapping;
+	__u32 protocol; /* network byte order, in the low 16 bits */
+	__u32 unused[37];
+	struct bpf_sock *sk;
+};
+_Static_assert(__builtin_offsetof(struct __sk_buff, sk) == 168, "UAPI");
 
 /* Kernel types: only the members that are read, found by their BTF. */
 #pragma clang diagnostic push
