@@ -154,6 +154,7 @@ func (f *runFlags) run(ctx context.Context, stderr io.Writer) (err error) {
 		HTTP2:      f.http2,
 		V6OnlyDest: kernel.V6OnlyDest,
 		Ledger:     records,
+		HoldSYNs:   kernel.HoldSYNs,
 		Logger:     log,
 	})
 	if err != nil {

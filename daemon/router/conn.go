@@ -108,6 +108,8 @@ type conn struct {
 	flow      *ledger.Entry // of the connection, where it is no HTTP or has become a tunnel
 	why       string        // it ended, if not as connections do
 
+	syn *heldSYN // it has not been accepted yet
+
 	timer  timer
 	queued bool // in loop.again
 	dead   bool
@@ -119,7 +121,7 @@ type conn struct {
 	stalledTurns uint32
 	stalledSince int64
 
-	prev, next *conn // in loop.conns
+	prev, next *conn // in loop.conns or loop.held
 }
 
 // request is what must be remembered of one that was sent.
@@ -156,27 +158,43 @@ const (
 // turnReads is how many reads each side of a connection gets in one turn.
 const turnReads = 4
 
-// adopt begins to serve a connection.
-func (l *loop) adopt(a arrival) {
+// conn makes a connection of an arrival.
+func (a *arrival) conn(l *loop) *conn {
 	c := &conn{loop: l, ns: a.ns, dest: a.dest, addr: a.addr, bind: a.bind}
-	c.sock = socket{fd: a.fd, conn: c}
 	c.ups = c.upsBuf[:0]
-	l.conns.add(c)
-	if l.stopped || l.watch(&c.sock, connEvents) != nil {
-		l.conns.remove(c)
-		l.open.Add(-1)
-		c.dead = true
-		resetFD(a.fd)
-		a.ns.release()
-		return
-	}
+	return c
+}
+
+// adopt begins to serve a connection for which nothing has been dialled yet.
+func (l *loop) adopt(a arrival) {
+	c := a.conn(l)
 	// Dialling right away lets a server speak first, and hides the handshake
 	// behind the client's own first steps.
-	c.dialDefault()
-	if c.cur == nil {
+	if !l.stopped {
+		c.dialDefault()
+	}
+	c.begin(a.fd)
+}
+
+// begin begins to serve a client's socket.
+func (c *conn) begin(fd int32) {
+	l := c.loop
+	c.sock = socket{fd: fd, conn: c}
+	if l.stopped || l.watch(&c.sock, connEvents) != nil {
+		for _, u := range c.ups {
+			u.close(true)
+		}
+		c.dead = true
+		l.open.Add(-1)
+		resetFD(fd)
+		c.ns.release()
+		return
+	}
+	l.conns.add(c)
+	if u := c.cur; u == nil {
 		c.refused = true
 		c.later(refusalDelay, c.refuseSilent)
-	} else if c.cur.state == dialFailed {
+	} else if u.state == dialFailed || u.state == connected && u.sock.readable {
 		c.run()
 	}
 	if !c.dead && l.draining {
@@ -211,6 +229,10 @@ func (c *conn) clientEvent() {
 
 // run moves bytes until nothing more can be moved or it is somebody else's turn.
 func (c *conn) run() {
+	if c.syn != nil {
+		c.proceed()
+		return
+	}
 	c.turns++
 	if c.h2 != nil {
 		c.h2.run()
@@ -493,7 +515,7 @@ func (c *conn) drain() {
 	}
 }
 
-// connList is a loop's connections.
+// connList is a list of a loop's connections.
 type connList struct{ first *conn }
 
 func (l *connList) add(c *conn) {

@@ -17,11 +17,13 @@
 //
 // A client in some pod connects to 10.96.0.7:80. The capture program rewrites
 // that to 127.0.0.5:61234: the listener that Listen has opened on lo of the
-// client's own namespace, and destination number 5. The loop accepts, reads the
-// 5 back from the connection's local address and asks the table what it stands
-// for (listener.go). At once it dials 10.96.0.7:80 from the same namespace, with
-// the mark that keeps the kernel's programs off (upstream.go): a server that
-// speaks first can, and the handshake is out of the way when the request comes.
+// client's own namespace, and destination number 5. The client's SYN does not
+// reach that listener, but the loop (hold.go). It reads the 5 back from the SYN's
+// destination, asks the table what it stands for, and dials 10.96.0.7:80 from the
+// same namespace, with the mark that keeps the kernel's programs off
+// (upstream.go). If that is refused, so is the client. When it is connected the
+// loop sends the SYN once more, so that it passes, and accepts (listener.go): both
+// handshakes are over, and a server that speaks first can.
 //
 // The client's bytes go through consume (request.go). http1.Request finds the
 // head's end and its keys, the table decides, and the head goes out as it came:

@@ -171,39 +171,6 @@ func TestAServersResetReachesTheClientAfterItsData(t *testing.T) {
 	}
 }
 
-func TestABaselineThatRefusesIsARefusedConnection(t *testing.T) {
-	w := newWorld(t)
-	w.names(w.fork)
-	t.Run("to a client that says nothing", func(t *testing.T) {
-		w.dial(w.client).expectRST()
-	})
-	t.Run("to an untagged request", func(t *testing.T) {
-		c := w.dial(w.client)
-		c.send(get(untagged))
-		c.expectRST()
-	})
-	t.Run("to what is no HTTP", func(t *testing.T) {
-		c := w.dial(w.client)
-		c.send("\x16\x03\x01")
-		c.expectRST()
-	})
-	t.Run("not to a tagged request", func(t *testing.T) {
-		c := w.dial(w.client)
-		for range 2 {
-			c.send(get(tagged))
-			if resp, _ := c.response("GET"); resp.Header.Get(lab.ServedBy) != "fork" {
-				t.Errorf("served by %s", resp.Header.Get(lab.ServedBy))
-			}
-		}
-		c.send(get(untagged))
-		c.expectRST()
-	})
-	w.noConnections()
-	if n := w.router.Stats().Errors["dial_refused"]; n < 4 {
-		t.Errorf("%d refusals counted, want 4 at least", n)
-	}
-}
-
 func TestAnIdleBaselineThatClosesClosesTheClient(t *testing.T) {
 	w := newWorld(t)
 	bye := make(chan bool)

@@ -246,7 +246,7 @@ func TestAForkThatCannotBeReachedOverHTTP2(t *testing.T) {
 }
 
 func TestAForkServesOverHTTP2WhereTheBaselineDoesNot(t *testing.T) {
-	w := newWorld(t)
+	w := newWorld(t, connectedFirst)
 	w.serveHTTP2(w.fork, telling(w.fork))
 	f := w.frames(w.dial(w.client))
 	f.headers(1, true, asking("baggage", "sidetrack="+key)...)

@@ -28,46 +28,98 @@ type arrival struct {
 	bind netip.Addr     // the source address that the client has chosen, if it has
 }
 
-// accept takes connections from a namespace's listener.
-func (l *loop) accept(ns *namespace, s *socket) {
-	for range maxAccepts {
-		fd, peer, e := accept(s.fd)
-		switch e {
-		case noError:
-		case unix.EAGAIN:
-			return
-		case unix.EMFILE, unix.ENFILE, unix.ENOBUFS, unix.ENOMEM:
-			// The listener stays ready; without a pause the loop would spin.
-			l.stats.errors[acceptFailed]++
-			l.pause(s, e)
-			return
-		default:
-			l.stats.errors[acceptFailed]++
-			continue // a connection that was reset before it was accepted
-		}
-		l.stats.accepted++
-		a := arrival{ns: ns, fd: fd}
-		if !l.originalDestination(&a, s, peer) {
-			l.stats.errors[unknownDestination]++
-			resetFD(fd)
-			continue
-		}
-		ns.hold()
-		to := l.router.leastLoaded(l)
-		to.open.Add(1)
-		if to == l {
-			l.adopt(a)
-		} else if !to.post(func() { to.adopt(a) }) {
-			to.open.Add(-1)
-			resetFD(fd)
-			ns.release()
+// door is where the clients of a namespace come in by one protocol.
+type door struct {
+	ns *namespace
+	// outer is the listener that clients dial. Where SYNs are held, it gets none of
+	// them but those that carry no mark of ours, and these are kept from it.
+	outer socket
+	// inner listens at the same address, and gets the SYNs that do: the kernel
+	// chooses by the mark. No descriptor: SYNs are not held.
+	inner socket
+	// raw sends packets of our own; -1: SYNs are not held.
+	raw    int32
+	cookie uint64 // of outer
+}
+
+func (d *door) holds() bool { return d.inner.fd >= 0 }
+
+// listeners returns the sockets that there are. The outer one comes first: closed
+// before the other one, it leaves nobody to those that it was to be kept from.
+func (d *door) listeners() []*socket {
+	if d.holds() {
+		return []*socket{&d.outer, &d.inner}
+	}
+	return []*socket{&d.outer}
+}
+
+// closeAll closes the descriptors.
+func (d *door) closeAll() {
+	for _, fd := range []int32{d.outer.fd, d.inner.fd, d.raw} {
+		if fd >= 0 {
+			closeFD(fd)
 		}
 	}
 }
 
+// accept takes connections from a listener.
+func (l *loop) accept(s *socket) {
+	for range maxAccepts {
+		if !l.acceptOne(s) {
+			return
+		}
+	}
+}
+
+// acceptOne takes one, and reports whether there may be more.
+func (l *loop) acceptOne(s *socket) bool {
+	ns := s.listener.ns
+	fd, peer, e := accept(s.fd)
+	switch e {
+	case noError:
+	case unix.EAGAIN:
+		return false
+	case unix.EMFILE, unix.ENFILE, unix.ENOBUFS, unix.ENOMEM:
+		// The listener stays ready; without a pause the loop would spin.
+		l.stats.errors[acceptFailed]++
+		l.pause(s, e)
+		return false
+	default:
+		l.stats.errors[acceptFailed]++
+		return true // a connection that was reset before it was accepted
+	}
+	l.stats.accepted++
+	to := localAddr(fd)
+	if s == &s.listener.outer && s.listener.holds() {
+		detachFilter(fd) // it has its listener's
+	}
+	if c := ns.held[synKey{peer, to.Addr()}]; c != nil && c.syn.passed != 0 {
+		c.admit(fd)
+		return true
+	}
+	l.stats.errors[notHeld]++
+	a := arrival{ns: ns, fd: fd}
+	if !l.originalDestination(&a, peer, to) {
+		l.stats.errors[unknownDestination]++
+		resetFD(fd)
+		return true
+	}
+	ns.hold()
+	best := l.router.leastLoaded(l)
+	best.open.Add(1)
+	if best == l {
+		l.adopt(a)
+	} else if !best.post(func() { best.adopt(a) }) {
+		best.open.Add(-1)
+		resetFD(fd)
+		ns.release()
+	}
+	return true
+}
+
 // pause stops listening for a moment.
 func (l *loop) pause(s *socket, why unix.Errno) {
-	ns := s.listener
+	ns := s.listener.ns
 	if now := time.Now(); now.Sub(l.complained) > complainEvery {
 		l.complained = now
 		l.router.cfg.Logger.Warn("cannot accept connections", "netns", ns.name, "error", why)
@@ -90,13 +142,13 @@ func (l *loop) pause(s *socket, why unix.Errno) {
 // originalDestination finds out what the client has dialled. The capture program
 // has put the destination's id into the address that the connection came to, or,
 // where that address had to be ::1, has noted it under the client's socket.
-func (l *loop) originalDestination(a *arrival, s *socket, peer netip.AddrPort) bool {
+func (l *loop) originalDestination(a *arrival, peer, to netip.AddrPort) bool {
 	table := l.table()
 	if table == nil {
 		return false
 	}
-	if s == a.ns.v6 {
-		cookie, err := l.socketCookie(a.ns, peer, netip.AddrPortFrom(netip.IPv6Loopback(), a.ns.ports.V6))
+	if to.Addr() == netip.IPv6Loopback() {
+		cookie, err := l.socketCookie(a.ns, peer, to)
 		if err != nil || l.router.cfg.V6OnlyDest == nil {
 			return false
 		}
@@ -106,12 +158,11 @@ func (l *loop) originalDestination(a *arrival, s *socket, peer netip.AddrPort) b
 		}
 		a.dest = id
 	} else {
-		to := localAddr(a.fd).Addr()
-		if !to.Is4() || to.As4()[0] != 127 {
+		id, ok := dest24(to.Addr())
+		if !ok {
 			return false
 		}
-		b := to.As4()
-		a.dest = routing.DestID(b[1])<<16 | routing.DestID(b[2])<<8 | routing.DestID(b[3])
+		a.dest = id
 	}
 	key, ok := table.Dest(a.dest)
 	if !ok {
@@ -125,41 +176,75 @@ func (l *loop) originalDestination(a *arrival, s *socket, peer netip.AddrPort) b
 }
 
 // listen starts to accept for a namespace.
-func (l *loop) listen(ns *namespace, v4, v6 int32) error {
-	ns.v4 = &socket{fd: v4, listener: ns}
-	if err := l.watch(ns.v4, unix.EPOLLIN); err != nil {
-		closeFD(v4)
-		if v6 >= 0 {
-			closeFD(v6)
+func (l *loop) listen(ns *namespace) error {
+	for i, d := range ns.doors {
+		d.ns = ns
+		err := l.watchDoor(d)
+		if err != nil {
+			for _, rest := range ns.doors[i+1:] {
+				rest.closeAll()
+			}
+			ns.doors = ns.doors[:i]
+			l.closeListeners(ns)
+			return err
 		}
-		return err
-	}
-	if v6 < 0 {
-		return nil
-	}
-	ns.v6 = &socket{fd: v6, listener: ns}
-	if err := l.watch(ns.v6, unix.EPOLLIN); err != nil {
-		closeFD(v6)
-		ns.v6 = nil
-		l.unlisten(ns)
-		return err
 	}
 	return nil
 }
 
+// watchDoor watches a door's listeners, or closes it.
+func (l *loop) watchDoor(d *door) error {
+	var err error
+	if d.holds() {
+		err = l.holdSYNs(d)
+	}
+	watched := 0
+	for _, s := range d.listeners() {
+		s.listener = d
+		if err == nil {
+			if err = l.watch(s, unix.EPOLLIN); err == nil {
+				watched++
+			}
+		}
+	}
+	if err != nil {
+		for _, s := range d.listeners()[:watched] {
+			l.forget(s)
+		}
+		delete(l.holding, d.cookie)
+		d.closeAll()
+	}
+	return err
+}
+
 // unlisten stops it. The kernel would reset what has not been accepted yet, so
-// that is done first.
+// that is done first; and refuse whoever sends its SYN again, so it waits for
+// those that are held.
 func (l *loop) unlisten(ns *namespace) {
+	if ns.closed || ns.closing {
+		return
+	}
+	for l.takeSYNs() {
+	}
+	if len(ns.held) > 0 {
+		ns.closing = true
+		return
+	}
+	l.closeListeners(ns)
+}
+
+func (l *loop) closeListeners(ns *namespace) {
 	if ns.closed {
 		return
 	}
 	ns.closed = true
-	for _, s := range []*socket{ns.v4, ns.v6} {
-		if s != nil {
-			l.accept(ns, s)
+	for _, d := range ns.doors {
+		for _, s := range d.listeners() {
+			l.accept(s)
 			l.forget(s)
-			closeFD(s.fd)
 		}
+		delete(l.holding, d.cookie)
+		d.closeAll()
 	}
 	if ns.diag >= 0 {
 		unix.Close(ns.diag)

@@ -9,18 +9,13 @@ import (
 	"net/netip"
 	"os"
 	"strings"
-	"sync"
-	"syscall"
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
-	"github.com/sidetrack-dev/sidetrack/routing"
 	"github.com/sidetrack-dev/sidetrack/test/lab"
 )
 
-func TestConnectionsThatNobodyHasCapturedAreReset(t *testing.T) {
+func TestConnectionsThatNobodyHasCapturedAreRefused(t *testing.T) {
 	w := newWorld(t)
 	w.names(w.base)
 	for name, addr := range map[string]string{
@@ -49,34 +44,11 @@ func TestConnectionsThatNobodyHasCapturedAreReset(t *testing.T) {
 }
 
 func TestSocketsThatSpeakOnlyIPv6AreServed(t *testing.T) {
-	var mu sync.Mutex
-	dialled := map[uint64]routing.DestID{}
-	w := newWorld(t, func(c *Config) {
-		c.V6OnlyDest = func(socket uint64) (routing.DestID, bool) {
-			mu.Lock()
-			defer mu.Unlock()
-			id, ok := dialled[socket]
-			return id, ok
-		}
-	})
+	var dial func(*world) (net.Conn, error)
+	w := newWorld(t, func(c *Config) { dial = byIPv6(c) })
 	w.names(w.base, w.fork)
-	d, _ := w.table.LookupDest(netip.MustParseAddrPort("[fd00:96::7]:80"), routing.TCP)
-	// What the capture program does: note the destination under the socket's cookie.
-	dialer := &net.Dialer{Control: func(_, _ string, raw syscall.RawConn) error {
-		var cookie uint64
-		var err error
-		if cerr := raw.Control(func(fd uintptr) {
-			cookie, err = unix.GetsockoptUint64(int(fd), unix.SOL_SOCKET, unix.SO_COOKIE)
-		}); cerr != nil {
-			return cerr
-		}
-		mu.Lock()
-		defer mu.Unlock()
-		dialled[cookie] = d.ID
-		return err
-	}}
 	for range 3 {
-		conn, err := w.client.DialWith(context.Background(), dialer, "tcp6", fmt.Sprintf("[::1]:%d", w.ports[w.client].V6))
+		conn, err := dial(w)
 		if err != nil {
 			t.Fatal(err)
 		}

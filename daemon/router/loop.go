@@ -15,6 +15,7 @@ import (
 
 	"github.com/sidetrack-dev/sidetrack/daemon/router/http1"
 	"github.com/sidetrack-dev/sidetrack/daemon/router/http2"
+	"github.com/sidetrack-dev/sidetrack/loader"
 	"github.com/sidetrack-dev/sidetrack/routing"
 )
 
@@ -35,6 +36,10 @@ type loop struct {
 	timers  timers
 	bufs    pool
 	conns   connList
+	syns    *loader.SYNs     // nil: SYNs are not held
+	holding map[uint64]*door // whose SYNs are, by the outer listener's cookie
+	held    connList         // connections that have not been accepted yet
+	sweep   timer
 	again   []*conn    // have more to do but have had their turn
 	in      *namespace // where the thread is now; nil: at home
 	stats   counters
@@ -49,6 +54,7 @@ type loop struct {
 	keys routing.KeySet
 	resp http1.Response
 	h2   *http2.Shared
+	syn  loader.SYN
 
 	waiter   waiter
 	draining bool
@@ -88,15 +94,16 @@ type socket struct {
 	// Exactly one is set.
 	conn     *conn
 	upstream *upstream
-	listener *namespace
+	listener *door
 	wake     *loop
+	syns     bool
 }
 
 func newLoop(r *Router, home int) (*loop, error) {
 	l := &loop{
 		router: r, home: home, epoll: -1, wakeFD: -1,
 		read: make([]byte, readSize),
-		done: make(chan struct{}),
+		done: make(chan struct{}), holding: map[uint64]*door{},
 		//nolint:gosec // which endpoint comes first is no secret
 		random: rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())),
 	}
@@ -104,6 +111,7 @@ func newLoop(r *Router, home int) (*loop, error) {
 	l.req.Names, l.req.Keys = &r.cfg.KeyNames, &l.keys
 	l.h2 = http2.NewShared(r.cfg.HTTP2, &r.cfg.KeyNames)
 	l.stats.init()
+	l.sweep.fire = l.sweepHeld
 	var err error
 	if l.epoll, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
 		return nil, fmt.Errorf("make an epoll instance: %w", err)
@@ -115,6 +123,18 @@ func newLoop(r *Router, home int) (*loop, error) {
 	if err := l.watch(&socket{fd: int32(l.wakeFD), wake: l}, unix.EPOLLIN); err != nil {
 		unix.Close(l.epoll)
 		unix.Close(l.wakeFD)
+		return nil, err
+	}
+	if r.cfg.HoldSYNs == nil {
+		return l, nil
+	}
+	if l.syns, err = r.cfg.HoldSYNs(); err != nil {
+		l.syns = nil
+		r.cfg.Logger.Warn(notHolding, "err", err)
+		return l, nil
+	}
+	if err := l.watch(&socket{fd: int32(l.syns.FD()), syns: true}, unix.EPOLLIN); err != nil {
+		l.closeAll()
 		return nil, err
 	}
 	return l, nil
@@ -257,7 +277,9 @@ func (l *loop) event(ev *unix.EpollEvent) {
 	case s.upstream != nil:
 		s.upstream.event()
 	case s.listener != nil:
-		l.accept(s.listener, s)
+		l.accept(s)
+	case s.syns:
+		l.takeSYNs()
 	case s.wake != nil:
 		l.takePosts()
 	}
@@ -300,11 +322,24 @@ func (l *loop) shut() {
 	for c := l.conns.first; c != nil; c = l.conns.first {
 		c.abort()
 	}
+	for c := l.held.first; c != nil; c = l.held.first {
+		c.turnAway(unix.ECONNREFUSED)
+	}
 	for _, c := range l.parting {
 		c.letGo(true)
 	}
 	l.parting = nil
 	l.leave()
+	l.closeAll()
+}
+
+// closeAll closes what is the loop's own.
+func (l *loop) closeAll() {
+	if l.syns != nil {
+		if err := l.syns.Close(); err != nil {
+			l.router.cfg.Logger.Warn("the ring of SYNs is not closed", "err", err)
+		}
+	}
 	unix.Close(l.epoll)
 	unix.Close(l.wakeFD)
 }

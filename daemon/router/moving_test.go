@@ -254,6 +254,9 @@ func TestARequestOrAnswerInItsMiddleMoves(t *testing.T) {
 					after = "after"
 				}
 				turn, taken := make(chan string), make(chan bool)
+				if server != w.base {
+					w.names(w.base)
+				}
 				w.script(server, func(p *peer) {
 					p.expect(whole)
 					for s := range turn {

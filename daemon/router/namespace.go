@@ -41,9 +41,17 @@ type namespace struct {
 	users atomic.Int32
 
 	// The rest belongs to the home loop.
-	v4, v6 *socket
-	diag   int // netlink socket for sock_diag, -1 until it is needed
-	closed bool
+	doors   []*door
+	diag    int // netlink socket for sock_diag, -1 until it is needed
+	held    map[synKey]*conn
+	closing bool // the listeners wait for those that are held
+	closed  bool
+}
+
+func newNamespace(cookie routing.Cookie, name string, fd int) *namespace {
+	ns := &namespace{cookie: cookie, name: name, fd: fd, diag: -1, held: map[synKey]*conn{}}
+	ns.hold()
+	return ns
 }
 
 func (ns *namespace) hold() { ns.users.Add(1) }
@@ -89,25 +97,59 @@ const (
 	notSent = 128 << 10
 )
 
-// listenIn makes the listeners of a namespace. The calling thread must be there.
-func listenIn() (v4, v6 int32, ports Ports, err error) {
+// listenIn makes the listeners of a namespace, which the calling thread must be
+// in. With a mark, SYNs can be held there, unless whyNot says why they cannot.
+func listenIn(mark uint32) (doors []*door, ports Ports, whyNot, err error) {
 	if err := raiseLoopback(); err != nil {
-		return -1, -1, Ports{}, err
+		return nil, Ports{}, nil, err
 	}
-	v4, ports.V4, err = listenOn(netip.IPv4Unspecified())
-	if err != nil {
-		return -1, -1, Ports{}, err
+	for _, a := range []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Loopback()} {
+		d, port, why, err := openDoor(a, mark)
+		if a.Is6() && (errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EADDRNOTAVAIL)) {
+			// No IPv6 here, or none on lo: then nobody can dial ::1 either.
+			break
+		}
+		if err != nil {
+			for _, d := range doors {
+				d.closeAll()
+			}
+			return nil, Ports{}, nil, err
+		}
+		doors = append(doors, d)
+		if whyNot = errors.Join(whyNot, why); a.Is4() {
+			ports.V4 = port
+		} else {
+			ports.V6 = port
+		}
 	}
-	v6, ports.V6, err = listenOn(netip.IPv6Loopback())
-	if errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EADDRNOTAVAIL) {
-		// No IPv6 here, or none on lo: then nobody can dial ::1 either.
-		return v4, -1, ports, nil
+	return doors, ports, whyNot, nil
+}
+
+// openDoor makes what is needed to be dialled at an address.
+func openDoor(a netip.Addr, mark uint32) (d *door, port uint16, whyNot, err error) {
+	d = &door{outer: socket{fd: -1}, inner: socket{fd: -1}, raw: -1}
+	if mark != 0 {
+		var e unix.Errno
+		if d.raw, e = newRawSocket(a); e == noError {
+			e = setInt(d.raw, unix.SOL_SOCKET, unix.SO_MARK, int32(mark))
+		}
+		if e != noError {
+			whyNot = fmt.Errorf("make a raw socket: %w (CAP_NET_RAW is needed)", e)
+			mark = 0
+		}
 	}
-	if err != nil {
-		closeFD(v4)
-		return -1, -1, Ports{}, err
+	defer func() {
+		if err != nil {
+			d.closeAll()
+		}
+	}()
+	if d.outer.fd, port, err = listenOn(a, 0, mark != 0); err != nil || mark == 0 {
+		return d, port, whyNot, err
 	}
-	return v4, v6, ports, nil
+	if d.inner.fd, _, err = listenOn(a, port, true); err == nil {
+		err = chooseByMark(d.outer.fd, mark)
+	}
+	return d, port, whyNot, err
 }
 
 // raiseLoopback brings lo up where it is not. Every pod has it up; a namespace that
@@ -135,7 +177,9 @@ func raiseLoopback() error {
 	return nil
 }
 
-func listenOn(a netip.Addr) (fd int32, port uint16, err error) {
+// listenOn listens at an address and a port; zero: some free one. With shared
+// there may be several sockets there, which the kernel numbers in this order.
+func listenOn(a netip.Addr, at uint16, shared bool) (fd int32, port uint16, err error) {
 	fd, e := newSocket(a)
 	if e != noError {
 		return -1, 0, fmt.Errorf("make a listener's socket: %w", e)
@@ -143,6 +187,7 @@ func listenOn(a netip.Addr) (fd int32, port uint16, err error) {
 	defer func() {
 		if err != nil {
 			closeFD(fd)
+			fd = -1
 		}
 	}()
 	// Nobody but this namespace's own processes can reach lo. That goes for ::1
@@ -165,8 +210,16 @@ func listenOn(a netip.Addr) (fd int32, port uint16, err error) {
 			return -1, 0, fmt.Errorf("set IPV6_V6ONLY: %w", e)
 		}
 	}
+	if shared {
+		if e := setInt(fd, unix.SOL_SOCKET, unix.SO_REUSEPORT, 1); e != noError {
+			return -1, 0, fmt.Errorf("set SO_REUSEPORT: %w", e)
+		}
+	}
 	for range portTries {
-		port := uint16(firstPort + rand.IntN(lastPort-firstPort+1))
+		port := at
+		if port == 0 {
+			port = uint16(firstPort + rand.IntN(lastPort-firstPort+1))
+		}
 		var sa unix.RawSockaddrAny
 		size := putSockaddr(&sa, netip.AddrPortFrom(a, port))
 		if e = bind(fd, &sa, size); e == noError {

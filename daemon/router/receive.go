@@ -39,8 +39,8 @@ func (r *Router) Receive(m *Moving) (err error) {
 		unix.Close(m.Netns)
 	} else {
 		// There is nothing to listen for in it any more, or not yet.
-		ns = &namespace{cookie: m.State.Netns, name: m.State.Name, fd: m.Netns, diag: -1, closed: true}
-		ns.hold()
+		ns = newNamespace(m.State.Netns, m.State.Name, m.Netns)
+		ns.closed = true
 	}
 	m.Netns = -1
 	c, err := m.revive(r.leastLoaded(r.loops[0]), ns)

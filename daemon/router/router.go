@@ -16,6 +16,7 @@ import (
 
 	"github.com/sidetrack-dev/sidetrack/daemon/ledger"
 	"github.com/sidetrack-dev/sidetrack/daemon/router/http2"
+	"github.com/sidetrack-dev/sidetrack/loader"
 	"github.com/sidetrack-dev/sidetrack/routing"
 )
 
@@ -38,7 +39,11 @@ type Config struct {
 	V6OnlyDest func(socketCookie uint64) (routing.DestID, bool)
 	// Ledger is told of every tagged request and connection; nil: nobody is.
 	Ledger *ledger.Ledger
-	Logger *slog.Logger
+	// HoldSYNs makes what keeps clients' SYNs from the listeners until it is known
+	// what becomes of them, for one loop; it knows SYNs of our own by Mark. Nil:
+	// clients are connected before anything is dialled for them.
+	HoldSYNs func() (*loader.SYNs, error)
+	Logger   *slog.Logger
 }
 
 const (
@@ -152,17 +157,27 @@ func (r *Router) listen(n Namespace) (Ports, error) {
 	if err != nil {
 		return Ports{}, fmt.Errorf("duplicate its descriptor: %w", err)
 	}
-	ns := &namespace{cookie: n.Cookie, name: n.Name, fd: fd, diag: -1, home: r.loops[len(r.namespaces)%len(r.loops)]}
-	ns.hold()
-	var v4, v6 int32
+	ns := newNamespace(n.Cookie, n.Name, fd)
+	ns.home = r.loops[len(r.namespaces)%len(r.loops)]
+	mark := r.cfg.Mark
+	if ns.home.syns == nil {
+		mark = 0
+	}
+	var whyNot error
 	if err := inNamespace(fd, r.home, func() (err error) {
-		v4, v6, ns.ports, err = listenIn()
+		ns.doors, ns.ports, whyNot, err = listenIn(mark)
 		return err
 	}); err != nil {
 		ns.release()
 		return Ports{}, err
 	}
-	if !ns.home.call(func() { err = ns.home.listen(ns, v4, v6) }) {
+	if whyNot != nil {
+		r.cfg.Logger.Warn(notHolding, "netns", n.Name, "err", whyNot)
+	}
+	if !ns.home.call(func() { err = ns.home.listen(ns) }) {
+		for _, d := range ns.doors {
+			d.closeAll()
+		}
 		err = ErrClosed
 	}
 	if err != nil {
@@ -214,6 +229,9 @@ func (r *Router) Drain(ctx context.Context) error {
 				l.call(func() {
 					for l.conns.first != nil {
 						l.conns.first.abort()
+					}
+					for l.held.first != nil {
+						l.held.first.turnAway(unix.ECONNREFUSED)
 					}
 				})
 			}

@@ -12,6 +12,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// tcpListen is TCP_LISTEN of net/tcp_states.h.
+const tcpListen = 10
+
 // sockDiagByFamily is SOCK_DIAG_BY_FAMILY of linux/sock_diag.h.
 const sockDiagByFamily = 20
 
@@ -42,8 +45,11 @@ type inetDiagMsg struct {
 	id                            inetDiagSockID
 }
 
+var errNoSocket = errors.New("sock_diag knows no such socket")
+
 // socketCookie returns the cookie of the socket in the namespace that is
-// connected from one address to another.
+// connected, or about to be, from one address to another. It answers errNoSocket
+// when there is none.
 func (l *loop) socketCookie(ns *namespace, from, to netip.AddrPort) (uint64, error) {
 	if ns.diag < 0 {
 		if e := l.enter(ns); e != noError {
@@ -57,8 +63,13 @@ func (l *loop) socketCookie(ns *namespace, from, to netip.AddrPort) (uint64, err
 	}
 	req := inetDiagReq{
 		family: unix.AF_INET6, protocol: unix.IPPROTO_TCP, states: ^uint32(0),
-		id: inetDiagSockID{src: from.Addr().As16(), dst: to.Addr().As16(), cookie: [2]uint32{^uint32(0), ^uint32(0)}},
+		id: inetDiagSockID{cookie: [2]uint32{^uint32(0), ^uint32(0)}},
 	}
+	if from.Addr().Is4() {
+		req.family = unix.AF_INET
+	}
+	copy(req.id.src[:], from.Addr().AsSlice())
+	copy(req.id.dst[:], to.Addr().AsSlice())
 	binary.BigEndian.PutUint16(req.id.sport[:], from.Port())
 	binary.BigEndian.PutUint16(req.id.dport[:], to.Port())
 	req.header = unix.NlMsghdr{Len: uint32(unsafe.Sizeof(req)), Type: sockDiagByFamily, Flags: unix.NLM_F_REQUEST}
@@ -74,11 +85,12 @@ func (l *loop) socketCookie(ns *namespace, from, to netip.AddrPort) (uint64, err
 	}
 	var m inetDiagMsg
 	if n < int(unsafe.Sizeof(m)) {
-		return 0, errors.New("sock_diag knows no such socket")
+		return 0, errNoSocket
 	}
 	copy(unsafe.Slice((*byte)(unsafe.Pointer(&m)), unsafe.Sizeof(m)), answer[:n])
-	if m.header.Type != sockDiagByFamily {
-		return 0, errors.New("sock_diag knows no such socket")
+	// Without one the kernel tells of a listener that would do.
+	if m.header.Type != sockDiagByFamily || m.state == tcpListen {
+		return 0, errNoSocket
 	}
 	return uint64(m.id.cookie[1])<<32 | uint64(m.id.cookie[0]), nil
 }

@@ -17,6 +17,9 @@ type Stats struct {
 	Streams int
 	// Accepted counts clients' connections.
 	Accepted uint64
+	// Held counts the attempts to connect that had to wait for the upstream, which
+	// are all those that come to a listener whose SYNs are held.
+	Held uint64
 	// Received and Given count those that came from another agent's router, and
 	// went to one, when agents took turns.
 	Received, Given uint64
@@ -72,6 +75,9 @@ const (
 	ambiguousAnswer
 	doubtfulAnswer
 	keyInOpaque
+	notHeld
+	synLost
+	synAbandoned
 	http2Errors
 	errorReasons = http2Errors + errorReason(http2.Reasons)
 )
@@ -92,6 +98,9 @@ var errorNames = [errorReasons]string{
 	ambiguousAnswer:    "ambiguous_answer",
 	doubtfulAnswer:     "reset_after_ambiguous_answer",
 	keyInOpaque:        "reset_key_in_opaque",
+	notHeld:            "not_held",
+	synLost:            "syn_lost",
+	synAbandoned:       "syn_abandoned",
 
 	http2Errors + errorReason(http2.ClientError):    "http2_client_error",
 	http2Errors + errorReason(http2.ServerError):    "http2_server_error",
@@ -106,7 +115,7 @@ var errorNames = [errorReasons]string{
 // counters belong to one loop, so that counting needs no atomics. Whoever wants
 // to read them asks the loop.
 type counters struct {
-	accepted               uint64
+	accepted, held         uint64
 	received, given        uint64
 	fromClients, toClients uint64
 	tunnels, retries       uint64
@@ -178,6 +187,7 @@ func (s *counters) dialFailed(e unix.Errno) {
 // addTo adds the counters to what is told outside.
 func (s *counters) addTo(t *Stats) {
 	t.Accepted += s.accepted
+	t.Held += s.held
 	t.Received += s.received
 	t.Given += s.given
 	t.FromClients += s.fromClients

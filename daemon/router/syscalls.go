@@ -38,6 +38,15 @@ func send(fd int32, b []byte) (int, unix.Errno) {
 	}
 }
 
+func sendTo(fd int32, b []byte, sa *unix.RawSockaddrAny, size uintptr) unix.Errno {
+	for {
+		_, _, e := unix.RawSyscall6(unix.SYS_SENDTO, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)), unix.MSG_DONTWAIT, uintptr(unsafe.Pointer(sa)), size)
+		if e != unix.EINTR {
+			return e
+		}
+	}
+}
+
 func closeFD(fd int32) { unix.RawSyscall(unix.SYS_CLOSE, uintptr(fd), 0, 0) }
 
 // resetFD closes a connection with RST.
@@ -56,6 +65,10 @@ func setInt(fd int32, level, option int, value int32) unix.Errno {
 	_, _, e := unix.RawSyscall6(unix.SYS_SETSOCKOPT, uintptr(fd), uintptr(level), uintptr(option), uintptr(unsafe.Pointer(&value)), unsafe.Sizeof(value), 0)
 	return e
 }
+
+// detachFilter takes the filter off that an accepted socket has from its
+// listener, or a listener's own.
+func detachFilter(fd int32) { setInt(fd, unix.SOL_SOCKET, unix.SO_DETACH_FILTER, 0) }
 
 // socketError takes a socket's pending error.
 func socketError(fd int32) unix.Errno {
@@ -124,6 +137,17 @@ func putSockaddr(sa *unix.RawSockaddrAny, a netip.AddrPort) uintptr {
 func swap(port uint16) uint16 {
 	b := (*[2]byte)(unsafe.Pointer(&port))
 	return uint16(b[0])<<8 | uint16(b[1])
+}
+
+// newRawSocket makes a socket that sends packets of an address's family with their
+// own IP headers, and receives none (raw(7)).
+func newRawSocket(a netip.Addr) (int32, unix.Errno) {
+	family := unix.AF_INET6
+	if a.Is4() {
+		family = unix.AF_INET
+	}
+	n, _, e := unix.RawSyscall(unix.SYS_SOCKET, uintptr(family), unix.SOCK_RAW|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW)
+	return int32(n), e
 }
 
 // newSocket makes a non-blocking TCP socket for an address's family in the

@@ -42,6 +42,7 @@ type upstream struct {
 	served  bool // it has answered a request
 	retried bool
 
+	err   unix.Errno // why the last dial has failed
 	timer timer
 
 	// When it speaks HTTP/2, see http2.go.
@@ -166,6 +167,7 @@ func (u *upstream) dial() {
 			return
 		}
 		u.conn.loop.stats.dialFailed(e)
+		u.err = e
 		if !u.fork {
 			u.state = dialFailed
 			return
@@ -245,9 +247,12 @@ func (u *upstream) event() {
 		if !u.sock.writable && !u.sock.ending {
 			return
 		}
-		if e := socketError(u.sock.fd); e != noError {
-			u.failed(e)
-			return
+		// A dial that has failed shows as one that has ended, too.
+		if u.sock.ending {
+			if e := socketError(u.sock.fd); e != noError {
+				u.failed(e)
+				return
+			}
 		}
 		u.state = connected
 		c.loop.timers.clear(&u.timer)
@@ -278,6 +283,7 @@ func (u *upstream) event() {
 func (u *upstream) failed(e unix.Errno) {
 	c := u.conn
 	c.loop.stats.dialFailed(e)
+	u.err = e
 	u.closeSocket(false)
 	u.state = dialFailed
 	if u.fork {

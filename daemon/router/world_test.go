@@ -21,6 +21,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/sidetrack-dev/sidetrack/loader"
 	"github.com/sidetrack-dev/sidetrack/routing"
 	"github.com/sidetrack-dev/sidetrack/test/lab"
 )
@@ -54,7 +55,8 @@ func newWorld(t *testing.T, change ...func(*Config)) *world {
 	w.base = w.lab.MustPod("base", "10.96.0.7", "fd00:96::7")
 	w.fork = w.lab.MustPod("fork")
 	w.fork2 = w.lab.MustPod("fork2")
-	cfg := Config{Loops: 2, Mark: 0x3053}
+	const mark = 0x3053
+	cfg := Config{Loops: 2, Mark: mark, HoldSYNs: func() (*loader.SYNs, error) { return loader.NewSYNs(mark) }}
 	for _, f := range change {
 		f(&cfg)
 	}

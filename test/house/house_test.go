@@ -31,7 +31,7 @@ var mayImport = map[string][]string{
 	"api":               {},
 	"loader":            {"bpf", "routing"},
 	"daemon/ledger":     {"routing", "api", "daemon/ledger"},
-	"daemon/router":     {"routing", "daemon/router", "daemon/ledger"},
+	"daemon/router":     {"routing", "loader", "daemon/router", "daemon/ledger"},
 	"daemon/pods":       {"routing"},
 	"daemon/source":     {"routing", "api", "daemon/pods", "daemon/source"},
 	"daemon/nodestate":  {"routing", "api"},
