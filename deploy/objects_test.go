@@ -113,7 +113,7 @@ func TestTheAgentHasNoMoreThanIsListed(t *testing.T) {
 		RunAsUser:                &root,
 		Capabilities: &corev1.Capabilities{
 			Drop: []corev1.Capability{"ALL"},
-			Add:  []corev1.Capability{"SYS_ADMIN", "NET_ADMIN", "SYS_PTRACE"},
+			Add:  []corev1.Capability{"SYS_ADMIN", "NET_ADMIN", "NET_RAW", "SYS_PTRACE"},
 		},
 	}, c.SecurityContext); diff != "" {
 		t.Errorf("its security context (-want +got):\n%s", diff)

@@ -488,7 +488,7 @@ func (s *installed) podSecurity() {
 	_, got, _ := strings.Cut(err.Error(), "violates PodSecurity ")
 	want := strings.Join([]string{
 		`"baseline:latest": forbidden AppArmor profile (pod must not set AppArmor profile type to "Unconfined")`,
-		`non-default capabilities (container "agent" must not include "NET_ADMIN", "SYS_ADMIN", "SYS_PTRACE" in securityContext.capabilities.add)`,
+		`non-default capabilities (container "agent" must not include "NET_ADMIN", "NET_RAW", "SYS_ADMIN", "SYS_PTRACE" in securityContext.capabilities.add)`,
 		`host namespaces (hostNetwork=true, hostPID=true)`,
 		`hostPath volumes (volumes "bpffs", "cgroup", "run")`,
 		`seLinuxOptions (pod set forbidden securityContext.seLinuxOptions: type "spc_t")`,

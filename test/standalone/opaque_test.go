@@ -11,9 +11,10 @@ import (
 	"crypto/x509/pkix"
 	"errors"
 	"fmt"
-	"io"
 	"math/big"
 	"net/http"
+	"net/netip"
+	"os/exec"
 	"strings"
 	"testing"
 	"time"
@@ -109,50 +110,70 @@ func selfSigned(t *testing.T, name string) tls.Certificate {
 	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
 }
 
-// TestARefusedBaselineIsARefusedConnection: nobody listens.
+// TestARefusedBaselineIsARefusedConnection: nobody listens, and connect(2) says so.
 func TestARefusedBaselineIsARefusedConnection(t *testing.T) {
+	requirePrograms(t, "curl", "python3")
 	both(t, func(t *testing.T, s *shop) {
-		for name, say := range map[string]string{
-			"to who waits":               "",
-			"to who sends a request":     "GET / HTTP/1.1\r\nHost: w\r\n\r\n",
-			"to who sends other things":  "\x16\x03\x01\x00",
-			"to who sends half a head":   "GET / HT",
-			"to who sends a lot at once": strings.Repeat("GET / HTTP/1.1\r\nHost: w\r\n\r\n", 1000),
-		} {
-			t.Run(name, func(t *testing.T) {
-				conn, err := s.client.Dial("tcp", fmt.Sprintf("%s:%d", wideIP, s.nextPort()))
-				if err == nil {
-					defer conn.Close()
-					_, err = io.WriteString(conn, say)
+		for _, ip := range []string{wideIP, wideIP6, s.base.IPv4.String(), s.base.IPv6.String()} {
+			to := netip.AddrPortFrom(netip.MustParseAddr(ip), uint16(s.nextPort()))
+			for _, kind := range kindsFor(to.Addr()) {
+				so := kind.socket(t, s.client, unix.SOCK_STREAM)
+				if err := so.connect(to); err != unix.ECONNREFUSED {
+					t.Errorf("%s to %s: %v, want %v", kind.name, to, err, unix.ECONNREFUSED)
 				}
-				var b []byte
-				if err == nil {
-					_ = conn.SetReadDeadline(time.Now().Add(patience))
-					b, err = io.ReadAll(conn)
+				bound := kind.socket(t, s.client, unix.SOCK_STREAM)
+				from := s.client.IPv4
+				if to.Addr().Is6() {
+					from = s.client.IPv6
 				}
-				if len(b) > 0 || !errors.Is(err, unix.ECONNREFUSED) && !errors.Is(err, unix.ECONNRESET) && !errors.Is(err, unix.EPIPE) {
-					t.Errorf("read %q, error %v, want nothing and a refused or reset connection", b, err)
+				if err := unix.Bind(bound.fd, kind.address(netip.AddrPortFrom(mappedFor(kind, from), 0))); err != nil {
+					t.Fatal(err)
 				}
-			})
-		}
-		t.Run("curl calls it a failure, not a response", func(t *testing.T) {
-			requirePrograms(t, "curl")
-			out, err := s.client.Command("curl", "-sS", fmt.Sprintf("http://%s:%d/", wideIP, s.nextPort())).CombinedOutput()
-			if err == nil {
-				t.Errorf("curl is content: %q", out)
+				if err := bound.connect(to); err != unix.ECONNREFUSED {
+					t.Errorf("%s to %s, bound to %s: %v, want %v", kind.name, to, from, err, unix.ECONNREFUSED)
+				}
 			}
-		})
+			if _, err := s.client.Dial("tcp", to.String()); !errors.Is(err, unix.ECONNREFUSED) {
+				t.Errorf("Go, %s: %v, want %v", to, err, unix.ECONNREFUSED)
+			}
+			const connect = "import socket, sys\ntry:\n  socket.create_connection((sys.argv[1], int(sys.argv[2])))\nexcept ConnectionRefusedError:\n  print('refused')"
+			if out, err := s.client.Command("python3", "-c", connect, ip, fmt.Sprint(to.Port())).CombinedOutput(); err != nil || strings.TrimSpace(string(out)) != "refused" {
+				t.Errorf("Python, %s: %q, %v", to, out, err)
+			}
+			// Tagged or not.
+			for _, args := range [][]string{nil, {"-H", "x-sidetrack-key: " + keyA}} {
+				out, err := s.client.Command("curl", append(args, "-q", "-sS", "http://"+to.String()+"/")...).CombinedOutput()
+				exit := (*exec.ExitError)(nil)
+				if !errors.As(err, &exit) || exit.ExitCode() != 7 {
+					t.Errorf("curl, %s: %v, %s, want its code for \"could not connect\", 7", to, err, out)
+				}
+			}
+		}
 	})
-	t.Run("a tagged request reaches the fork all the same", func(t *testing.T) {
+	t.Run("and one that comes back is there", func(t *testing.T) {
 		s := newShop(t)
 		s.start()
 		n := s.nextPort()
-		if err := s.forkA.ServeHTTP("fork-a", fmt.Sprintf(":%d", n)); err != nil {
+		to := fmt.Sprintf("%s:%d", wideIP, n)
+		if _, err := s.client.Dial("tcp", to); !errors.Is(err, unix.ECONNREFUSED) {
+			t.Errorf("%v, want %v", err, unix.ECONNREFUSED)
+		}
+		if err := errors.Join(s.base.ServeHTTP("baseline", fmt.Sprintf(":%d", n)), s.forkA.ServeHTTP("fork-a", fmt.Sprintf(":%d", n))); err != nil {
 			t.Fatal(err)
 		}
-		got, err := s.client.Get(fmt.Sprintf("http://%s:%d/", wideIP, n), "x-sidetrack-key: "+keyA)
-		if err != nil || got.Server != "fork-a" {
-			t.Errorf("got %+v, %v", got, err)
+		for header, want := range map[string]string{"x-nothing: 1": "baseline", "x-sidetrack-key: " + keyA: "fork-a"} {
+			got, err := s.client.Get("http://"+to+"/", header)
+			if err != nil || got.Server != want {
+				t.Errorf("got %+v, %v, want %s", got, err, want)
+			}
 		}
 	})
+}
+
+// mappedFor is an address as this kind of socket has it.
+func mappedFor(k socketKind, a netip.Addr) netip.Addr {
+	if k.family == unix.AF_INET6 {
+		return netip.AddrFrom16(a.As16())
+	}
+	return a
 }

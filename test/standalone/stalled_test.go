@@ -38,6 +38,12 @@ func TestPeersThatStopReadingCostLittleMemory(t *testing.T) {
 				place = s.forkA
 			}
 			conns := rawServer(t, place, n)
+			if place != s.base {
+				// Or nobody is connected.
+				if err := s.base.ServeHTTP("baseline", fmt.Sprintf(":%d", n)); err != nil {
+					t.Fatal(err)
+				}
+			}
 			warm, err := s.client.Dial("tcp", fmt.Sprintf("%s:%d", wideIP, n))
 			if err != nil {
 				t.Fatal(err)
