@@ -90,6 +90,12 @@ func (t *Table) PodAt(a netip.AddrPort) (Name, bool) {
 // Behind reports whether a pod is behind a Service that matters.
 func (t *Table) Behind(pod, service Name) bool { return slices.Contains(t.behind[pod], service) }
 
+// Watched reports whether any sandbox wants to know who loses its key.
+func (t *Table) Watched() bool { return t.watched }
+
+// Serves reports whether a pod is behind any Service that matters.
+func (t *Table) Serves(pod Name) bool { return len(t.behind[pod]) > 0 }
+
 // ServicePort returns which port of a Service a destination is; zero when it is
 // none, or not known.
 func (t *Table) ServicePort(id DestID, service Name) uint16 {

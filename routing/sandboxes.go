@@ -45,7 +45,9 @@ func (c *compiler) numberSandboxes(all []Sandbox) {
 			claimed[s.Key] = s.key()
 			c.t.byKey[s.Key] = info
 		}
-		c.watching[info.ID] = info.Key != "" && !s.Group && (len(s.Observe) > 0 || s.ObserveAll || s.Propagate)
+		info.Watched = len(s.Observe) > 0 || s.ObserveAll || s.Propagate
+		c.watching[info.ID] = info.Key != "" && !s.Group && info.Watched
+		c.t.watched = c.t.watched || info.Watched
 		if s.Deleted {
 			c.deleted[s.Name] = true
 		}
@@ -71,6 +73,7 @@ func (c *compiler) join(group *SandboxInfo, members []string) {
 			group.members[s.ID] = true
 			c.grouped[s.ID] = true
 			all = all && s.Propagate
+			group.Watched = group.Watched || s.Watched
 		}
 	}
 	group.Propagate = all && len(group.members) > 0

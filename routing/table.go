@@ -169,6 +169,9 @@ type SandboxInfo struct {
 	// Propagate says that the trace id of a request that was seen with the key may
 	// stand for it in another that has lost it.
 	Propagate bool
+	// Watched says that somebody wants to know who loses the key, on whichever node:
+	// the sandbox observes or propagates, or a member of the group does.
+	Watched bool
 
 	members map[SandboxID]bool // a group's
 	lost    map[Name][]*lost   // redirects of Services that are not there
@@ -209,6 +212,7 @@ type Table struct {
 	byName     map[sandboxName]*SandboxInfo
 	byKey      map[string]*SandboxInfo
 	captures   bool
+	watched    bool
 	answering  map[netip.AddrPort]Name // endpoints of Services that matter -> pod
 	behind     map[Name][]Name         // the same pods -> these Services
 

@@ -147,6 +147,13 @@ func (f *runFlags) run(ctx context.Context, stderr io.Writer) (err error) {
 
 	f.ledger.config.Node = f.origin.nodeName
 	records := ledger.New(f.ledger.config)
+	if f.ledger.answer {
+		answers, err := responder.Start(from.api, f.origin.nodeName, records, log)
+		if err != nil {
+			return err
+		}
+		defer closing("end the answers to the ledger's collector", answers)
+	}
 	rt, err := router.New(router.Config{
 		Loops:      f.loops,
 		Mark:       f.kernel.Mark,
@@ -202,13 +209,6 @@ func (f *runFlags) run(ctx context.Context, stderr io.Writer) (err error) {
 		return err
 	}
 	defer closing("close the ledger's socket", readers)
-	if f.ledger.answer {
-		answers, err := responder.Start(from.api, f.origin.nodeName, records, log)
-		if err != nil {
-			return err
-		}
-		defer closing("end the answers to the ledger's collector", answers)
-	}
 
 	log.Info("sidetrackd runs", "version", buildVersion(), "manifests", f.origin.manifests, "node", f.origin.nodeName, "metrics", scrapes.Bound())
 	err = a.Run(ctx)

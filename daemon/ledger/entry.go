@@ -70,8 +70,10 @@ type Entry struct {
 	Error  string
 
 	seq       uint64
-	caller    *Pod         // nil: not known
-	answering routing.Name // pod; the zero Name: not known
+	dest      routing.DestID
+	told      <-chan struct{} // see Unannounced
+	caller    *Pod            // nil: not known
+	answering routing.Name    // pod; the zero Name: not known
 }
 
 // Bounds of what is taken from a request.

@@ -47,6 +47,11 @@ type Ledger struct {
 	traces traces
 	pods   atomic.Pointer[map[routing.Cookie]*Pod]
 	table  atomic.Pointer[routing.Table]
+	// watched says that some sandbox wants to know who loses its key, and that other
+	// nodes may know of its traces.
+	watched  atomic.Bool
+	announce func(Announcement) // nil: there are no other nodes
+	pending  pending
 
 	mu    sync.Mutex
 	seq   uint64
@@ -73,6 +78,8 @@ func New(cfg Config) *Ledger {
 	cfg.MaxBytes = cmp.Or(cfg.MaxBytes, defaultMaxBytes)
 	cfg.MaxSandboxBytes = cmp.Or(cfg.MaxSandboxBytes, defaultMaxSandboxBytes)
 	l := &Ledger{cfg: cfg, began: time.Now(), books: map[Owner]*book{}, added: make(chan struct{})}
+	l.traces.seen.length, l.traces.seen.most = traceWindow, maxTraces
+	l.pending.calls.length, l.pending.calls.most = pendingWindow, maxPending
 	l.pods.Store(&map[routing.Cookie]*Pod{})
 	l.table.Store(new(routing.Table))
 	return l
@@ -87,6 +94,7 @@ func (l *Ledger) podOf(c routing.Cookie) *Pod { return (*l.pods.Load())[c] }
 // and so are traces that are too old.
 func (l *Ledger) SetTable(t *routing.Table) {
 	l.table.Store(t)
+	l.watched.Store(t.Watched() && l.announce != nil)
 	l.traces.tick(time.Now())
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -27,10 +27,11 @@ type Call struct {
 // about like this. For nearly all untagged ones it is not. A nil Ledger is
 // concerned with nothing.
 func (l *Ledger) Concerns(d *routing.Decision) bool {
-	return l != nil && (d.Sandbox != nil || l.traces.any())
+	return l != nil && (d.Sandbox != nil || l.traces.any() || l.watched.Load())
 }
 
-// Open begins the entry of a request, and returns nil for one that leaves none.
+// Open begins the entry of a request, and returns nil for one that leaves none, which
+// may be said of it only when it is over (see Finish).
 // Where the request belongs to a tagged trace, has lost the key, and the trace's
 // sandbox has asked for it (propagate), Open changes the decision into what it
 // would have been with the key.
@@ -55,25 +56,63 @@ func (l *Ledger) Open(c *Call, d *routing.Decision) *Entry {
 			}
 		}
 	}
-	if owner == nil {
+	if owner == nil && !l.mayHaveLost(c, id) {
 		return nil
-	}
-	if keyed && id != (TraceID{}) {
-		h := hop{service: d.Service}
-		if d.Verdict == routing.ToFork {
-			h.endpoints = d.Endpoints
-		}
-		if d.Verdict != routing.Refuse {
-			l.traces.note(id, owner, h, now)
-		}
 	}
 	e := &Entry{
 		At: now, Hook: AtRouter, Protocol: c.Protocol,
-		Owner: owner, Source: c.Source, Dialled: c.Dialled,
+		Owner: owner, Source: c.Source, Dialled: c.Dialled, dest: c.Dest,
 		Trace: id, Parent: parent, Lost: lost, Healed: healed,
 	}
 	e.Decided(c.Table, c.Dest, d)
+	if keyed && id != (TraceID{}) && d.Verdict != routing.Refuse {
+		e.told = l.noted(id, owner, d, now)
+	}
 	return e
+}
+
+// noted remembers where a request goes with a key. It returns what is to be waited
+// for before it does; nil: nothing.
+func (l *Ledger) noted(id TraceID, owner *routing.SandboxInfo, d *routing.Decision, now time.Time) <-chan struct{} {
+	h := &hop{service: d.Service}
+	if d.Verdict == routing.ToFork {
+		h.endpoints = d.Endpoints
+	}
+	if l.announce != nil && owner.Propagate {
+		h.told = make(chan struct{})
+	}
+	h, fresh := l.traces.note(id, owner, h, now)
+	if fresh {
+		l.tell(id, owner, h)
+		l.settle(id)
+	}
+	return h.told
+}
+
+// mayHaveLost reports whether an untagged call may turn out to have lost its key: it
+// is of a trace, comes from a pod that somebody could have sent the key to, some
+// sandbox wants to know, and another node may.
+func (l *Ledger) mayHaveLost(c *Call, id TraceID) bool {
+	if c.Keyed || id == (TraceID{}) || !l.watched.Load() {
+		return false
+	}
+	pod := l.podOf(c.Source)
+	return pod != nil && c.Table.Serves(pod.Name)
+}
+
+// Unannounced returns what a request is to wait for before it is sent: that other
+// nodes have been told of it. It is nil for nearly all requests, and closed after
+// a moment in any case.
+func (e *Entry) Unannounced() <-chan struct{} {
+	if e == nil || e.told == nil {
+		return nil
+	}
+	select {
+	case <-e.told:
+		return nil
+	default:
+		return e.told
+	}
 }
 
 // OpenConnection begins the entry of a connection that is no HTTP, by what its
@@ -100,8 +139,14 @@ func (e *Entry) Decided(t *routing.Table, dest routing.DestID, d *routing.Decisi
 	}
 }
 
-// Finish takes in an entry whose request or connection is over now.
+// Finish takes in an entry whose request or connection is over now. One of an untagged
+// call is kept for a few seconds, and recorded only if the word comes by then that
+// its trace is a tagged one.
 func (l *Ledger) Finish(e *Entry) {
 	e.Latency = time.Since(e.At)
+	if e.Owner == nil {
+		l.wait(e)
+		return
+	}
 	l.Add(e)
 }

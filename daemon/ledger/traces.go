@@ -19,98 +19,134 @@ const (
 	maxHops     = 8
 )
 
-// traces are those that were seen with a routing key. Two windows take turns: what
-// is in the older one is forgotten with it.
-type traces struct {
-	known atomic.Int64 // how many
-
-	mu         sync.RWMutex
-	now, older map[TraceID]*trace
+// windows are things by trace. Two windows take turns: what is in the older one is
+// forgotten with it. It is not safe for concurrent use.
+type windows[T any] struct {
+	length     time.Duration
+	most       int
+	now, older map[TraceID]T
 	turned     time.Time
 }
 
-// trace is whose key a trace has and who has received it with the key.
+func (w *windows[T]) len() int { return len(w.now) + len(w.older) }
+
+func (w *windows[T]) get(id TraceID) (v T, ok bool) {
+	if v, ok = w.now[id]; !ok {
+		v, ok = w.older[id]
+	}
+	return v, ok
+}
+
+func (w *windows[T]) put(id TraceID, v T) {
+	if _, ok := w.now[id]; !ok && len(w.now) >= w.most {
+		w.older, w.now = w.now, nil
+	}
+	if w.now == nil {
+		w.now = map[TraceID]T{}
+	}
+	w.now[id] = v
+}
+
+func (w *windows[T]) drop(id TraceID) {
+	delete(w.now, id)
+	delete(w.older, id)
+}
+
+// turn forgets what is too old.
+func (w *windows[T]) turn(at time.Time) {
+	switch age := at.Sub(w.turned); {
+	case age < w.length:
+		return
+	case age < 2*w.length:
+		w.older, w.now = w.now, nil
+	default:
+		w.older, w.now = nil, nil
+	}
+	w.turned = at
+}
+
+// traces are those that were seen with a routing key.
+type traces struct {
+	known atomic.Int64 // how many
+
+	mu   sync.RWMutex
+	seen windows[*trace]
+}
+
+// trace is whose key a trace has and who has received it with the key. It is read
+// without the lock, so a changed one is another.
 type trace struct {
 	owner *routing.SandboxInfo
-	hops  []hop // the newest last
+	hops  []*hop // the newest last
 }
 
 // hop is where a request of a trace went with the key: to a fork's endpoints, or
 // to whoever is behind a Service.
 type hop struct {
 	service   routing.Name
-	endpoints []netip.AddrPort // of a fork; the table's
+	endpoints []netip.AddrPort // of a fork
+	// told is closed when the other nodes know of it, or will not in time; nil: nobody
+	// has to.
+	told chan struct{}
 }
 
 func (h *hop) same(o *hop) bool {
-	return h.service == o.service && len(h.endpoints) == len(o.endpoints) &&
-		(len(h.endpoints) == 0 || &h.endpoints[0] == &o.endpoints[0])
+	if h.service != o.service || len(h.endpoints) != len(o.endpoints) {
+		return false
+	}
+	for i := range h.endpoints {
+		if h.endpoints[i] != o.endpoints[i] {
+			return false
+		}
+	}
+	return true
 }
 
 // any reports whether any trace is known. It is one load.
 func (t *traces) any() bool { return t.known.Load() > 0 }
 
 // note remembers that a request of a trace has gone somewhere with its owner's key.
-func (t *traces) note(id TraceID, owner *routing.SandboxInfo, h hop, at time.Time) {
+// It returns the hop that is known now, and whether it was not before.
+func (t *traces) note(id TraceID, owner *routing.SandboxInfo, h *hop, at time.Time) (*hop, bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.turn(at)
-	tr := t.find(id)
-	if tr != nil && tr.owner.ID == owner.ID {
-		for i := range tr.hops {
-			if tr.hops[i].same(&h) {
+	tr, ok := t.seen.get(id)
+	next := &trace{owner: owner}
+	if ok && tr.owner.ID == owner.ID {
+		for _, known := range tr.hops {
+			if known.same(h) {
 				t.keep(id, tr)
-				return
+				return known, false
 			}
 		}
-	}
-	// A trace is read without the lock, so a changed one is another.
-	next := &trace{owner: owner}
-	if tr != nil && tr.owner.ID == owner.ID {
-		from := max(0, len(tr.hops)-maxHops+1)
-		next.hops = append(next.hops, tr.hops[from:]...)
+		next.hops = append(next.hops, tr.hops[max(0, len(tr.hops)-maxHops+1):]...)
 	}
 	next.hops = append(next.hops, h)
 	t.keep(id, next)
+	return h, true
 }
 
 func (t *traces) keep(id TraceID, tr *trace) {
-	if len(t.now) >= maxTraces && t.now[id] == nil {
-		t.older, t.now = t.now, nil
-	}
-	if t.now == nil {
-		t.now = map[TraceID]*trace{}
-	}
-	t.now[id] = tr
-	t.known.Store(int64(len(t.now) + len(t.older)))
-}
-
-func (t *traces) find(id TraceID) *trace {
-	if tr := t.now[id]; tr != nil {
-		return tr
-	}
-	return t.older[id]
+	t.seen.put(id, tr)
+	t.known.Store(int64(t.seen.len()))
 }
 
 // turn forgets what is too old. The caller holds the lock.
 func (t *traces) turn(at time.Time) {
-	switch age := at.Sub(t.turned); {
-	case age < traceWindow:
-		return
-	case age < 2*traceWindow:
-		t.older, t.now = t.now, nil
-	default:
-		t.older, t.now = nil, nil
-	}
-	t.turned = at
-	t.known.Store(int64(len(t.now) + len(t.older)))
+	t.seen.turn(at)
+	t.known.Store(int64(t.seen.len()))
 }
 
 // lookup returns what is known of a trace, to be read only, or nil.
 func (t *traces) lookup(id TraceID) *trace {
+	if !t.any() {
+		return nil
+	}
 	t.mu.RLock()
 	defer t.mu.RUnlock()
-	return t.find(id)
+	tr, _ := t.seen.get(id)
+	return tr
 }
 
 // tick forgets what is too old where no tagged request comes any more.
@@ -126,8 +162,7 @@ func (t *traces) tick(at time.Time) {
 // received reports whether a pod is one of those that a request of the trace may
 // have gone to with the key.
 func (tr *trace) received(pod routing.Name, table *routing.Table) bool {
-	for i := range tr.hops {
-		h := &tr.hops[i]
+	for _, h := range tr.hops {
 		if len(h.endpoints) == 0 && table.Behind(pod, h.service) {
 			return true
 		}

@@ -88,14 +88,14 @@ func TestADeletedSandboxHealsNothing(t *testing.T) {
 
 func TestTracesAreForgotten(t *testing.T) {
 	sb := &routing.SandboxInfo{ID: 1}
-	var tr traces
+	tr := traces{seen: windows[*trace]{length: traceWindow, most: maxTraces}}
 	now := time.Now()
 	id := func(n uint64) (t TraceID) {
 		binary.BigEndian.PutUint64(t[:], n+1)
 		return t
 	}
-	tr.note(id(0), sb, hop{service: name("cart")}, now)
-	tr.note(id(1), sb, hop{service: name("cart")}, now.Add(traceWindow+time.Second))
+	tr.note(id(0), sb, &hop{service: name("cart")}, now)
+	tr.note(id(1), sb, &hop{service: name("cart")}, now.Add(traceWindow+time.Second))
 	if tr.lookup(id(0)) == nil {
 		t.Error("a trace is forgotten too soon")
 	}
@@ -108,7 +108,7 @@ func TestTracesAreForgotten(t *testing.T) {
 		t.Error("a trace is remembered for ever")
 	}
 	for n := range uint64(10 * maxTraces) {
-		tr.note(id(n), sb, hop{service: name("cart")}, now)
+		tr.note(id(n), sb, &hop{service: name("cart")}, now)
 	}
 	if n := tr.known.Load(); n > 2*maxTraces {
 		t.Errorf("%d traces are remembered", n)
@@ -117,7 +117,7 @@ func TestTracesAreForgotten(t *testing.T) {
 		t.Error("the newest trace is not remembered")
 	}
 	for n := range 100 {
-		tr.note(id(0), sb, hop{service: name("s" + strings.Repeat("x", n))}, now)
+		tr.note(id(0), sb, &hop{service: name("s" + strings.Repeat("x", n))}, now)
 	}
 	if n := len(tr.lookup(id(0)).hops); n > maxHops {
 		t.Errorf("%d hops of a trace are remembered", n)

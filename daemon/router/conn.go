@@ -107,6 +107,8 @@ type conn struct {
 	exchanges []*exchange   // in the order of their requests
 	flow      *ledger.Entry // of the connection, where it is no HTTP or has become a tunnel
 	why       string        // it ended, if not as connections do
+	// announcing says that a request is held until other nodes have been told of it.
+	announcing bool
 
 	syn *heldSYN // it has not been accepted yet
 

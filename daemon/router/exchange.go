@@ -54,6 +54,25 @@ func (c *conn) opened(t *routing.Table, d *routing.Decision) *ledger.Entry {
 	return e
 }
 
+// holdUntil leaves a request unread until what it belongs to has been announced.
+func (c *conn) holdUntil(announced <-chan struct{}) {
+	c.hold()
+	if c.announcing {
+		return
+	}
+	c.announcing = true
+	go func() {
+		<-announced
+		c.loop.post(func() {
+			c.announcing = false
+			if !c.dead && !c.away {
+				c.held = false
+				c.run()
+			}
+		})
+	}()
+}
+
 // record keeps the exchange of the request that was sent to u last. What comes of
 // its body is added to it.
 func (c *conn) record(e *ledger.Entry, u *upstream) {

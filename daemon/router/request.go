@@ -225,6 +225,10 @@ func (c *conn) consumeRequest(b []byte, n, from int) (int, int) {
 	var e *ledger.Entry
 	if l.router.cfg.Ledger.Concerns(&d) {
 		e = c.opened(t, &d)
+		if until := e.Unannounced(); until != nil {
+			c.holdUntil(until)
+			return n, from
+		}
 	}
 	busy := c.asked.len() > 0
 	if busy && (c.asked.len() == maxAsked || c.cur.state == dialling) {

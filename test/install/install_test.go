@@ -161,6 +161,7 @@ func (s *installed) agentsRights() {
 		"clusterroles.rbac.authorization.k8s.io": "",
 		"nodes/questions.ledger.sidetrack.dev":   "watch",
 		"nodes/answers.ledger.sidetrack.dev":     "create",
+		"nodes/traces.ledger.sidetrack.dev":      "create",
 		"sandboxes/records.ledger.sidetrack.dev": "get watch", // as everybody: the collector refuses it
 		"ui.ledger.sidetrack.dev":                "get",       // as everybody: files
 	})

@@ -45,30 +45,50 @@ func newNodeLedger(t *testing.T, node string) *nodeLedger {
 	ports := []routing.ServicePort{{Name: "http", Port: 80, Protocol: routing.TCP}}
 	table, problems := routing.Compile(routing.Input{
 		Services: []routing.Service{
-			{Name: name("route"), Addresses: []netip.Addr{netip.MustParseAddr("10.96.0.7")}, Ports: ports}, {Name: name("route-pr-1"), Ports: ports},
+			{Name: name("route"), Addresses: []netip.Addr{netip.MustParseAddr("10.96.0.7")}, Ports: ports},
+			{Name: name("cart"), Addresses: []netip.Addr{netip.MustParseAddr("10.96.0.8")}, Ports: ports},
 		},
+		Slices: []routing.EndpointSlice{{
+			Name: name("cart-1"), Service: "cart", Ports: []routing.EndpointPort{{Name: "http", Port: 8080, Protocol: routing.TCP}},
+			Endpoints: []routing.Endpoint{{Addr: netip.MustParseAddr("10.244.1.6"), Ready: true, Pod: "cart-0"}},
+		}},
 		Sandboxes: []routing.Sandbox{{
-			Name: name("pr-1"), Key: "key-of-pr-1",
+			Name: name("pr-1"), Key: "key-of-pr-1", Observe: []string{"cart"}, Propagate: true,
 			Redirects: []routing.Redirect{{From: routing.ServiceRef{Service: "route"}, To: routing.Target{Address: netip.MustParseAddr("10.9.9.9")}}},
 		}},
 	}, nil)
 	for _, p := range problems {
 		t.Fatal(p)
 	}
-	l := &nodeLedger{ledger.New(ledger.Config{Node: node}), table}
-	l.SetTable(table)
-	return l
+	return &nodeLedger{ledger.New(ledger.Config{Node: node}), table}
+}
+
+// begin has the table in force, and cart's pod on the node.
+func (l *nodeLedger) begin() {
+	l.SetPods(map[routing.Cookie]*ledger.Pod{5: {Name: routing.Name{Namespace: "team", Name: "cart-0"}, Workload: "Deployment/cart"}})
+	l.SetTable(l.table)
+}
+
+// open decides about a request as the router does.
+func (l *nodeLedger) open(source routing.Cookie, dialled, key, trace string) (*ledger.Entry, routing.Decision) {
+	to := netip.MustParseAddrPort(dialled)
+	dest, _ := l.table.LookupDest(to, routing.TCP)
+	var keys routing.KeySet
+	if key != "" {
+		names := routing.DefaultKeyNames()
+		keys.Add(&names, routing.InHeader, []byte(key))
+	}
+	d := l.table.DecideRequest(source, dest.ID, &keys)
+	c := &ledger.Call{Table: l.table, Source: source, Dest: dest.ID, Dialled: to, Keyed: keys.Seen()}
+	if trace != "" {
+		c.Traceparent = []byte("00-" + trace + "-00f067aa0ba902b7-01")
+	}
+	return l.Open(c, &d), d
 }
 
 // request records one that was tagged for the sandbox.
 func (l *nodeLedger) request(path string) {
-	dialled := netip.MustParseAddrPort("10.96.0.7:80")
-	dest, _ := l.table.LookupDest(dialled, routing.TCP)
-	names := routing.DefaultKeyNames()
-	var keys routing.KeySet
-	keys.Add(&names, routing.InHeader, []byte("key-of-pr-1"))
-	d := l.table.DecideRequest(1, dest.ID, &keys)
-	e := l.Open(&ledger.Call{Table: l.table, Source: 1, Dest: dest.ID, Dialled: dialled, Keyed: true}, &d)
+	e, _ := l.open(1, "10.96.0.7:80", "key-of-pr-1", "")
 	e.Ask([]byte("GET"), []byte("route"), []byte(path))
 	e.Status = 200
 	l.Finish(e)
@@ -102,6 +122,7 @@ func TestTheLedgerIsReadByWhoMayReadTheSandboxAndNobodyElse(t *testing.T) {
 		ledgers[node] = newNodeLedger(t, node)
 		r, err := responder.Start(config, node, ledgers[node].Ledger, slog.New(slog.DiscardHandler))
 		s.must(err)
+		ledgers[node].begin()
 		t.Cleanup(func() {
 			if err := r.Close(); err != nil {
 				t.Error(err)
@@ -211,6 +232,25 @@ subjects: [{apiGroup: rbac.authorization.k8s.io, kind: User, name: eve}]
 	s.past(listener.Addr().String(), path, &cert)
 
 	s.followed(joe, ledgers)
+	s.healed(ledgers)
+}
+
+// healed: a trace that one node has seen with the key stands for it on another.
+func (s *installed) healed(ledgers map[string]*nodeLedger) {
+	const trace = "4bf92f3577b34da6a3ce929d0e0e4736"
+	if e, d := ledgers["two"].open(5, "10.96.0.7:80", "", trace); d.Inject != "" || e == nil || e.Owner != nil {
+		s.Errorf("a call of a trace that nobody knows: %+v, decided %+v", e, d)
+	}
+	e, _ := ledgers["one"].open(1, "10.96.0.8:80", "key-of-pr-1", trace)
+	if e.Unannounced() == nil {
+		s.Error("the request does not wait for the other node to be told")
+	}
+	s.eventually(func() error {
+		if e, d := ledgers["two"].open(5, "10.96.0.7:80", "", trace); d.Inject != "key-of-pr-1" || d.Verdict != routing.ToFork || !e.Lost || !e.Healed {
+			return fmt.Errorf("cart's call on the other node: %+v, decided %+v", e, d)
+		}
+		return nil
+	})
 }
 
 // collect starts the collector, and leads the API server to it: there is no node here

@@ -33,8 +33,14 @@ type sessionKey struct{ node, instance string }
 // session is one agent's connection.
 type session struct {
 	sessionKey
-	questions chan wire.Question
+	questions chan outgoing
 	gone      chan struct{}
+}
+
+// outgoing is a line for an agent.
+type outgoing struct {
+	wire.Question
+	written chan<- struct{} // is told once the line is on its way; nil: nobody waits
 }
 
 // asked is a question whose answers are awaited. It belongs to one node.
@@ -51,7 +57,7 @@ func newHub(patience time.Duration, expected func(ctx context.Context) (map[stri
 // connect begins an agent's session; one of the same agent that is there has lost its
 // connection. disconnect ends it.
 func (h *hub) connect(k sessionKey) (s *session, disconnect func()) {
-	s = &session{sessionKey: k, questions: make(chan wire.Question, 64), gone: make(chan struct{})}
+	s = &session{sessionKey: k, questions: make(chan outgoing, 256), gone: make(chan struct{})}
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if old := h.sessions[k]; old != nil {
@@ -106,13 +112,13 @@ func (h *hub) ask(s *session, q wire.Question) (a *asked, end func(), ok bool) {
 		if open {
 			close(a.over)
 			select {
-			case s.questions <- wire.Question{ID: q.ID, End: true}:
+			case s.questions <- outgoing{Question: wire.Question{ID: q.ID, End: true}}:
 			default: // it finds out when it answers
 			}
 		}
 	}
 	select {
-	case s.questions <- q:
+	case s.questions <- outgoing{Question: q}:
 		return a, end, true
 	default:
 		return a, end, false
@@ -142,6 +148,38 @@ func (h *hub) answered(ctx context.Context, node string, answer wire.Answer) boo
 		return false
 	case <-ctx.Done():
 		return false
+	}
+}
+
+// spreadLimit is how long a node waits at most for others to be told.
+const spreadLimit = 200 * time.Millisecond
+
+// spread tells the agents of all other nodes of traces, and returns when they have
+// been told or it takes too long.
+func (h *hub) spread(ctx context.Context, from string, traces []wire.Trace) {
+	sessions, _ := h.connected()
+	written := make(chan struct{}, len(sessions))
+	told := 0
+	for _, s := range sessions {
+		if s.node == from {
+			continue
+		}
+		select {
+		case s.questions <- outgoing{Question: wire.Question{Traces: traces}, written: written}:
+			told++
+		default: // it does not listen; then it does not know
+		}
+	}
+	limit := time.NewTimer(spreadLimit)
+	defer limit.Stop()
+	for range told {
+		select {
+		case <-written:
+		case <-limit.C:
+			return
+		case <-ctx.Done():
+			return
+		}
 	}
 }
 

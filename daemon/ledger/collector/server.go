@@ -115,7 +115,7 @@ func parseNode(path string) (node, sub string, ok bool) {
 	if len(parts) != 3 || parts[0] != wire.Nodes || parts[1] == "" || watch != (parts[2] == wire.Questions) {
 		return "", "", false
 	}
-	return parts[1], parts[2], parts[2] == wire.Questions || parts[2] == wire.Answers
+	return parts[1], parts[2], parts[2] == wire.Questions || parts[2] == wire.Answers || parts[2] == wire.Traces
 }
 
 // node serves an agent.
@@ -135,6 +135,20 @@ func (s *service) node(w http.ResponseWriter, r *http.Request, u user.Info, node
 		s.questions(w, r, sessionKey{node, r.URL.Query().Get("instance")})
 		return
 	}
+	if sub == wire.Traces {
+		var traces []wire.Trace
+		err := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxTraceBytes)).Decode(&traces)
+		if err == nil && len(traces) > wire.MaxTraces {
+			err = fmt.Errorf("%d traces at once, at most %d", len(traces), wire.MaxTraces)
+		}
+		if err != nil {
+			fail(w, http.StatusBadRequest, metav1.StatusReasonBadRequest, "the traces are not understood: "+err.Error())
+			return
+		}
+		s.hub.spread(r.Context(), node, traces)
+		done(w)
+		return
+	}
 	var a wire.Answer
 	if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, wire.MaxAnswer)).Decode(&a); err != nil {
 		fail(w, http.StatusBadRequest, metav1.StatusReasonBadRequest, "the answer is not understood: "+err.Error())
@@ -144,6 +158,13 @@ func (s *service) node(w http.ResponseWriter, r *http.Request, u user.Info, node
 		fail(w, http.StatusGone, metav1.StatusReasonGone, "nobody awaits an answer to this question any more")
 		return
 	}
+	done(w)
+}
+
+// maxTraceBytes bounds what a node says of traces at once.
+const maxTraceBytes = 1 << 20
+
+func done(w http.ResponseWriter) {
 	w.Header().Set("Content-Type", "application/json")
 	_, _ = io.WriteString(w, "{}\n")
 }
@@ -159,10 +180,14 @@ func (s *service) questions(w http.ResponseWriter, r *http.Request, k sessionKey
 	beat := time.NewTicker(wire.Heartbeat)
 	defer beat.Stop()
 	_, err := io.WriteString(w, "\n")
-	for err = errors.Join(err, rc.Flush()); err == nil; err = errors.Join(err, rc.Flush()) {
+	flush := func() { err = errors.Join(err, rc.Flush()) }
+	for flush(); err == nil; flush() {
 		select {
 		case q := <-session.questions:
-			err = out.Encode(&q)
+			err = errors.Join(out.Encode(&q.Question), rc.Flush())
+			if q.written != nil {
+				q.written <- struct{}{} // it has room for all
+			}
 		case <-beat.C:
 			_, err = io.WriteString(w, "\n")
 		case <-session.gone:
@@ -187,6 +212,7 @@ func discover(w http.ResponseWriter) {
 			resource("routegroups/records", ledgerv1alpha1.RecordListKind, true, "get", "watch"),
 			resource(wire.Nodes+"/"+wire.Questions, "Question", false, "watch"),
 			resource(wire.Nodes+"/"+wire.Answers, "Answer", false, "create"),
+			resource(wire.Nodes+"/"+wire.Traces, "Trace", false, "create"),
 		},
 	})
 }

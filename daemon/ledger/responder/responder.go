@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package responder answers the collector's questions about a node's ledger.
+// Package responder answers the collector's questions about a node's ledger, and
+// passes on, to other nodes and from them, which traces are tagged.
 //
 // It owns the node's connection to the collector, by way of the API server, and its
 // renewal. It opens no port, and never waits for the collector anywhere but in its
@@ -48,6 +49,7 @@ type Responder struct {
 	client   *http.Client
 	log      *slog.Logger
 
+	words   chan ledger.Announcement
 	cancel  context.CancelFunc
 	running sync.WaitGroup
 
@@ -55,8 +57,9 @@ type Responder struct {
 	open map[uint64]context.CancelFunc // questions that are being answered
 }
 
-// Start begins to answer questions about a node's ledger, with the credentials of
-// the node's agent.
+// Start begins to answer questions about a node's ledger, and to tell other nodes of
+// its traces and it of theirs, with the credentials of the node's agent. It is called
+// before there is traffic.
 func Start(cfg *rest.Config, node string, l *ledger.Ledger, log *slog.Logger) (*Responder, error) {
 	client, err := rest.HTTPClientFor(cfg)
 	if err != nil {
@@ -69,9 +72,13 @@ func Start(cfg *rest.Config, node string, l *ledger.Ledger, log *slog.Logger) (*
 	ctx, cancel := context.WithCancel(context.Background())
 	r := &Responder{
 		ledger: l, node: node, instance: rand.Text(), base: base, client: client, log: log,
-		cancel: cancel, open: map[uint64]context.CancelFunc{},
+		cancel: cancel, open: map[uint64]context.CancelFunc{}, words: make(chan ledger.Announcement, maxWords),
 	}
+	l.Announce(r.announce)
 	r.running.Go(func() { r.run(ctx) })
+	for range speakers {
+		r.running.Go(func() { r.speak(ctx) })
+	}
 	return r, nil
 }
 
@@ -167,6 +174,10 @@ func (r *Responder) watch(ctx context.Context, connected func()) error {
 		if err := json.Unmarshal(lines.Bytes(), &q); err != nil {
 			return fmt.Errorf("a question is not understood: %w", err)
 		}
+		if len(q.Traces) > 0 {
+			r.hear(q.Traces)
+			continue
+		}
 		r.take(ctx, &q)
 	}
 	if err := lines.Err(); err != nil {
@@ -257,11 +268,10 @@ func (r *Responder) post(ctx context.Context, a *wire.Answer) error {
 	if err != nil {
 		return err
 	}
-	req, err := r.request(ctx, http.MethodPost, wire.AnswersPath(r.node), bytes.NewReader(body))
-	if err != nil {
-		return err
-	}
-	req.Header.Set("Content-Type", "application/json")
+	return r.send(ctx, wire.AnswersPath(r.node), body)
+}
+
+func (r *Responder) do(req *http.Request) error {
 	resp, err := r.client.Do(req)
 	if err != nil {
 		return err

@@ -9,6 +9,7 @@
 //
 //	GET  …/watch/nodes/NODE/questions   a Question on each line; an empty line now and then
 //	POST …/nodes/NODE/answers           an Answer
+//	POST …/nodes/NODE/traces            Traces, which the others find among their questions
 package wire
 
 import (
@@ -23,6 +24,7 @@ const (
 	Nodes     = "nodes"
 	Questions = "questions"
 	Answers   = "answers"
+	Traces    = "traces"
 )
 
 const root = "/apis/" + ledgerv1alpha1.APIVersion
@@ -36,6 +38,11 @@ func QuestionsPath(node, instance string) string {
 // AnswersPath is where it posts its answers.
 func AnswersPath(node string) string {
 	return root + "/" + Nodes + "/" + url.PathEscape(node) + "/" + Answers
+}
+
+// TracesPath is where it says which traces its pods' requests belong to.
+func TracesPath(node string) string {
+	return root + "/" + Nodes + "/" + url.PathEscape(node) + "/" + Traces
 }
 
 // Heartbeat is how often there is an empty line among the questions. Who hears
@@ -52,6 +59,8 @@ const (
 // Question asks a node for records.
 type Question struct {
 	ID uint64 `json:"id"`
+	// Traces is set on what is no question, but what another node has said.
+	Traces []Trace `json:"traces,omitempty"`
 	// End says that nobody wants more of the answers to the question with this ID.
 	End bool `json:"end,omitempty"`
 
@@ -65,6 +74,21 @@ type Question struct {
 	Follow bool      `json:"follow,omitempty"`
 	// After is the Next of the last answer that has arrived, when this agent gave it.
 	After uint64 `json:"after,omitempty"`
+}
+
+// MaxTraces is how many a node says at once at most.
+const MaxTraces = 64
+
+// Trace tells that a request of a trace was sent with a sandbox's key.
+type Trace struct {
+	ID        string `json:"id"`
+	Group     bool   `json:"group,omitempty"`
+	Namespace string `json:"namespace"`
+	Name      string `json:"name"`
+	// Service that it was sent to, and of a fork its endpoints.
+	ServiceNamespace string   `json:"serviceNamespace"`
+	Service          string   `json:"service"`
+	Endpoints        []string `json:"endpoints,omitempty"`
 }
 
 // Answer is what a node says to a Question. Without Follow the last one is Done.
