@@ -233,12 +233,15 @@ func forkTwoHopsDeep(t *testing.T) {
 	}
 }
 
-func forkHasItsOwnDatabase(t *testing.T) {
-	apply(t, pr42(`
+// ownRedirect gives the fork a database of its own.
+const ownRedirect = `
   redirects:
   - from: {service: postgres, port: 5432}
     to: {service: postgres-pr-42}
-`))
+`
+
+func forkHasItsOwnDatabase(t *testing.T) {
+	apply(t, pr42(ownRedirect))
 	w := runners(t)
 	eventually(t, time.Minute, w[0].gets(front, tag(sandboxKey), ownOnWay))
 	untilReady(t, "pr-42")

@@ -27,6 +27,7 @@ func TestSidetrackOnACluster(t *testing.T) {
 		{"only the fork's flows to PostgreSQL go to its own", forkHasItsOwnDatabase, false},
 		{"a pod that carries the sandbox's label needs no header", testRunner, false},
 		{"a person needs no more than the command line", commandLine, false},
+		{"the ledger says where tagged requests went, and who lost the key", ledgerOfAllNodes, false},
 		{"a route group has the forks of two sandboxes under one key", routeGroup, false},
 		{"deleting a sandbox leaves nothing", deletionLeavesNothing, false},
 		{"a sandbox ends when its TTL runs out", ttl, false},
@@ -133,7 +134,7 @@ func install(t *testing.T) {
 	if err := kube.Apply(t.Context(), filepath.Join(root, "deploy", "install.yaml")); err != nil {
 		t.Fatal(err)
 	}
-	for _, what := range []string{"daemonset/sidetrack-agent", "deployment/sidetrack-controller"} {
+	for _, what := range []string{"daemonset/sidetrack-agent", "deployment/sidetrack-controller", "deployment/sidetrack-ledger"} {
 		kubectl(t, "rollout", "status", "-n", system, what, "--timeout=180s")
 	}
 	figure("kubectl apply of install.yaml until all of it is ready", "%.1f s", time.Since(began).Seconds())

@@ -48,7 +48,7 @@ func serve(ctx context.Context, args []string) error {
 			visits[0].Database = database
 		}
 		if *next != "" {
-			onward, err := ask(r.Context(), *next, r.Header.Values("Baggage"))
+			onward, err := ask(r.Context(), *next, propagated(*name, r.Header))
 			if err != nil {
 				http.Error(rw, *name+": "+err.Error(), http.StatusBadGateway)
 				return
@@ -60,6 +60,22 @@ func serve(ctx context.Context, args []string) error {
 		_ = json.NewEncoder(rw).Encode(visits)
 	})
 	return listenAndServe(ctx, *listen, handler)
+}
+
+// propagated are the headers that a service passes on: what belongs to the trace.
+// One that X-Lose names forgets the baggage, as services do that were written before
+// there was any.
+func propagated(name string, in http.Header) http.Header {
+	out := http.Header{}
+	for _, h := range []string{"Baggage", "Traceparent", "X-Lose"} {
+		if values := in.Values(h); len(values) > 0 {
+			out[h] = values
+		}
+	}
+	if in.Get("X-Lose") == name {
+		out.Del("Baggage")
+	}
+	return out
 }
 
 func listenAndServe(ctx context.Context, address string, handler http.Handler) error {
@@ -82,14 +98,12 @@ func listenAndServe(ctx context.Context, address string, handler http.Handler) e
 }
 
 // ask sends one request over a kept-alive connection.
-func ask(ctx context.Context, url string, baggage []string) ([]visit.Visit, error) {
+func ask(ctx context.Context, url string, header http.Header) ([]visit.Visit, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, http.NoBody)
 	if err != nil {
 		return nil, err
 	}
-	for _, b := range baggage {
-		req.Header.Add("Baggage", b)
-	}
+	req.Header = header
 	resp, err := http.DefaultClient.Do(req)
 	if err != nil {
 		return nil, err

@@ -1,0 +1,187 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	ledgerv1alpha1 "github.com/sidetrack-dev/sidetrack/api/ledger/v1alpha1"
+)
+
+// newTrace is a trace id that nobody has.
+func newTrace() string {
+	var id [16]byte
+	if _, err := rand.Read(id[:]); err != nil {
+		panic(err) // it never fails
+	}
+	return hex.EncodeToString(id[:])
+}
+
+// traced is a tagged request's header with a trace; lose names a service that drops
+// the key.
+func traced(trace, lose string) map[string]string {
+	h := tag(sandboxKey)
+	h["Traceparent"] = "00-" + trace + "-00f067aa0ba902b7-01"
+	if lose != "" {
+		h["X-Lose"] = lose
+	}
+	return h
+}
+
+// recordsAs reads the ledger of a sandbox as a user.
+func recordsAs(ctx context.Context, user, trace string) (*ledgerv1alpha1.RecordList, error) {
+	o := ledgerv1alpha1.Options{Trace: trace}
+	out, err := kube.Kubectl(ctx, "get", "--raw", o.Path("sandboxes", shop, "pr-42"), "--as="+user, "--as-group=system:authenticated")
+	if err != nil {
+		return nil, fmt.Errorf("%w: %s", err, out)
+	}
+	var list ledgerv1alpha1.RecordList
+	return &list, json.Unmarshal([]byte(out), &list)
+}
+
+// way is what the records of a trace tell, in order: who called whom, and where that
+// went.
+func way(list *ledgerv1alpha1.RecordList) []string {
+	var out []string
+	for i := range list.Items {
+		r := &list.Items[i]
+		service := "?"
+		if r.Service != nil {
+			service = r.Service.Name
+		}
+		s := strings.TrimSpace(r.Source.Workload+" -> "+service) + " " + string(r.Decision)
+		if r.LostKey {
+			s += " lost by " + r.LostBy
+		}
+		if r.Healed {
+			s += " healed"
+		}
+		out = append(out, s)
+	}
+	return out
+}
+
+// hasWay is a check for eventually: the records of a trace tell this.
+func hasWay(trace string, want ...string) func(context.Context) error {
+	return func(ctx context.Context) error {
+		list, err := recordsAs(ctx, "joe", trace)
+		if err != nil {
+			return err
+		}
+		for _, n := range list.Nodes {
+			if !n.Answered {
+				return fmt.Errorf("%s has not answered: %s", n.Node, n.Message)
+			}
+		}
+		if len(list.Nodes) != 2 {
+			return fmt.Errorf("nodes %+v were asked", list.Nodes)
+		}
+		if got := way(list); !slices.Equal(got, want) {
+			return fmt.Errorf("the records tell %q, want %q", got, want)
+		}
+		return nil
+	}
+}
+
+func ledgerOfAllNodes(t *testing.T) {
+	apply(t, `
+apiVersion: rbac.authorization.k8s.io/v1
+kind: RoleBinding
+metadata: {name: joe, namespace: shop}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: sidetrack-view}
+subjects: [{apiGroup: rbac.authorization.k8s.io, kind: User, name: joe}]
+`)
+	deleteAfterwards(t, "rolebinding", "-n", shop, "joe")
+	// Afterwards everything is as the other chapters know it.
+	t.Cleanup(func() {
+		if err := kube.ApplyYAML(context.WithoutCancel(t.Context()), pr42(ownRedirect)); err != nil {
+			t.Error(err)
+		}
+	})
+	apply(t, pr42(`
+  observe: [front, cart]
+`))
+	untilReady(t, "pr-42")
+	w := runners(t)
+	nodes := map[string]bool{}
+	for i := range 8 {
+		trace := newTrace()
+		eventually(t, time.Minute, w[i%2].gets(front, traced(trace, ""), forkOnWay))
+		eventually(t, time.Minute, hasWay(trace, "-> front baseline", "Deployment/front -> cart baseline", "Deployment/cart -> route fork"))
+		list, err := recordsAs(t.Context(), "joe", trace)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, r := range list.Items {
+			nodes[r.Node] = true
+			if r.Status != 200 || r.Request == nil || r.TraceID != trace || r.Protocol != ledgerv1alpha1.ProtocolHTTP1 {
+				t.Errorf("a record: %+v", r)
+			}
+		}
+		last := list.Items[2]
+		if last.Answer == nil || !strings.HasPrefix(last.Answer.Pod, "route-pr-42") {
+			t.Errorf("who answered is %+v", last.Answer)
+		}
+	}
+	if len(nodes) != 2 {
+		t.Errorf("only %v has records", nodes)
+	}
+	// Untagged requests leave none, and who may not read the sandbox reads nothing.
+	trace := newTrace()
+	w[0].mustGet(t, front, map[string]string{"Traceparent": "00-" + trace + "-00f067aa0ba902b7-01"}, untouched)
+	if list, err := recordsAs(t.Context(), "joe", trace); err != nil || len(list.Items) != 0 {
+		t.Errorf("records of untagged requests: %+v, %v", list, err)
+	}
+	if list, err := recordsAs(t.Context(), "eve", trace); err == nil || !strings.Contains(err.Error(), "may not get Sandbox pr-42") {
+		t.Errorf("somebody without rights reads %+v, %v", list, err)
+	}
+
+	// front forgets the key: it is named, whichever node its pod is on.
+	for i := range 8 {
+		trace := newTrace()
+		eventually(t, time.Minute, w[i%2].gets(front, traced(trace, "front"), untouched))
+		eventually(t, time.Minute, hasWay(trace, "-> front baseline", "Deployment/front -> cart baseline lost by Deployment/front"))
+	}
+	// And it is mended where the sandbox asks for that.
+	apply(t, pr42(`
+  observe: [front, cart]
+  propagate: TraceID
+`))
+	untilReady(t, "pr-42")
+	for i := range 8 {
+		trace := newTrace()
+		if err := w[i%2].gets(front, traced(trace, "front"), forkOnWay)(t.Context()); err != nil {
+			t.Error(err)
+			continue
+		}
+		eventually(t, time.Minute, hasWay(trace, "-> front baseline", "Deployment/front -> cart baseline lost by Deployment/front healed", "Deployment/cart -> route fork"))
+	}
+	for _, w := range w {
+		w.mustGet(t, front, nil, untouched)
+		w.mustGet(t, front, map[string]string{"Traceparent": "00-" + newTrace() + "-00f067aa0ba902b7-01"}, untouched)
+	}
+
+	// A node that says nothing is named.
+	n := kube.Nodes[1]
+	pid := strconv.Itoa(agentPID(t, n.Name))
+	if _, err := n.Run(t.Context(), "kill", "-STOP", pid); err != nil {
+		t.Fatal(err)
+	}
+	list, err := recordsAs(t.Context(), "joe", "")
+	if _, e := n.Run(context.WithoutCancel(t.Context()), "kill", "-CONT", pid); e != nil {
+		t.Fatal(e)
+	}
+	if err != nil || len(list.Nodes) != 2 || !list.Nodes[0].Answered || list.Nodes[1].Node != n.Name || list.Nodes[1].Answered || list.Nodes[1].Message == "" {
+		t.Errorf("with a node that is silent: %+v, %v", list, err)
+	}
+	eventually(t, time.Minute, hasWay(trace))
+}
