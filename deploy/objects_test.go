@@ -213,7 +213,9 @@ func TestNobodyMayReadSecretsOrEverything(t *testing.T) {
 			}
 			if strings.HasPrefix(name, "sidetrack-agent") {
 				for _, verb := range r.Verbs {
-					if (verb != "list" && verb != "watch" && verb != "get") && !slices.ContainsFunc(r.Resources, func(s string) bool { return strings.HasPrefix(s, "nodestates") || s == "nodes/answers" || s == "nodes/traces" }) {
+					if (verb != "list" && verb != "watch" && verb != "get") && !slices.ContainsFunc(r.Resources, func(s string) bool {
+						return strings.HasPrefix(s, "nodestates") || s == "nodes/answers" || s == "nodes/traces"
+					}) {
 						t.Errorf("the agent may %s %v", verb, r.Resources)
 					}
 				}
