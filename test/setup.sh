@@ -61,6 +61,7 @@ for target in "$@"; do
 	bench)
 		need 'command -v h2load' nghttp2-client
 		need 'command -v haproxy' haproxy
+		need 'command -v nginx' nginx
 		need 'command -v wrk' wrk
 		;;
 	*)
