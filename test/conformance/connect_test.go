@@ -57,10 +57,11 @@ func TestConnectClientsAreTheSameThroughTheRouter(t *testing.T) {
 	}}.over(t, untagged, tagged)
 }
 
-// What the runner says of a case: that it begins, that it failed, and how many
-// there were.
+// What the runner says of a case: that it begins and that it has an answer (twice,
+// because its threads write across each other's lines), that it failed, and how
+// many there were.
 var (
-	caseSent   = regexp.MustCompile(`(?m)^Sending request for "(.*)"\.\.\.$`)
+	caseSeen   = regexp.MustCompile(`(?:Sending request|Received response) for "([^"\n]*)"\.\.\.`)
 	caseFailed = regexp.MustCompile(`(?m)^FAILED: (.*):\n((?:\t.*\n?|    .*\n?)*)`)
 	caseTotal  = regexp.MustCompile(`(?m)^Total cases: (\d+)\n(\d+) passed, (\d+) failed`)
 )
@@ -78,7 +79,7 @@ func conformance(t *testing.T, p *lab.Pod, only []string, runner string, args ..
 		return nil
 	}
 	got := results{}
-	for _, m := range caseSent.FindAllStringSubmatch(out, -1) {
+	for _, m := range caseSeen.FindAllStringSubmatch(out, -1) {
 		got[m[1]] = passed
 	}
 	failed := 0

@@ -87,9 +87,6 @@ var modules = map[string]map[string]string{
 // does not have it.
 func program(t *testing.T, module, name string) string {
 	t.Helper()
-	if lab.InVM() {
-		t.Skip("a virtual machine without other programs")
-	}
 	pkg, ok := modules[module][name]
 	if !ok {
 		t.Fatalf("module %s has no program %s", module, name)
@@ -137,7 +134,7 @@ func heavy(t *testing.T) {
 // eventually waits until f is content.
 func eventually(t *testing.T, patience time.Duration, f func() error) {
 	t.Helper()
-	for end := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
+	for end := time.Now().Add(lab.Patience(patience)); ; time.Sleep(20 * time.Millisecond) {
 		err := f()
 		if err == nil {
 			return

@@ -35,11 +35,11 @@ type options struct {
 	keep     bool
 }
 
-// realClients is the package that wants other people's clients and servers, and
+// realClients are the packages that want other people's clients and servers, and
 // a machine as fast as theirs are patient; emulation is fifty times slower, and its
 // machine has none of them. What it shows of the agent as a whole is shown on these
 // kernels by daemon/agent and test/demo.
-const realClients = "/test/standalone"
+var realClients = []string{"/test/standalone", "/test/conformance"}
 
 // The main goroutine stays on the main thread, which lives as long as the
 // process.
@@ -89,7 +89,9 @@ func run(ctx context.Context, o options) (err error) {
 		}
 		return nil
 	}
-	pkgs = slices.DeleteFunc(pkgs, func(p goPackage) bool { return strings.HasSuffix(p.ImportPath, realClients) })
+	pkgs = slices.DeleteFunc(pkgs, func(p goPackage) bool { 
+		return slices.ContainsFunc(realClients, func(suffix string) bool { return strings.HasSuffix(p.ImportPath, suffix) })
+	})
 	if len(pkgs) == 0 {
 		return fmt.Errorf("no package of %s touches the kernel in its tests", o.packages)
 	}
