@@ -33,6 +33,8 @@ for target in "$@"; do
 		need 'command -v wrk' wrk
 		;;
 	e2e)
+		need 'test -e /etc/ssl/certs/ca-certificates.crt' ca-certificates # for npm's packages
+		need 'command -v npm' npm
 		need 'command -v runc' runc
 		need 'command -v nft' nftables
 		need 'command -v iptables' iptables

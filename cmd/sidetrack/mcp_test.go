@@ -194,7 +194,15 @@ func TestAnAgentCreatesChangesAndDeletesASandbox(t *testing.T) {
 	if got["sandbox"] != ns+"/pr-1" || got["ready"] != true {
 		t.Errorf("structured content: %v", got)
 	}
-	mustSay(t, a.heard(), "sandbox: waits for the controller", "nodes: in force on 2 of 2 nodes", "sandbox: ready: all is well")
+	// The client tells of notifications beside the results.
+	for _, w := range []string{"sandbox: waits for the controller", "nodes: in force on 2 of 2 nodes", "sandbox: ready: all is well"} {
+		eventually(t, func() error {
+			if !strings.Contains(a.heard(), w) {
+				return fmt.Errorf("it has not heard %q: %s", w, a.heard())
+			}
+			return nil
+		})
+	}
 	spec := sandboxOf(t, ns, "pr-1").Spec
 	want := []v1alpha1.Fork{
 		{Workload: v1alpha1.WorkloadRef{Kind: "Deployment", Name: "route"}, Containers: []v1alpha1.ContainerOverride{{Name: "app", Image: "route:2", Env: []corev1.EnvVar{{Name: "LEVEL", Value: "debug"}, {Name: "URL", Value: "http://a/b=c"}}}}},
@@ -298,6 +306,14 @@ func TestFailuresSayWhatToDoNextInWordsOfTools(t *testing.T) {
 		{"create_sandbox", object{"sandbox": "A_B", "forks": []any{object{"workload": "route"}}}, []string{"A_B"}},
 		{"create_sandbox", object{"sandbox": "a", "ttl": "soon", "forks": []any{object{"workload": "route"}}}, []string{`the ttl "soon" is not a duration`}},
 		{"create_sandbox", object{"sandbox": "nowhere/a", "forks": []any{object{"workload": "route", "image": "b"}}}, []string{"there is no Deployment/route in namespace nowhere"}},
+		{"send_request", object{"sandbox": "there", "url": "http://route." + ns, "headers": object{"baggage": "sidetrack=key-of-somebody"}}, []string{"the headers have a routing key: leave it out"}},
+		{"send_request", object{"sandbox": "nobody", "url": "http://route." + ns}, []string{"there is no sandbox nobody"}},
+		{"compare_responses", object{"sandbox": "there", "url": "http://a", "headers": object{"x-sidetrack-key": "key-of-somebody"}}, []string{"the headers have a routing key"}},
+		{"run_tests", object{"sandbox": "nobody", "image": "a"}, []string{"there is no sandbox nobody"}},
+		{"run_tests", object{"sandbox": "there", "image": "a", "env": object{"A=B": "c"}}, []string{`env "A=B" is not the name of a variable`}},
+		{"explain_routing", object{"sandbox": "there", "trace_id": "xyz"}, []string{`trace_id "xyz" is none: send_request replies with one`}},
+		{"sandbox_logs", object{"sandbox": "there"}, []string{"has run yet", "next: sandbox_status says why"}},
+		{"sandbox_logs", object{"sandbox": "there", "workload": "route"}, []string{"sandbox there has no fork of Deployment/route"}},
 		{"sandbox_status", object{"sandbox": "nobody"}, []string{"there is no sandbox nobody", "there are there"}},
 		{"sandbox_status", object{"sandbox": "default/nobody"}, []string{"there is no sandbox nobody in namespace default", "call list_sandboxes"}},
 	} {
@@ -309,6 +325,23 @@ func TestFailuresSayWhatToDoNextInWordsOfTools(t *testing.T) {
 				t.Errorf("%s %v: it says %q: %s", c.tool, c.arguments, w, text)
 			}
 		}
+	}
+}
+
+func TestAnExplanationIsInWordsOfTools(t *testing.T) {
+	ns := namespace(t)
+	service(t, ns, "route")
+	create(t, &v1alpha1.Sandbox{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: "a"}})
+	a := newAgent(t, ns)
+	text, got := a.call(t, false, "explain_routing", object{"sandbox": "a", "target": "route"})
+	if got["reaches"] != false || len(got["steps"].([]any)) == 0 {
+		t.Errorf("structured content: %v", got)
+	}
+	mustSay(t, text, "tagged requests to route do not reach the fork", "- NO key: the sandbox has no routing key yet; next: sandbox_status of a with wait_seconds", "- unknown ledger")
+	more, _ := a.call(t, false, "explain_routing", object{"sandbox": "a", "target": "route", "detail": "full"})
+	mustSay(t, more, "- ok capture: ")
+	if strings.Contains(text, "- ok ") {
+		t.Errorf("in short it says what holds:\n%s", text)
 	}
 }
 
@@ -354,7 +387,7 @@ func TestTheProgramServesOverItsStandardInputAndOutput(t *testing.T) {
 		t.Fatal(err)
 	}
 	var said console
-	cmd := exec.Command(program(t), "mcp", "--kubeconfig="+config, "--cache-dir="+t.TempDir(), "-n", ns)
+	cmd := exec.Command(builtProgram(t), "mcp", "--kubeconfig="+config, "--cache-dir="+t.TempDir(), "-n", ns)
 	cmd.Stderr = &said
 	cs, err := mcp.NewClient(&mcp.Implementation{Name: "test", Version: "1"}, nil).Connect(t.Context(), &mcp.CommandTransport{Command: cmd, TerminateDuration: 30 * time.Second}, nil)
 	if err != nil {
@@ -377,8 +410,8 @@ var built struct {
 	err  error
 }
 
-// program builds the program.
-func program(t *testing.T) string {
+// builtProgram builds the program.
+func builtProgram(t *testing.T) string {
 	t.Helper()
 	built.once.Do(func() {
 		built.file = filepath.Join(buildDir, "sidetrack")

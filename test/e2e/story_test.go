@@ -28,6 +28,7 @@ func TestSidetrackOnACluster(t *testing.T) {
 		{"a pod that carries the sandbox's label needs no header", testRunner, false},
 		{"a person needs no more than the command line", commandLine, false},
 		{"the ledger says where tagged requests went, and who lost the key", ledgerOfAllNodes, false},
+		{"an agent closes its own loop by MCP", scriptedAgent, false},
 		{"a route group has the forks of two sandboxes under one key", routeGroup, false},
 		{"deleting a sandbox leaves nothing", deletionLeavesNothing, false},
 		{"a sandbox ends when its TTL runs out", ttl, false},

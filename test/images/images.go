@@ -20,10 +20,13 @@ import (
 	"github.com/sidetrack-dev/sidetrack/test/cluster"
 )
 
-// Names of the images. Fork is the shop's in another version.
+// Names of the images. Fork is the shop's in another version. Broken asks PostgreSQL
+// what only a real PostgreSQL refuses; Mended does not any more.
 const (
 	Shop     = "sidetrack.test/shop:v1"
 	Fork     = "sidetrack.test/shop:pr-42"
+	Broken   = "sidetrack.test/shop:pr-43"
+	Mended   = "sidetrack.test/shop:pr-43-2"
 	Nginx    = "sidetrack.test/nginx:1"
 	Postgres = "sidetrack.test/postgres:1"
 )
@@ -43,8 +46,11 @@ func Build(ctx context.Context, dir string) ([]string, error) {
 		archives = append(archives, file)
 		return m.Write(file)
 	}
-	for name, version := range map[string]string{Shop: "v1", Fork: "pr-42"} {
+	for name, version := range map[string]string{Shop: "v1", Fork: "pr-42", Broken: "pr-43", Mended: "pr-43-2"} {
 		m := &cluster.Image{Name: name, Entrypoint: []string{"/shop"}, Env: []string{"VERSION=" + version}, User: "65535:65535"}
+		if name == Broken {
+			m.Env = append(m.Env, "QUESTION=show cluster_title")
+		}
 		if err := m.AddFile("/shop", program); err != nil {
 			return nil, err
 		}

@@ -4,15 +4,17 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"strings"
 )
 
 // clusterName logs in without a password and asks one question, in version 3 of
-// PostgreSQL's protocol.
+// PostgreSQL's protocol: $QUESTION, where an image has it.
 func clusterName(conn io.ReadWriter) (string, error) {
 	body := binary.BigEndian.AppendUint32(nil, 3<<16)
 	body = append(body, "user\x00postgres\x00database\x00postgres\x00\x00"...)
@@ -23,7 +25,7 @@ func clusterName(conn io.ReadWriter) (string, error) {
 	if _, err := untilReady(in); err != nil {
 		return "", err
 	}
-	if err := send(conn, 'Q', "show cluster_name\x00"); err != nil {
+	if err := send(conn, 'Q', cmp.Or(os.Getenv("QUESTION"), "show cluster_name")+"\x00"); err != nil {
 		return "", err
 	}
 	row, err := untilReady(in)

@@ -16,6 +16,7 @@ import (
 func (p *program) mcpCommand() *cobra.Command {
 	var o mcpserver.HTTPOptions
 	var tokenFile string
+	var tun tunnelFlags
 	cmd := &cobra.Command{
 		Use:   "mcp",
 		Short: "Serve Sidetrack's tools to a coding agent (Model Context Protocol)",
@@ -32,7 +33,7 @@ that this machine has not served do not; --http-token-file has them show a token
   %[1]s mcp --http 127.0.0.1:8080`),
 		GroupID: "loop",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			s := mcpserver.New(mcpserver.Options{Version: p.version, Connect: p.connect})
+			s := mcpserver.New(mcpserver.Options{Version: p.version, Connect: p.connect, AgentImage: tun.image, ServiceAccount: tun.serviceAccount})
 			if o.Address == "" {
 				if tokenFile != "" || len(o.Origins) > 0 {
 					return &task.Failure{Kind: task.Usage, Message: "--http-token-file and --http-origin are for --http", Remedy: "add --http 127.0.0.1:8080, or leave them out"}
@@ -55,5 +56,6 @@ that this machine has not served do not; --http-token-file has them show a token
 	flags.StringVar(&o.Address, "http", "", "serve the streamable HTTP transport on this `address` instead of standard input and output")
 	flags.StringVar(&tokenFile, "http-token-file", "", "`file` with a token that each HTTP request has to bear")
 	flags.StringSliceVar(&o.Origins, "http-origin", nil, "web `origins` that may use the tools, beside those of this machine")
+	tun.register(flags)
 	return cmd
 }

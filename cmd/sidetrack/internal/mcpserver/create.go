@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/sidetrack-dev/sidetrack/api/v1alpha1"
 	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/sandbox"
 	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/task"
 )
@@ -27,6 +28,8 @@ type createInput struct {
 	Sandbox     string          `json:"sandbox" jsonschema:"name of the sandbox, such as pr-42, or namespace/name"`
 	Forks       []forkInput     `json:"forks,omitempty" jsonschema:"the workloads to copy, and what differs in the copies"`
 	Redirects   []redirectInput `json:"redirects,omitempty" jsonschema:"Services whose traffic from this sandbox goes somewhere else, such as to a database of its own"`
+	Observe     []string        `json:"observe,omitempty" jsonschema:"Services that are not forked and whose hops send_request and explain_routing shall show as well, to find who loses the routing key; * is all of the namespace. Their traffic stays where it is"`
+	Heal        bool            `json:"heal,omitempty" jsonschema:"where a service loses the routing key but passes the trace id (traceparent) on, let that stand for it"`
 	TTL         string          `json:"ttl,omitempty" jsonschema:"the sandbox is deleted so long after its creation: a duration such as 30m or 2h; never means that it stays"`
 	Update      bool            `json:"update,omitempty" jsonschema:"change the sandbox when there is one, to what this call says: forks and redirects that it leaves out are removed"`
 	WaitSeconds *int            `json:"wait_seconds,omitempty" jsonschema:"how long to wait until requests reach the forks; 0 does not wait"`
@@ -89,7 +92,10 @@ func (in createInput) request(ctx context.Context, c call) (sandbox.Request, err
 	if err != nil {
 		return sandbox.Request{}, err
 	}
-	r := sandbox.Request{Namespace: cmp.Or(namespace, c.Namespace), Name: name, TTL: in.TTL}
+	r := sandbox.Request{Namespace: cmp.Or(namespace, c.Namespace), Name: name, TTL: in.TTL, Observe: in.Observe}
+	if in.Heal {
+		r.Propagate = string(v1alpha1.PropagateTraceID)
+	}
 	if in.TTL == "never" {
 		r.TTL = ""
 	}

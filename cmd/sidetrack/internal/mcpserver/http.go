@@ -41,11 +41,13 @@ type HTTPOptions struct {
 const idle = time.Hour
 
 // HTTP serves the streamable HTTP transport until the context ends. listening is
-// called with the URL as soon as there is one.
+// called with the URL as soon as there is one. The server cannot be used
+// afterwards.
 func (s *Server) HTTP(ctx context.Context, o HTTPOptions, listening func(url string)) error {
 	if err := o.validate(); err != nil {
 		return err
 	}
+	defer s.tunnels.close()
 	var lc net.ListenConfig
 	l, err := lc.Listen(ctx, "tcp", o.Address)
 	if err != nil {

@@ -73,11 +73,7 @@ func sandboxStatus() tool {
 			tuneDetail(p)
 			between(p["wait_seconds"], 0, mostWait, 0)
 		}, func(ctx context.Context, c call, in statusInput) (*sandboxReply, error) {
-			namespace, name, err := parseHandle(in.Sandbox)
-			if err != nil {
-				return nil, err
-			}
-			sb, err := sandbox.Get(ctx, c.Cluster, namespace, name)
+			sb, err := c.sandbox(ctx, in.Sandbox)
 			if err != nil {
 				return nil, err
 			}
@@ -85,13 +81,14 @@ func sandboxStatus() tool {
 			if err != nil || !in.ShowRoutingKey {
 				return r, err
 			}
-			if sb, err = sandbox.Get(ctx, c.Cluster, namespace, name); err != nil {
+			if sb, err = c.sandbox(ctx, r.Sandbox); err != nil {
 				return nil, err
 			}
 			key := sb.Status.RoutingKey
 			if key == "" {
 				return nil, &task.Failure{Kind: task.NotReady, Message: "sandbox " + r.Sandbox + " has no routing key yet", Remedy: "call sandbox_status with wait_seconds"}
 			}
+			c.reveal()
 			r.RoutingKey, r.Header = key, "baggage: sidetrack="+key
 			return r, nil
 		})
@@ -104,6 +101,7 @@ func waitReady(ctx context.Context, c call, sb *v1alpha1.Sandbox, limit time.Dur
 		o := sandbox.DefaultWait()
 		o.Timeout = limit
 		ready, err := sandbox.Wait(ctx, c.Cluster, sb.Namespace, sb.Name, o, c.progress)
+		c.hide(ready)
 		var f *task.Failure
 		if errors.As(err, &f) && f.Kind == task.NotReady {
 			f.Remedy = "call create_sandbox with update: true to mend it; if it only needs more time, call sandbox_status with wait_seconds"

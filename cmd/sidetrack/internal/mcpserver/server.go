@@ -23,15 +23,22 @@ type Options struct {
 	// Connect makes the clients of the cluster. It is called by the first call of a
 	// tool, and again by the next one for as long as it fails.
 	Connect func() (*cluster.Cluster, error)
+	// AgentImage is Sidetrack's own image, for pods that requests are sent from. Empty:
+	// the one that the agents have.
+	AgentImage string
+	// ServiceAccount is that of these pods; no token of it is mounted. Empty: the
+	// namespace's default one.
+	ServiceAccount string
 }
 
 // Server serves Sidetrack's tools.
 type Server struct {
 	server *mcp.Server
 
-	connect func() (*cluster.Cluster, error)
+	o       Options
 	mu      sync.Mutex
 	cluster *cluster.Cluster
+	tunnels tunnels
 }
 
 // instructions are what a model is told before it calls anything.
@@ -41,7 +48,7 @@ The loop: `
 
 // New makes a server.
 func New(o Options) *Server {
-	s := &Server{connect: o.Connect}
+	s := &Server{o: o, tunnels: tunnels{open: map[tunnelKey]*shared{}}}
 	var loop []string
 	for _, t := range tools() {
 		if t.step != "" {
@@ -73,8 +80,10 @@ func withArguments(next mcp.MethodHandler) mcp.MethodHandler {
 	}
 }
 
-// Stdio serves one session until the client closes in, or the context ends.
+// Stdio serves one session until the client closes in, or the context ends. The
+// server cannot be used afterwards.
 func (s *Server) Stdio(ctx context.Context, in io.Reader, out io.Writer) error {
+	defer s.tunnels.close()
 	err := s.server.Run(ctx, &mcp.IOTransport{Reader: io.NopCloser(in), Writer: nopWriteCloser{out}})
 	if ctx.Err() != nil || errors.Is(err, io.EOF) {
 		return nil
@@ -93,11 +102,19 @@ func (s *Server) reach() (*cluster.Cluster, error) {
 	if s.cluster != nil {
 		return s.cluster, nil
 	}
-	c, err := s.connect()
+	c, err := s.o.Connect()
 	if err == nil {
 		s.cluster = c
 	}
 	return c, err
+}
+
+// ownImage is Sidetrack's own image.
+func (s *Server) ownImage(ctx context.Context, c *cluster.Cluster) string {
+	if s.o.AgentImage != "" {
+		return s.o.AgentImage
+	}
+	return c.AgentImage(ctx, s.o.Version)
 }
 
 // patience is how long a call may take beyond what it was told to wait.

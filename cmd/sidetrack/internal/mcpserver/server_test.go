@@ -246,7 +246,7 @@ func TestAFailureIsToldInWordsForSomebodyWhoHasTools(t *testing.T) {
 		Message: "sandbox a is not ready: no image",
 		Details: []string{"pod x, container app: " + strings.Repeat("é", mostDetail)},
 		Remedy:  "sidetrack logs a -n shop has the forks' logs; mend it with sidetrack sandbox create --update",
-	}}
+	}, strings.Clone}
 	got := e.Error()
 	for _, w := range []string{"create_sandbox failed: sandbox a is not ready: no image\npod x", "bytes)\nnext: ", "mend it with create_sandbox and update: true"} {
 		if !strings.Contains(got, w) {
@@ -256,7 +256,7 @@ func TestAFailureIsToldInWordsForSomebodyWhoHasTools(t *testing.T) {
 	if len(got) > mostDetail+400 || !strings.Contains(got, "é… (") {
 		t.Errorf("it has %d bytes: …%s", len(got), got[len(got)-200:])
 	}
-	if got := (&toolError{"x", context.Canceled}).Error(); got != "x: cancelled" {
+	if got := (&toolError{"x", context.Canceled, strings.Clone}).Error(); got != "x: cancelled" {
 		t.Errorf("cancelled, it says %q", got)
 	}
 }

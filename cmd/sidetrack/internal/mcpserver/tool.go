@@ -4,13 +4,17 @@ package mcpserver
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/google/jsonschema-go/jsonschema"
 	"github.com/modelcontextprotocol/go-sdk/mcp"
 
+	"github.com/sidetrack-dev/sidetrack/api/v1alpha1"
 	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/cluster"
+	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/sandbox"
 	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/task"
 )
 
@@ -57,17 +61,57 @@ func (k kind) annotations(title string) *mcp.ToolAnnotations {
 	return a
 }
 
-// call is what a tool does its task with.
+// call is one call of a tool, and what it does its task with.
 type call struct {
 	*cluster.Cluster
+	server   *Server
 	progress task.Progress
+	// secrets are the routing keys that the call has come across, which its reply does
+	// not tell.
+	secrets *[]string
+}
+
+// hide has the reply not tell a sandbox's routing key, wherever it comes from: some
+// services repeat what they are sent.
+func (c call) hide(sb *v1alpha1.Sandbox) {
+	if sb == nil {
+		return
+	}
+	for _, key := range []string{sb.Status.RoutingKey, sb.Spec.RoutingKey} {
+		if key != "" {
+			*c.secrets = append(*c.secrets, key)
+		}
+	}
+}
+
+// reveal has the reply tell them: it was asked for that.
+func (c call) reveal() { *c.secrets = nil }
+
+func (c call) redact(text string) string {
+	for _, key := range *c.secrets {
+		text = strings.ReplaceAll(text, key, hidden)
+	}
+	return text
+}
+
+const hidden = "[routing key]"
+
+// sandbox reads the sandbox of a handle.
+func (c call) sandbox(ctx context.Context, text string) (*v1alpha1.Sandbox, error) {
+	namespace, name, err := parseHandle(text)
+	if err != nil {
+		return nil, err
+	}
+	sb, err := sandbox.Get(ctx, c.Cluster, namespace, name)
+	c.hide(sb)
+	return sb, err
 }
 
 // waits is an input that says how long its call may wait.
 type waits interface{ wait() time.Duration }
 
 // define makes a tool. tune says more about the input's properties than Go's types
-// do. Both types are structs.
+// do. Both types are structs, the second by its pointer.
 func define[In any, Out reply](name, title, step, description string, k kind, tune func(properties), run func(context.Context, call, In) (Out, error)) tool {
 	return tool{name: name, step: step, add: func(s *Server) {
 		in, out := schemaOf[In](), schemaOf[Out]()
@@ -76,23 +120,27 @@ func define[In any, Out reply](name, title, step, description string, k kind, tu
 		}
 		mcp.AddTool(s.server, &mcp.Tool{
 			Name: name, Title: title, Description: description, Annotations: k.annotations(title), InputSchema: in, OutputSchema: out,
-		}, func(ctx context.Context, req *mcp.CallToolRequest, input In) (*mcp.CallToolResult, Out, error) {
-			var none Out
+		}, func(ctx context.Context, req *mcp.CallToolRequest, input In) (*mcp.CallToolResult, any, error) {
 			limit := patience
 			if w, ok := any(input).(waits); ok {
 				limit += w.wait()
 			}
 			ctx, cancel := context.WithTimeout(ctx, limit)
 			defer cancel()
-			c, err := s.reach()
-			if err != nil {
-				return nil, none, &toolError{name, err}
+			c := call{server: s, progress: progressOf(ctx, req), secrets: &[]string{}}
+			var err error
+			if c.Cluster, err = s.reach(); err != nil {
+				return nil, nil, &toolError{name, err, c.redact}
 			}
-			output, err := run(ctx, call{c, progressOf(ctx, req)}, input)
+			output, err := run(ctx, c, input)
 			if err != nil {
-				return nil, none, &toolError{name, err}
+				return nil, nil, &toolError{name, err, c.redact}
 			}
-			return &mcp.CallToolResult{Content: []mcp.Content{&mcp.TextContent{Text: output.text()}}}, output, nil
+			structured, err := json.Marshal(output)
+			if err != nil {
+				return nil, nil, fmt.Errorf("write the reply: %w", err)
+			}
+			return &mcp.CallToolResult{Content: []mcp.Content{&mcp.TextContent{Text: c.redact(output.text())}}}, json.RawMessage(c.redact(string(structured))), nil
 		})
 	}}
 }

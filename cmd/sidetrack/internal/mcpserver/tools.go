@@ -8,6 +8,11 @@ func tools() []tool {
 	return []tool{
 		listWorkloads(),
 		createSandbox(),
+		sendRequest(),
+		runTests(),
+		compareResponses(),
+		explainRouting(),
+		sandboxLogs(),
 		sandboxStatus(),
 		listSandboxes(),
 		deleteSandbox(),

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"regexp"
 	"strings"
 	"unicode/utf8"
 
@@ -20,6 +21,8 @@ const mostDetail = 6 << 10
 type toolError struct {
 	tool string
 	err  error
+	// redact takes secrets out.
+	redact func(string) string
 }
 
 func (e *toolError) Error() string {
@@ -47,25 +50,53 @@ func (e *toolError) Error() string {
 	if remedy != "" {
 		b.WriteString("\nnext: " + remedy)
 	}
-	return b.String()
+	return e.redact(b.String())
 }
 
 // asTools puts what the packages beside this one say of the command line into
 // words for somebody who has tools instead.
-func asTools(text string) string { return spoken.Replace(text) }
+func asTools(text string) string {
+	for _, w := range spoken {
+		text = w.from.ReplaceAllString(text, w.to)
+	}
+	return text
+}
 
-var spoken = strings.NewReplacer(
-	"change it with --update, delete it first, or take another name", "call create_sandbox with update: true to change it, call delete_sandbox first, or take another name",
-	"mend it with sidetrack sandbox create --update", "mend it with create_sandbox and update: true",
-	"create it, or choose another namespace with -n", "call list_sandboxes to see what there is; name one in another namespace as namespace/name",
-	"; -n chooses another namespace", "; one in another namespace is named namespace/name",
-	"look for it in other namespaces (-n), or create it first", "call list_workloads to see what can be forked, also in another namespace",
-	"see its metadata.finalizers, and wait longer with --timeout", "call sandbox_status in a while",
-	"say which cluster with --kubeconfig or --context, or set KUBECONFIG", "the server has no cluster: its settings need --kubeconfig, --context or the environment variable KUBECONFIG",
-	"--context chooses another cluster", "the server's --context chooses another cluster",
-	"with --context, --user or --token", "with the server's --context, --user or --token",
-	"add --fork WORKLOAD", "add an entry to forks",
-)
+type phrase struct {
+	from *regexp.Regexp
+	to   string
+}
+
+// said is a phrase in which a word that stands for a name is <>.
+func said(from, to string) phrase {
+	return phrase{regexp.MustCompile(strings.ReplaceAll(regexp.QuoteMeta(from), "<>", `(\S+)`)), to}
+}
+
+var spoken = []phrase{
+	said("change it with --update, delete it first, or take another name", "call create_sandbox with update: true to change it, call delete_sandbox first, or take another name"),
+	said("mend it with sidetrack sandbox create --update", "mend it with create_sandbox and update: true"),
+	said("create it, or choose another namespace with -n", "call list_sandboxes to see what there is; name one in another namespace as namespace/name"),
+	said("; -n chooses another namespace", "; one in another namespace is named namespace/name"),
+	said("look for it in other namespaces (-n), or create it first", "call list_workloads to see what can be forked, also in another namespace"),
+	said("see its metadata.finalizers, and wait longer with --timeout", "call sandbox_status in a while"),
+	said("say which cluster with --kubeconfig or --context, or set KUBECONFIG", "the server has no cluster: give it the server's --kubeconfig or the server's --context, or set KUBECONFIG"),
+	said("; --context chooses another cluster", "; the server's --context chooses another cluster"),
+	said("or choose another user with --context, --user or --token", "or have the server's settings choose another user"),
+	said("add --fork WORKLOAD", "add an entry to forks"),
+	said("sidetrack logs <> -n <> has", "sandbox_logs of $2/$1 has"),
+	said("sidetrack logs <>", "sandbox_logs of $1"),
+	said("sidetrack sandbox wait <>", "sandbox_status of $1 with wait_seconds"),
+	said("that sidetrack sandbox key <> --header prints", "that sandbox_status of $1 tells with show_routing_key: true"),
+	said("redirect it with --redirect <>", "redirect it with redirects of create_sandbox"),
+	said("send one, and see who was called: sidetrack trace <>", "send one with send_request to $1, which tells who was called"),
+	said("sidetrack sandbox create … --observe '*' --update", `create_sandbox with update: true and observe: ["*"]`),
+	said("let the trace stand for the key: --propagate TraceID", "let the trace stand for the key: create_sandbox with update: true and heal: true"),
+	said(": see them with --limit or --since", ""),
+	said("give it more with --timeout", "give it more with timeout_seconds"),
+	said("; --keep leaves the pod to be looked at", ""),
+	said("sidetrack status says which nodes are covered; --no-coverage-check starts the command all the same, and its requests may reach the baseline", "explain_routing says which nodes are covered"),
+	said("sidetrack status says which nodes are covered; --agent-image names", "explain_routing says which nodes are covered; the server's --agent-image names"),
+}
 
 // cut shortens text to so many bytes and says so.
 func cut(text string, most int) string {

@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package mcpserver
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/compare"
+	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/exchange"
+	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/task"
+)
+
+const (
+	// mostDifferences and mostValue are how much is told in short.
+	mostDifferences = 20
+	mostValue       = 300
+	mostCompared    = 20
+)
+
+type compareInput struct {
+	Sandbox string `json:"sandbox" jsonschema:"name, or namespace/name"`
+	requestInput
+	Ignore  []string `json:"ignore,omitempty" jsonschema:"places that do not count, as a difference names them, such as $[*].id or header Server"`
+	Samples int      `json:"samples,omitempty" jsonschema:"how many answers of each side are compared at most before a difference is believed"`
+	Detail  detail   `json:"detail,omitempty" jsonschema:"short tells at most 20 differences, their values cut; full all"`
+}
+
+func (in compareInput) wait() time.Duration {
+	return seconds(in.TimeoutSeconds)*time.Duration(2*in.Samples) + 2*time.Minute
+}
+
+type compareReply struct {
+	Sandbox     string            `json:"sandbox"`
+	Same        bool              `json:"same" jsonschema:"nothing differs beyond noise"`
+	Differences []differenceReply `json:"differences"`
+	Omitted     int               `json:"omitted,omitempty" jsonschema:"how many more differences there are"`
+	Noise       []string          `json:"noise,omitempty" jsonschema:"places that vary by themselves and were left out"`
+	Baseline    sideReply         `json:"baseline" jsonschema:"what everybody shares"`
+	Fork        sideReply         `json:"fork" jsonschema:"the sandbox"`
+	TraceID     string            `json:"trace_id,omitempty" jsonschema:"of the last request to the sandbox; explain_routing tells its hops"`
+}
+
+type differenceReply struct {
+	Where    string `json:"where" jsonschema:"status, error, body, line N, header NAME, or a path in JSON"`
+	Baseline string `json:"baseline"`
+	Fork     string `json:"fork"`
+}
+
+type sideReply struct {
+	Answers int    `json:"answers" jsonschema:"how many were compared"`
+	Status  int    `json:"status,omitempty" jsonschema:"of the last one"`
+	Error   string `json:"error,omitempty" jsonschema:"why there was no answer"`
+}
+
+func compareResponses() tool {
+	return define("compare_responses", "Compare the sandbox's answers with everybody's", "",
+		`Send one request to the sandbox and to what everybody shares, several times in turn, and say in what the answers differ: status, headers, JSON values. What varies between answers of the same side is left out as noise. The request is really sent up to 8 times to each side: use one that may be repeated.`,
+		acts, func(p properties) {
+			tuneDetail(p)
+			tuneRequest(p)
+			between(p["samples"], 2, mostCompared, compare.DefaultSamples)
+		}, func(ctx context.Context, c call, in compareInput) (*compareReply, error) {
+			req := in.request()
+			if exchange.HasKey(req.Header) {
+				return nil, task.Usagef("the headers have a routing key: leave it out, the sandbox's is added for its side")
+			}
+			sb, err := readySandbox(ctx, c, in.Sandbox)
+			if err != nil {
+				return nil, err
+			}
+			o := compare.Options{Samples: in.Samples, Ignore: in.Ignore}
+			if o.Canonical, err = compare.NamesOfPods(ctx, c.Cluster, sb.Namespace); err != nil {
+				return nil, err
+			}
+			var res compare.Result
+			// Beside the sandbox: both sides take the same way, and the key alone tells them
+			// apart.
+			err = c.server.tunnels.with(ctx, c, sb, false, func(dial dialFunc) error {
+				res, err = compare.Compare(ctx, compare.Through(dial, sb.Status.RoutingKey), req, o)
+				return err
+			})
+			if err != nil {
+				return nil, err
+			}
+			if res.BaselineError != "" && res.SandboxError != "" {
+				return nil, &task.Failure{Message: "nobody answers: " + res.SandboxError, Remedy: "correct the URL: its host is SERVICE." + sb.Namespace + "; list_workloads has the URLs"}
+			}
+			return compared(handle(sb.Namespace, sb.Name), &res, in.Detail), nil
+		})
+}
+
+func compared(name string, res *compare.Result, d detail) *compareReply {
+	r := &compareReply{
+		Sandbox: name, Same: len(res.Differences) == 0, Differences: []differenceReply{}, Noise: res.Noise, TraceID: res.TraceID,
+		Baseline: sideReply{res.BaselineAnswers, res.BaselineStatus, res.BaselineError},
+		Fork:     sideReply{res.SandboxAnswers, res.SandboxStatus, res.SandboxError},
+	}
+	for i, v := range res.Differences {
+		if d != full && i == mostDifferences {
+			r.Omitted = len(res.Differences) - i
+			break
+		}
+		b, f := v.Baseline, v.Sandbox
+		if d != full {
+			b, f = cut(b, mostValue), cut(f, mostValue)
+		}
+		r.Differences = append(r.Differences, differenceReply{v.Where, b, f})
+	}
+	if d != full && len(r.Noise) > mostDifferences {
+		r.Noise = append(r.Noise[:mostDifferences:mostDifferences], fmt.Sprintf("and %d more", len(r.Noise)-mostDifferences))
+	}
+	return r
+}
+
+func (r *compareReply) text() string {
+	var b strings.Builder
+	if r.Same {
+		fmt.Fprintf(&b, "No difference beyond noise, in %d and %d answers; status %d.\n", r.Baseline.Answers, r.Fork.Answers, r.Fork.Status)
+	} else {
+		fmt.Fprintf(&b, "%d differences, the same in %d answers of what everybody shares and %d of the fork:\n", len(r.Differences)+r.Omitted, r.Baseline.Answers, r.Fork.Answers)
+	}
+	for _, d := range r.Differences {
+		fmt.Fprintf(&b, "- %s: %s, in the fork %s\n", d.Where, d.Baseline, d.Fork)
+	}
+	if r.Omitted > 0 {
+		fmt.Fprintf(&b, "and %d more: ask with detail: full\n", r.Omitted)
+	}
+	if len(r.Noise) > 0 {
+		fmt.Fprintf(&b, "Left out as noise: %s\n", strings.Join(r.Noise, ", "))
+	}
+	if r.TraceID != "" {
+		fmt.Fprintf(&b, "trace_id: %s\n", r.TraceID)
+	}
+	return strings.TrimSuffix(b.String(), "\n")
+}

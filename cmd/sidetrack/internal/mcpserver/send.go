@@ -1,0 +1,293 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package mcpserver
+
+import (
+	"context"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"maps"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	ledger "github.com/sidetrack-dev/sidetrack/api/ledger/v1alpha1"
+	"github.com/sidetrack-dev/sidetrack/api/v1alpha1"
+	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/exchange"
+	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/hops"
+	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/sandbox"
+	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/task"
+	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/tunnel"
+)
+
+// How much of a body a reply has.
+const (
+	usualBody = 4 << 10
+	mostBody  = 1 << 20
+)
+
+// requestInput is one HTTP request.
+type requestInput struct {
+	URL            string            `json:"url" jsonschema:"where to send it, as the cluster's own pods would: http://SERVICE.NAMESPACE/path; list_workloads has the URLs. Send it to where requests enter, not only to the fork"`
+	Method         string            `json:"method,omitempty" jsonschema:"GET when left out, or POST with a body"`
+	Headers        map[string]string `json:"headers,omitempty" jsonschema:"further headers; the routing key is added by itself"`
+	Body           string            `json:"body,omitempty"  jsonschema:"body as text"`
+	TimeoutSeconds *int              `json:"timeout_seconds,omitempty" jsonschema:"how long to wait for the answer"`
+}
+
+func (in requestInput) request() exchange.Request {
+	r := exchange.Request{Method: strings.ToUpper(in.Method), URL: in.URL, Header: http.Header{}, Body: []byte(in.Body), Timeout: seconds(in.TimeoutSeconds)}
+	if r.Method == "" && in.Body != "" {
+		r.Method = http.MethodPost
+	}
+	for name, value := range in.Headers {
+		r.Header.Set(name, value)
+	}
+	return r
+}
+
+func tuneRequest(p properties) {
+	between(p["timeout_seconds"], 1, 300, 30)
+	p["url"].Pattern = `\S`
+}
+
+type sendInput struct {
+	Sandbox string `json:"sandbox" jsonschema:"name, or namespace/name"`
+	requestInput
+	MaxBodyBytes int    `json:"max_body_bytes,omitempty" jsonschema:"how much of the answer's body to tell"`
+	Detail       detail `json:"detail,omitempty" jsonschema:"full adds the answer's headers"`
+}
+
+// Beside the answer, a sandbox that is not ready and a pod to send from are waited
+// for.
+func (in sendInput) wait() time.Duration { return seconds(in.TimeoutSeconds) + 2*time.Minute }
+
+type sendReply struct {
+	Sandbox       string              `json:"sandbox"`
+	Verified      bool                `json:"verified" jsonschema:"the ledger shows that pods of the forks answered what they were to answer. False does not mean that they did not: not_verified says what is not known, or went elsewhere"`
+	NotVerified   []string            `json:"not_verified,omitempty" jsonschema:"why it is not verified"`
+	Next          string              `json:"next,omitempty" jsonschema:"what to do about that"`
+	Status        int                 `json:"status" jsonschema:"HTTP status of the answer"`
+	Body          string              `json:"body"`
+	BodyEncoding  string              `json:"body_encoding,omitempty" jsonschema:"base64 where the body is no text"`
+	BodyCut       string              `json:"body_cut,omitempty" jsonschema:"says that there is more of the body, and how to get it"`
+	ContentType   string              `json:"content_type,omitempty"`
+	Headers       map[string][]string `json:"headers,omitempty"`
+	Milliseconds  int64               `json:"milliseconds" jsonschema:"until the answer was there, with the way into the cluster"`
+	TraceID       string              `json:"trace_id" jsonschema:"handle of this request's hops: explain_routing takes it, also in a later session"`
+	Hops          []hopReply          `json:"hops" jsonschema:"the calls that came of the request, as far as the cluster's nodes have seen them: calls to Services that are neither forked nor observed are not among them"`
+	OtherHops     []hopReply          `json:"other_hops,omitempty" jsonschema:"tagged calls without a trace id since the request began; they may be of this request or of another"`
+	ForksReached  []string            `json:"forks_reached,omitempty" jsonschema:"redirected Services at which a fork answered"`
+	ForksNotAsked []string            `json:"forks_not_asked,omitempty" jsonschema:"redirected Services that no known call of this request went to"`
+}
+
+func sendRequest() tool {
+	return define("send_request", "Send a request through a sandbox", "answer and hops, verified",
+		`Send an HTTP request into the cluster as the sandbox's traffic, and get the answer together with its hops: which pod answered each call, from the nodes' own records. "verified: true" means that the forks really answered; otherwise the reply says what is not known or who lost the routing key, so that a good answer from what everybody shares is not mistaken for one of yours. The request is real: it reaches real services.`,
+		acts, func(p properties) {
+			tuneDetail(p)
+			tuneRequest(p)
+			between(p["max_body_bytes"], 0, mostBody, usualBody)
+		}, func(ctx context.Context, c call, in sendInput) (*sendReply, error) {
+			r := in.request()
+			if exchange.HasKey(r.Header) {
+				return nil, task.Usagef("the headers have a routing key: leave it out, the sandbox's is added")
+			}
+			sb, err := readySandbox(ctx, c, in.Sandbox)
+			if err != nil {
+				return nil, err
+			}
+			if err := covered(ctx, c, sb); err != nil {
+				return nil, err
+			}
+			r.Key = sb.Status.RoutingKey
+			r.MaxBody = int64(max(in.MaxBodyBytes, 1))
+			var a *exchange.Answer
+			began := time.Now()
+			err = c.server.tunnels.with(ctx, c, sb, true, func(dial dialFunc) error {
+				began = time.Now()
+				a, err = exchange.Send(ctx, dial, r)
+				return err
+			})
+			if err != nil {
+				return nil, notAnswered(err, sb)
+			}
+			e, err := gather(ctx, c, sb, a.TraceID, began)
+			if err != nil {
+				return nil, err
+			}
+			out := answerOf(a, in)
+			out.Sandbox = handle(sb.Namespace, sb.Name)
+			return out, out.prove(ctx, c, e)
+		})
+}
+
+// readySandbox waits until a sandbox is ready, not for long.
+func readySandbox(ctx context.Context, c call, text string) (*v1alpha1.Sandbox, error) {
+	sb, err := c.sandbox(ctx, text)
+	if err != nil {
+		return nil, err
+	}
+	o := sandbox.DefaultWait()
+	o.Timeout = time.Minute
+	sb, err = sandbox.Wait(ctx, c.Cluster, sb.Namespace, sb.Name, o, c.progress)
+	c.hide(sb)
+	var f *task.Failure
+	if errors.As(err, &f) && f.Kind == task.NotReady {
+		f.Remedy = "call create_sandbox with update: true to mend it, or sandbox_status with wait_seconds to wait longer"
+	}
+	return sb, err
+}
+
+// coverage is how long connections from before the sandbox are waited for: nodes
+// close them as soon as they are idle.
+const coverage = 15 * time.Second
+
+// covered waits until a request cannot reach the baseline by a connection from
+// before the sandbox, for as long as that may help.
+func covered(ctx context.Context, c call, sb *v1alpha1.Sandbox) error {
+	told := task.NewChanges(c.progress)
+	for deadline := time.Now().Add(coverage); sb.Status.UncoveredConnections > 0 && time.Now().Before(deadline); {
+		told.Report(task.Event{Subject: "coverage", State: fmt.Sprintf("%d connections from before the sandbox are open", sb.Status.UncoveredConnections)})
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(settle):
+		}
+		var err error
+		if sb, err = c.sandbox(ctx, handle(sb.Namespace, sb.Name)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// notAnswered says why there is no answer.
+func notAnswered(err error, sb *v1alpha1.Sandbox) error {
+	var f *task.Failure
+	if errors.As(err, &f) {
+		return err
+	}
+	f = &task.Failure{Message: "no answer: " + err.Error(), Err: err}
+	var dial *tunnel.DialError
+	switch {
+	case errors.As(err, &dial) && dial.Word == "unresolved":
+		f.Remedy = "correct the URL's host: it is SERVICE." + sb.Namespace + "; list_workloads has the URLs"
+	case errors.As(err, &dial):
+		f.Remedy = "see whether the Service has pods and listens on that port: list_workloads has the URLs, sandbox_logs what a fork says"
+	case errors.Is(err, context.DeadlineExceeded):
+		f.Remedy = "raise timeout_seconds, or see sandbox_logs for what a fork does meanwhile"
+	default:
+		f.Remedy = "see sandbox_logs and explain_routing"
+	}
+	return f
+}
+
+func answerOf(a *exchange.Answer, in sendInput) *sendReply {
+	r := &sendReply{Status: a.Status, ContentType: a.Header.Get("Content-Type"), Milliseconds: a.Took.Milliseconds(), TraceID: a.TraceID, Hops: []hopReply{}}
+	if in.Detail == full {
+		r.Headers = a.Header
+	}
+	body := a.Body
+	if a.Truncated || len(body) > in.MaxBodyBytes {
+		body = body[:min(len(body), in.MaxBodyBytes)]
+		// A character that is cut in two does not make it binary.
+		for n := 0; n < utf8.UTFMax && len(body) > 0 && !utf8.Valid(body); n++ {
+			body = body[:len(body)-1]
+		}
+		if !utf8.Valid(body) {
+			body = a.Body[:min(len(a.Body), in.MaxBodyBytes)]
+		}
+		r.BodyCut = fmt.Sprintf("the first %d bytes: send the request again with a larger max_body_bytes (at most %d) for more", len(body), mostBody)
+	}
+	r.Body = string(body)
+	if !utf8.Valid(body) {
+		r.Body, r.BodyEncoding = base64.StdEncoding.EncodeToString(body), "base64"
+	}
+	return r
+}
+
+// prove says what the ledger knows of the request.
+func (r *sendReply) prove(ctx context.Context, c call, e *evidence) error {
+	v := e.judge()
+	r.Verified, r.NotVerified, r.Hops, r.ForksReached, r.ForksNotAsked = v.Verified, v.Doubts, hopsOf(e.Records), v.Reached, v.Missed
+	if r.Verified {
+		return nil
+	}
+	lost := slices.ContainsFunc(e.Records, func(rec ledger.Record) bool { return rec.LostKey && !rec.Healed })
+	switch {
+	case e.Unread != "":
+		r.Next = "mend what keeps the ledger from being read: " + asTools(e.Unread)
+	case lost:
+		r.Next = "have that workload pass the baggage header on, or call create_sandbox with update: true and heal: true"
+	case len(v.Reached) == 0:
+		others, err := untraced(ctx, c, e)
+		if err != nil {
+			return err
+		}
+		r.OtherHops = others
+		r.Next = "call explain_routing with trace_id; to see every hop, call create_sandbox with update: true and observe: [\"*\"], and send it again"
+		if len(others) > 0 {
+			r.Next = "have the services pass the traceparent header on, which tells the hops of one request from another's; other_hops are what came since it began"
+		}
+	default:
+		r.Next = "send it again; if it stays so, call explain_routing with trace_id"
+	}
+	return nil
+}
+
+// untraced are calls that say of which trace they are by nothing.
+func untraced(ctx context.Context, c call, e *evidence) ([]hopReply, error) {
+	list, err := hops.Read(ctx, c.Cluster, hops.Of{Namespace: e.Sandbox.Namespace, Name: e.Sandbox.Name}, ledger.Options{Since: e.start(), Limit: 200})
+	if ctx.Err() != nil {
+		return nil, ctx.Err()
+	}
+	if err != nil {
+		return nil, nil // It could be read a moment ago; what it adds is a hint.
+	}
+	return hopsOf(slices.DeleteFunc(list.Items, func(r ledger.Record) bool { return r.TraceID != "" })), nil
+}
+
+func (r *sendReply) text() string {
+	var b strings.Builder
+	if r.Verified {
+		fmt.Fprintf(&b, "VERIFIED: forks answered at %s. Status %d, %d ms.\n", strings.Join(r.ForksReached, ", "), r.Status, r.Milliseconds)
+	} else {
+		fmt.Fprintf(&b, "NOT VERIFIED that a fork answered. Status %d, %d ms.\n", r.Status, r.Milliseconds)
+		for _, d := range r.NotVerified {
+			fmt.Fprintf(&b, "- %s\n", d)
+		}
+		fmt.Fprintf(&b, "next: %s\n", r.Next)
+	}
+	if len(r.ForksNotAsked) > 0 {
+		fmt.Fprintf(&b, "No call to: %s\n", strings.Join(r.ForksNotAsked, ", "))
+	}
+	writeHops(&b, "Hops", r.Hops)
+	writeHops(&b, "Other tagged calls since then", r.OtherHops)
+	fmt.Fprintf(&b, "trace_id: %s\n", r.TraceID)
+	for _, name := range slices.Sorted(maps.Keys(r.Headers)) {
+		fmt.Fprintf(&b, "%s: %s\n", name, strings.Join(r.Headers[name], ", "))
+	}
+	what := "Body"
+	if r.BodyEncoding != "" {
+		what += " (" + r.BodyEncoding + ")"
+	}
+	if r.BodyCut != "" {
+		what += ", " + r.BodyCut
+	}
+	fmt.Fprintf(&b, "%s:\n%s", what, r.Body)
+	return b.String()
+}
+
+func writeHops(b *strings.Builder, title string, list []hopReply) {
+	if len(list) == 0 {
+		return
+	}
+	fmt.Fprintf(b, "%s:\n", title)
+	for i := range list {
+		b.WriteString(list[i].line() + "\n")
+	}
+}

@@ -1,0 +1,180 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/sidetrack-dev/sidetrack/test/images/visit"
+	"github.com/sidetrack-dev/sidetrack/test/npm"
+)
+
+// agentSent is what send_request replies.
+type agentSent struct {
+	Sandbox      string
+	Verified     bool
+	NotVerified  []string `json:"not_verified"`
+	Status       int
+	Body         string
+	TraceID      string     `json:"trace_id"`
+	Hops         []agentHop `json:"hops"`
+	ForksReached []string   `json:"forks_reached"`
+}
+
+type agentHop struct {
+	From, Service, Went, Pod string
+	Depth                    int
+}
+
+// agentStory is what testdata/agent.mjs tells of itself.
+type agentStory struct {
+	Error   string
+	Tools   []string
+	First   agentSent
+	Second  agentSent
+	Differs struct {
+		Same        bool
+		Differences []struct{ Where, Baseline, Fork string }
+	}
+	Why    struct{ Hops []agentHop }
+	Tested struct {
+		Passed bool
+		Output string
+	}
+	Listed struct {
+		Sandboxes []struct{ Sandbox string }
+	}
+	Gone  struct{ Deleted bool }
+	Heard int
+	Story []struct {
+		Tool    string
+		Failed  bool
+		Seconds float64
+		Text    string
+	}
+}
+
+// scriptedAgent closes the loop as a coding agent does, by MCP and a public client
+// library: its first attempt has a bug that only the real database shows.
+func scriptedAgent(t *testing.T) {
+	packages, err := npm.Install(t.Context())
+	if err != nil {
+		if os.Getenv("SIDETRACK_REQUIRE_CLIENTS") == "1" {
+			t.Fatal(err)
+		}
+		t.Skip(err)
+	}
+	config, err := kube.Kubeconfig()
+	if err != nil {
+		t.Fatal(err)
+	}
+	deleteAfterwards(t, "-n", shop, "sandbox/agent")
+	ctx, cancel := context.WithTimeout(t.Context(), 8*time.Minute)
+	defer cancel()
+	cmd, err := packages.Script(ctx, t.TempDir(), "testdata/agent.mjs", sidetrackProgram(t), "mcp", "--kubeconfig="+config, "-n", shop)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out, errs bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	began := time.Now()
+	err = cmd.Run()
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		t.Fatal(err)
+	}
+	var s agentStory
+	if err := json.Unmarshal(out.Bytes(), &s); err != nil {
+		t.Fatalf("the agent tells nothing: %v\n%s\n%s", err, out.String(), errs.String())
+	}
+	for _, c := range s.Story {
+		t.Logf("%s, %.1f s, failed %t:\n%s", c.Tool, c.Seconds, c.Failed, c.Text)
+	}
+	if s.Error != "" || err != nil {
+		t.Fatalf("the agent has failed: %s\n%s", s.Error, errs.String())
+	}
+	figure("an agent's loop: a fork with a bug, the bug found, mended, verified, cleaned up", "%.0f s", time.Since(began).Seconds())
+
+	if len(s.Tools) > 10 || len(s.Tools) == 0 {
+		t.Errorf("it is offered %q", s.Tools)
+	}
+	if s.Heard == 0 {
+		t.Error("it has heard of no progress")
+	}
+	var calls []string
+	for _, c := range s.Story {
+		calls = append(calls, c.Tool)
+	}
+	// A verified answer, bad as it is, is the third call's.
+	if !slices.Equal(calls[:3], []string{"list_workloads", "create_sandbox", "send_request"}) {
+		t.Errorf("it has called %q", calls)
+	}
+	mustBeVerified(t, "the first attempt", &s.First, 502)
+	mustSay(t, s.First.Body, "cluster_title")
+	if d := s.Differs; d.Same || len(d.Differences) == 0 || d.Differences[0].Where != "status" || !strings.HasPrefix(d.Differences[0].Baseline, "200") || !strings.HasPrefix(d.Differences[0].Fork, "502") {
+		t.Errorf("the comparison says %+v", d)
+	}
+	if len(s.Why.Hops) != len(s.First.Hops) {
+		t.Errorf("in a later session the trace has %d hops: %+v", len(s.Why.Hops), s.Why.Hops)
+	}
+	mustBeVerified(t, "the second attempt", &s.Second, 200)
+	visits, err := visit.Parse([]byte(s.Second.Body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, v := range visits {
+		if want := map[string]string{"route": "pr-43-2"}[v.Service]; want != "" && v.Version != want {
+			t.Errorf("%s was answered by version %s", v.Service, v.Version)
+		}
+		if v.Service == "route" && !slices.ContainsFunc(s.Second.Hops, func(h agentHop) bool { return h.Pod == v.Pod && h.Went == "fork" }) {
+			t.Errorf("route says that its pod is %s; the hops are %+v", v.Pod, s.Second.Hops)
+		}
+	}
+	if !s.Tested.Passed {
+		t.Errorf("the tests: %s", s.Tested.Output)
+	}
+	if len(s.Listed.Sandboxes) == 0 || !s.Gone.Deleted {
+		t.Errorf("sandboxes %v, deleted %t", s.Listed.Sandboxes, s.Gone.Deleted)
+	}
+	noPodLeft(t)
+	if _, err := getSandbox(t.Context(), "agent"); err == nil {
+		t.Error("the sandbox is still there")
+	}
+	// Services of the shop repeat their baggage: the key is in no reply all the same.
+	if text := out.String(); strings.Contains(text, "sidetrack=") && !strings.Contains(text, "sidetrack=[routing key]") {
+		t.Error("a reply tells the routing key")
+	}
+	mustSay(t, s.Second.Body, "sidetrack=[routing key]")
+	runners(t)[0].mustGet(t, front, nil, untouched)
+}
+
+func mustBeVerified(t *testing.T, what string, r *agentSent, status int) {
+	t.Helper()
+	if !r.Verified || r.Status != status || !slices.Equal(r.ForksReached, []string{"route"}) {
+		t.Errorf("%s: verified %t (%q), status %d, forks at %q", what, r.Verified, r.NotVerified, r.Status, r.ForksReached)
+	}
+	// front, cart and route, each below the one before; stock, when route gets as far.
+	for i, service := range []string{"front", "cart", "route"} {
+		if i >= len(r.Hops) || !strings.HasPrefix(r.Hops[i].Service, service+"."+shop) || r.Hops[i].Depth != i {
+			t.Errorf("%s: hop %d is not %s: %+v", what, i, service, r.Hops)
+			return
+		}
+		if want := map[bool]string{true: "fork", false: "baseline"}[service == "route"]; r.Hops[i].Went != want {
+			t.Errorf("%s: %s went to the %s", what, service, r.Hops[i].Went)
+		}
+	}
+	// What the fork's image is, its pod's name does not tell; that it is no pod of the
+	// baseline does.
+	if pod := r.Hops[2].Pod; !strings.Contains(pod, "agent") {
+		t.Errorf("%s: pod %s has answered", what, pod)
+	}
+}

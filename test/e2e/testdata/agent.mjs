@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// A coding agent, as a script: it knows what it wants to try, and of Sidetrack what
+// tools/list says. It goes by the replies' structured content alone. Arguments: the
+// program and its arguments. It writes what it has done as JSON.
+
+import { Client } from "@modelcontextprotocol/sdk/client/index.js";
+import { StdioClientTransport } from "@modelcontextprotocol/sdk/client/stdio.js";
+
+const [command, ...args] = process.argv.slice(2);
+const story = [];
+let heard = 0;
+
+async function session() {
+  const client = new Client({ name: "scripted-agent", version: "1" });
+  await client.connect(new StdioClientTransport({ command, args, env: process.env, stderr: "inherit" }));
+  return client;
+}
+
+async function call(client, name, input) {
+  const began = Date.now();
+  const result = await client.callTool({ name, arguments: input }, undefined, {
+    timeout: 240_000,
+    onprogress: () => heard++,
+  });
+  const text = result.content.map((c) => c.text).join("\n");
+  story.push({ tool: name, failed: result.isError === true, seconds: (Date.now() - began) / 1000, text, reply: result.structuredContent });
+  if (result.isError) throw new Error(text);
+  return result.structuredContent;
+}
+
+// attempt forks the workload with an image, and asks the front door for an answer.
+async function attempt(client, sandbox, workload, url, image, update) {
+  const made = await call(client, "create_sandbox", { sandbox, update, ttl: "30m", wait_seconds: 180, observe: ["*"], forks: [{ workload, image }] });
+  if (!made.ready) throw new Error("the sandbox is not ready: " + made.why);
+  return await call(client, "send_request", { sandbox: made.sandbox, url });
+}
+
+try {
+  let client = await session();
+  const tools = (await client.listTools()).tools.map((t) => t.name);
+  const found = await call(client, "list_workloads", {});
+  const route = found.workloads.find((w) => w.workload.endsWith("/route")).workload;
+  const door = found.workloads.find((w) => w.workload.endsWith("/front")).urls[0];
+
+  const first = await attempt(client, "agent", route, door, "sidetrack.test/shop:pr-43", false);
+  const handle = first.sandbox;
+  let differs, why;
+  if (first.verified && first.status !== 200) {
+    differs = await call(client, "compare_responses", { sandbox: handle, url: door });
+    // The session ends; what it has made does not.
+    await client.close();
+    client = await session();
+    why = await call(client, "explain_routing", { sandbox: handle, trace_id: first.trace_id });
+  }
+  const second = await attempt(client, handle, route, door, "sidetrack.test/shop:pr-43-2", true);
+  const tested = await call(client, "run_tests", { sandbox: handle, image: "sidetrack.test/shop:v1", command: ["/shop", "check", "-want", '"Version":"pr-43-2"', door] });
+  const logs = await call(client, "sandbox_logs", { sandbox: handle });
+  const listed = await call(client, "list_sandboxes", {});
+  const gone = await call(client, "delete_sandbox", { sandbox: handle });
+  await client.close();
+  console.log(JSON.stringify({ tools, first, differs, why, second, tested, logs, listed, gone, heard, story }));
+} catch (error) {
+  console.log(JSON.stringify({ error: String(error), heard, story }));
+  process.exitCode = 1;
+}
