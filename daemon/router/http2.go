@@ -516,6 +516,7 @@ func (h *http2Conn) Route(req *http2.Request) http2.Route {
 		if w != nil {
 			w.Peer = watched{e, nil}
 		}
+		h.awaitGreeting()
 		return http2.Route{Refusal: refusal(&d), Watch: w}
 	}
 	if d.Verdict == routing.ToBaseline && c.refused {
@@ -537,14 +538,24 @@ func (h *http2Conn) Route(req *http2.Request) http2.Route {
 	if w != nil {
 		w.Peer = watched{e, u}
 	}
-	if u != c.cur && h.relay.Awaiting() && c.timer.at == 0 {
-		c.later(greetingDelay, func() {
-			if h.relay.Greet(); !c.dead {
-				c.run()
-			}
-		})
+	if u != c.cur {
+		h.awaitGreeting()
 	}
 	return http2.Route{Link: u.link, Inject: d.Inject, Watch: w}
+}
+
+// awaitGreeting lets what others have to say wait for the primary's first words,
+// but not forever.
+func (h *http2Conn) awaitGreeting() {
+	c := h.c
+	if !h.relay.Awaiting() || c.timer.at != 0 {
+		return
+	}
+	c.later(greetingDelay, func() {
+		if h.relay.Greet(); !c.dead {
+			c.run()
+		}
+	})
 }
 
 // opened begins the record of a stream that d is about, if it leaves one. d may be

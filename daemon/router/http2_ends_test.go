@@ -505,3 +505,17 @@ func TestAnHTTP2ClientsFINAndRSTArePassedOn(t *testing.T) {
 		w.noConnections()
 	}
 }
+
+func TestAForkDoesNotWaitForABaselineThatSaysNothing(t *testing.T) {
+	w := newWorld(t)
+	w.script(w.base, func(c *peer) { _, _ = io.Copy(io.Discard, c.r) })
+	w.serveHTTP2(w.fork, telling(w.fork))
+	w.input.Slices = append(w.input.Slices[:2:2], endpoints("route-pr-43"))
+	w.apply()
+	f := w.frames(w.dial(w.client))
+	f.headers(1, true, asking("baggage", "sidetrack="+key)...)
+	f.answer(1, "200")
+	g := w.frames(w.dial(w.client))
+	g.headers(1, true, asking("baggage", "sidetrack="+otherKey)...)
+	g.answer(1, "503")
+}
