@@ -18,7 +18,7 @@ import (
 	"testing"
 
 	wire "golang.org/x/net/http2"
-	"golang.org/x/net/http2/h2c"
+	upgrade "golang.org/x/net/http2/h2c"
 
 	"github.com/sidetrack-dev/sidetrack/test/lab"
 )
@@ -88,7 +88,7 @@ func TestUpgradesToHTTP2AreRoutedStreamByStream(t *testing.T) {
 		n := s.nextPort()
 		for name, p := range s.places() {
 			//lint:ignore SA1019 net/http's server takes no Upgrade
-			s.serveOn(t, p, n, &http.Server{Handler: h2c.NewHandler(who(name), &wire.Server{}), ReadHeaderTimeout: patience})
+			s.serveOn(t, p, n, &http.Server{Handler: upgrade.NewHandler(who(name), &wire.Server{}), ReadHeaderTimeout: patience})
 		}
 		url := fmt.Sprintf("http://%s:%d/", wideIP, n)
 		for _, tt := range []struct{ key, want string }{{"none", "baseline"}, {keyA, s.want("fork-a")}, {keyB, s.want("fork-b")}} {
