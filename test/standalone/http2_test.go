@@ -18,6 +18,7 @@ import (
 	"testing"
 
 	wire "golang.org/x/net/http2"
+	//lint:ignore SA1019 net/http's server takes no Upgrade
 	upgrade "golang.org/x/net/http2/h2c"
 
 	"github.com/sidetrack-dev/sidetrack/test/lab"
