@@ -227,9 +227,11 @@ func (p *Page) MustText() string {
 	return MustGet[string](p, "document.body.innerText")
 }
 
-// MustShoot writes a picture of the page into a folder, which it makes.
+// MustShoot writes a picture of the page into a folder, which it makes, once nothing
+// on the page moves any more.
 func (p *Page) MustShoot(dir, name string) {
 	p.tb.Helper()
+	p.MustWait("document.getAnimations().length === 0")
 	png, err := chromedp.Run(p.ctx, chromedp.CaptureScreenshot())
 	if err == nil {
 		err = os.MkdirAll(dir, 0o755)
