@@ -3,12 +3,8 @@
 package router
 
 import (
-	"net/netip"
-	"time"
-
 	"golang.org/x/sys/unix"
 
-	"github.com/sidetrack-dev/sidetrack/daemon/ledger"
 	"github.com/sidetrack-dev/sidetrack/daemon/router/http1"
 	"github.com/sidetrack-dev/sidetrack/daemon/router/http2"
 	"github.com/sidetrack-dev/sidetrack/routing"
@@ -25,25 +21,9 @@ type http2Conn struct {
 	heard bool        // the client has what the relay says now
 }
 
-// sentRequest is a stream whose upstream is not connected yet.
-type sentRequest struct {
-	stream   uint32
-	decision routing.Decision
-	entry    *ledger.Entry // nil: it leaves none
-}
-
-// watched is a stream that leaves a record.
-type watched struct {
-	entry *ledger.Entry
-	up    *upstream // nil: nobody was asked
-}
-
 // maxLinkBytes is how much may wait for an upstream other than the primary, or
 // for the client, before nothing more is read that might add to it.
 const maxLinkBytes = 256 << 10
-
-// greetingDelay is how long a fork's answer waits for the baseline's first words.
-const greetingDelay = 200 * time.Millisecond
 
 // isHTTP2 finds out whether b begins with HTTP/2's preface. It reports whether
 // nothing else is to be made of b now.
@@ -475,186 +455,4 @@ func (h *http2Conn) abortUnlessBegun() {
 			h.c.abort()
 		}
 	})
-}
-
-// refusal says why a stream's fork does not answer.
-func (u *upstream) refusal(stream uint32) string {
-	for i := range u.pending {
-		if p := &u.pending[i]; p.stream == stream {
-			return refusal(&p.decision)
-		}
-	}
-	return "sidetrack: the sandbox's target cannot be reached."
-}
-
-// countPending counts what was sent to an upstream before it was known where it
-// leads.
-func (u *upstream) countPending() {
-	for i := range u.pending {
-		u.conn.loop.stats.request(&u.pending[i].decision)
-	}
-	u.pending = nil
-}
-
-// Route decides about a stream.
-func (h *http2Conn) Route(req *http2.Request) http2.Route {
-	c := h.c
-	if c.dead {
-		return http2.Route{Busy: true}
-	}
-	t := c.table()
-	d := t.DecideRequest(c.ns.cookie, c.dest, req.Keys)
-	var w *http2.Watch
-	var e *ledger.Entry
-	if c.loop.router.cfg.Ledger.Concerns(&d) {
-		if e = h.opened(t, &d, req); e != nil {
-			w = &http2.Watch{}
-		}
-	}
-	if d.Verdict == routing.Refuse {
-		c.loop.stats.request(&d)
-		if w != nil {
-			w.Peer = watched{e, nil}
-		}
-		h.awaitGreeting()
-		return http2.Route{Refusal: refusal(&d), Watch: w}
-	}
-	if d.Verdict == routing.ToBaseline && c.refused {
-		// It is refused, as the connection would have been without us.
-		c.lastOf(e, nobodyReached)
-		c.abort()
-		return http2.Route{Refusal: "sidetrack: the connection is refused."}
-	}
-	u := h.upstreamFor(&d)
-	if u == nil {
-		c.lastOf(e, "the connection has streams to too many forks already")
-		return http2.Route{Busy: true}
-	}
-	if u.state == connected {
-		c.loop.stats.request(&d)
-	} else {
-		u.pending = append(u.pending, sentRequest{req.Stream, d, e})
-	}
-	if w != nil {
-		w.Peer = watched{e, u}
-	}
-	if u != c.cur {
-		h.awaitGreeting()
-	}
-	return http2.Route{Link: u.link, Inject: d.Inject, Watch: w}
-}
-
-// awaitGreeting lets what others have to say wait for the primary's first words,
-// but not forever.
-func (h *http2Conn) awaitGreeting() {
-	c := h.c
-	if !h.relay.Awaiting() || c.timer.at != 0 {
-		return
-	}
-	c.later(greetingDelay, func() {
-		if h.relay.Greet(); !c.dead {
-			c.run()
-		}
-	})
-}
-
-// opened begins the record of a stream that d is about, if it leaves one. d may be
-// another decision then: see ledger.Open.
-func (h *http2Conn) opened(t *routing.Table, d *routing.Decision, req *http2.Request) *ledger.Entry {
-	c := h.c
-	call := ledger.Call{
-		Table: t, Source: c.ns.cookie, Dest: c.dest, Dialled: c.addr, Protocol: ledger.HTTP2,
-		Keyed: req.Keys.Seen(), Traceparent: []byte(req.Traceparent),
-	}
-	if req.GRPC {
-		call.Protocol = ledger.GRPC
-	}
-	e := c.loop.router.cfg.Ledger.Open(&call, d)
-	if e != nil {
-		e.Ask([]byte(req.Method), []byte(req.Authority), []byte(req.Path))
-	}
-	return e
-}
-
-// Ended hands over the record of a stream.
-func (h *http2Conn) Ended(w *http2.Watch, why string) {
-	x := w.Peer.(watched)
-	e := x.entry
-	e.Status, e.GRPCStatus, e.HasGRPC, e.Sent, e.Received = w.Status, w.GRPCStatus, w.HasGRPC, w.Sent, w.Received
-	if x.up != nil && (x.up.state == connected || x.up.state == closed) {
-		e.Answer = x.up.addr
-	}
-	if why != "" {
-		e.Fail(why)
-	}
-	h.c.loop.router.finish(e)
-}
-
-// upstreamFor returns an upstream that a decision allows, an open one if there
-// is any.
-func (h *http2Conn) upstreamFor(d *routing.Decision) *upstream {
-	c := h.c
-	fork := d.Verdict == routing.ToFork
-	if u := c.cur; h.fits(u, fork, d.FallBack, d.Endpoints) {
-		return u
-	}
-	var idle *upstream
-	for _, u := range c.ups {
-		if h.fits(u, fork, d.FallBack, d.Endpoints) {
-			return u
-		}
-		if u != c.cur && u.link.Streams() == 0 {
-			idle = u
-		}
-	}
-	if len(c.ups) > c.loop.router.cfg.HTTP2.Links {
-		if idle == nil {
-			return nil
-		}
-		h.relay.Close(idle.link)
-	}
-	u := &upstream{conn: c, fork: fork}
-	if fork {
-		u.endpoints = d.Endpoints
-		u.first = c.loop.random.IntN(len(d.Endpoints))
-		u.fallBack = d.FallBack
-	}
-	c.ups = append(c.ups, u)
-	u.link = h.relay.NewLink(u)
-	u.dial()
-	return u
-}
-
-func (h *http2Conn) fits(u *upstream, fork, fallBack bool, endpoints []netip.AddrPort) bool {
-	return u != nil && u.usable() && u.serves(fork, endpoints) && u.link.Usable() && (!fork || u == h.c.cur || u.fallBack == fallBack)
-}
-
-// ToClient sends bytes to the client.
-func (h *http2Conn) ToClient(b []byte) {
-	if !h.c.dead && !h.heard {
-		h.c.toClient(b)
-	}
-}
-
-// ToLink sends bytes to an upstream.
-func (h *http2Conn) ToLink(l *http2.Link, b []byte) {
-	if !h.c.dead {
-		l.Peer.(*upstream).send(b)
-	}
-}
-
-// Count counts what went another way than the plain one.
-func (h *http2Conn) Count(why http2.Reason) {
-	h.c.loop.stats.errors[http2Errors+errorReason(why)]++
-}
-
-// Now is the loop's clock.
-func (h *http2Conn) Now() int64 { return h.c.loop.timers.now() }
-
-// Drop closes an upstream.
-func (h *http2Conn) Drop(l *http2.Link) {
-	if u := l.Peer.(*upstream); !h.c.dead {
-		u.close(false)
-		h.c.remove(u)
-	}
 }
