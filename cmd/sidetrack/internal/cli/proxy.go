@@ -27,7 +27,7 @@ import (
 type tunnelFlags struct{ image, serviceAccount string }
 
 func (f *tunnelFlags) register(flags *pflag.FlagSet) {
-	flags.StringVar(&f.image, "agent-image", "", "Sidetrack's own `image`, for the pod that connections come from (default: the agents')")
+	flags.StringVar(&f.image, "agent-image", "", "Sidetrack's own `image`, for the pod that connections come from (default: $SIDETRACK_AGENT_IMAGE, else the agents')")
 	flags.StringVar(&f.serviceAccount, "service-account", "", "`name` of that pod's ServiceAccount; no token of it is mounted")
 }
 

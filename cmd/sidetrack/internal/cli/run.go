@@ -87,7 +87,7 @@ Exit status: the command's; 124 when it takes too long, 125 when it could not be
 	flags.StringVar(&patch, "patch", "", "`file` with a strategic merge patch of the pod, for all else; the command's container is called run; - is standard input")
 	flags.BoolVar(&r.Untagged, "no-inject", false, "do not tag the command's HTTP requests; its other flows are the sandbox's all the same")
 	flags.BoolVar(&noCheck, "no-coverage-check", false, "start the command without waiting until the pod's traffic is covered")
-	flags.StringVar(&r.AgentImage, "agent-image", "", "Sidetrack's own `image`, which looks whether it is (default: the agents')")
+	flags.StringVar(&r.AgentImage, "agent-image", "", "Sidetrack's own `image`, which looks whether it is (default: $SIDETRACK_AGENT_IMAGE, else the agents')")
 	completeFlag(cmd, "sandbox", p.complete(sandboxNames))
 	completeFlag(cmd, "image-pull-policy", oneOf("Always", "IfNotPresent", "Never"))
 	return cmd

@@ -4,6 +4,7 @@ package cluster
 
 import (
 	"context"
+	"os"
 	"strings"
 
 	appsv1 "k8s.io/api/apps/v1"
@@ -15,8 +16,8 @@ import (
 const (
 	// SystemNamespace is where Sidetrack is installed unless somebody says otherwise.
 	SystemNamespace = "sidetrack-system"
-	// clientConfig is a ConfigMap there that everybody may read.
-	clientConfig = "sidetrack-client"
+	// imageVariable names the agents' image for users who may not look at them.
+	imageVariable = "SIDETRACK_AGENT_IMAGE"
 	// released is what a release's images are called.
 	released = "ghcr.io/sidetrack-dev/sidetrackd:"
 	// latest is the tag for a program that is no release.
@@ -26,13 +27,12 @@ const (
 // AgentLabels are those of the agents' DaemonSet and of its pods.
 var AgentLabels = map[string]string{"app.kubernetes.io/name": "sidetrack", "app.kubernetes.io/component": "agent"}
 
-// AgentImage returns the image of the agents, which is on every node already: as
-// the installation says, else the agents' DaemonSet, else that of the release
-// which this program is of.
+// AgentImage returns the image of the agents, which is on every node already: what
+// SIDETRACK_AGENT_IMAGE says, else the agents' DaemonSet where the user may look at
+// it, else that of the release which this program is of.
 func (c *Cluster) AgentImage(ctx context.Context, version string) string {
-	var config corev1.ConfigMap
-	if err := c.Objects.Get(ctx, client.ObjectKey{Namespace: SystemNamespace, Name: clientConfig}, &config); err == nil && config.Data["image"] != "" {
-		return config.Data["image"]
+	if image := os.Getenv(imageVariable); image != "" {
+		return image
 	}
 	var sets appsv1.DaemonSetList
 	if err := c.Objects.List(ctx, &sets, client.MatchingLabels(AgentLabels)); err == nil {

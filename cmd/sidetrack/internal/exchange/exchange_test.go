@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package exchange
+
+import (
+	"context"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/task"
+)
+
+func TestARequestIsSentAsItIsWithItsKeyAndItsTrace(t *testing.T) {
+	got := make(chan *http.Request, 1)
+	s := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		rw.Header().Set("X-Body", string(body))
+		rw.WriteHeader(http.StatusTeapot)
+		_, _ = io.WriteString(rw, strings.Repeat("x", 100))
+		got <- r
+	}))
+	defer s.Close()
+	dial := func(ctx context.Context, network, address string) (net.Conn, error) {
+		if address != "front.shop:80" {
+			t.Errorf("it dials %s", address)
+		}
+		var d net.Dialer
+		return d.DialContext(ctx, network, s.Listener.Addr().String())
+	}
+	header := http.Header{"Host": {"shop.example"}, "Baggage": {"a=1"}, "x-lower": {"y"}}
+	a, err := Send(t.Context(), dial, Request{Method: "PUT", URL: "front.shop/a?b=c", Header: header, Body: []byte("hello"), Key: "key-12345", MaxBody: 10})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := <-got
+	if r.Method != "PUT" || r.URL.String() != "/a?b=c" || r.Host != "shop.example" || r.Header.Get("X-Lower") != "y" {
+		t.Errorf("the request is %s %s to %s: %v", r.Method, r.URL, r.Host, r.Header)
+	}
+	if b := strings.Join(r.Header.Values("Baggage"), ","); b != "a=1,sidetrack=key-12345" {
+		t.Errorf("baggage %q", b)
+	}
+	if len(header["Baggage"]) != 1 {
+		t.Errorf("the caller's headers have been changed: %v", header)
+	}
+	if parts := strings.Split(r.Header.Get("Traceparent"), "-"); len(parts) != 4 || parts[0] != "00" || parts[1] != a.TraceID || len(parts[2]) != 16 {
+		t.Errorf("traceparent %q, trace %s", r.Header.Get("Traceparent"), a.TraceID)
+	}
+	if a.Status != http.StatusTeapot || len(a.Body) != 10 || !a.Truncated || a.Header.Get("X-Body") != "hello" {
+		t.Errorf("the answer is %+v", a)
+	}
+	// A trace that is there is kept.
+	const trace = "4bf92f3577b34da6a3ce929d0e0e4736"
+	a, err = Send(t.Context(), dial, Request{URL: "http://front.shop", Header: http.Header{"traceparent": {"00-" + trace + "-00f067aa0ba902b7-01"}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r := <-got; a.TraceID != trace || r.Header.Get("Baggage") != "" || r.Method != "GET" {
+		t.Errorf("trace %s, headers %v", a.TraceID, r.Header)
+	}
+}
+
+func TestWhatIsNoURLIsWrongUsage(t *testing.T) {
+	for _, u := range []string{"", "ftp://a/", "http://", "http://a b/", "://"} {
+		if _, err := Send(t.Context(), nil, Request{URL: u}); task.KindOf(err) != task.Usage {
+			t.Errorf("%q: %v", u, err)
+		}
+	}
+}
+
+func TestAServerThatSaysNothingIsWaitedForSoLong(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	var d net.Dialer
+	if _, err := Send(t.Context(), d.DialContext, Request{URL: "http://" + l.Addr().String(), Timeout: 50 * time.Millisecond}); err == nil {
+		t.Error("there is an answer")
+	}
+}
+
+func TestAKeyIsFoundWhereTheRouterLooks(t *testing.T) {
+	for header, want := range map[string]bool{
+		"Baggage: a=1,sidetrack=key": true, "Baggage: sidetrack = key ;p=1": true, "Baggage: sd-routing-key=key": true,
+		"Tracestate: sidetrack=key": true, "X-Sidetrack-Key: key": true,
+		"Baggage: mysidetrack=key": false, "Baggage: sidetrack=": false, "Baggage: sidetrack": false, "X-Other: sidetrack=key": false,
+	} {
+		name, value, _ := strings.Cut(header, ": ")
+		if got := HasKey(http.Header{name: {value}}); got != want {
+			t.Errorf("%s: %t, want %t", header, got, want)
+		}
+	}
+	h := http.Header{"Baggage": {"sidetrack=other"}}
+	if Tag(h, "mine"); len(h["Baggage"]) != 1 {
+		t.Errorf("a second key is added: %v", h)
+	}
+}
