@@ -14,6 +14,7 @@ import (
 
 	ledger "github.com/sidetrack-dev/sidetrack/api/ledger/v1alpha1"
 	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/hops"
+	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/sandbox"
 )
 
 func (p *program) traceCommand() *cobra.Command {
@@ -54,6 +55,12 @@ With --follow, go on and print what comes until interrupted.`,
 			c, err := p.connect()
 			if err != nil {
 				return err
+			}
+			// The ledger has nothing to say of what is not there, and does not say that.
+			if !group {
+				if _, err := sandbox.Get(cmd.Context(), c, "", args[0]); err != nil {
+					return err
+				}
 			}
 			if o.Follow {
 				err := hops.Follow(cmd.Context(), c, of, o, func(list *ledger.RecordList) error { return p.writeHops(list, output) })

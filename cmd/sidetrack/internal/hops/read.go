@@ -45,7 +45,12 @@ func (of Of) path(c *cluster.Cluster, o *ledger.Options) string {
 // Read reads the records that there are.
 func Read(ctx context.Context, c *cluster.Cluster, of Of, o ledger.Options) (*ledger.RecordList, error) {
 	o.Follow = false
-	text, err := c.Core.CoreV1().RESTClient().Get().RequestURI(of.path(c, &o)).DoRaw(ctx)
+	res := c.Core.CoreV1().RESTClient().Get().RequestURI(of.path(c, &o)).Do(ctx)
+	// Its error has the server's words, which Raw's has not.
+	if err := res.Error(); err != nil {
+		return nil, explain(err, of)
+	}
+	text, err := res.Raw()
 	if err != nil {
 		return nil, explain(err, of)
 	}

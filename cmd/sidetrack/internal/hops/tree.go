@@ -23,8 +23,11 @@ const slack = 50 * time.Millisecond
 
 // Tree puts records in order: a call is put below the one that it came of. That is
 // the latest call which was answered by the pod that this one came from, and was not
-// over when this one began; both have the same trace, or neither has one. Where it is
-// not known which pod has answered, the time alone counts, and the trace.
+// over when this one began; both have the same trace, or neither has one.
+//
+// Where it is not known which pod has answered, the trace tells, and the times do:
+// the innermost call that this one lies within. Without a trace that is so only where
+// no two calls come into question of which neither came of the other.
 func Tree(records []ledger.Record) []*Hop {
 	all := make([]*Hop, 0, len(records))
 	for i := range records {
@@ -32,8 +35,10 @@ func Tree(records []ledger.Record) []*Hop {
 	}
 	slices.SortStableFunc(all, func(a, b *Hop) int { return a.Record.Time.Compare(b.Record.Time.Time) })
 	var roots []*Hop
+	above := map[*Hop]*Hop{}
 	for i, h := range all {
-		if p := parent(all[:i], h.Record); p != nil {
+		if p := parent(all[:i], above, h.Record); p != nil {
+			above[h] = p
 			p.Children = append(p.Children, h)
 		} else {
 			roots = append(roots, h)
@@ -43,28 +48,47 @@ func Tree(records []ledger.Record) []*Hop {
 }
 
 // parent finds the call that another one came of, among those that began before it.
-func parent(before []*Hop, r *ledger.Record) *Hop {
-	var guess *Hop
+// above is what has been found so far.
+func parent(before []*Hop, above map[*Hop]*Hop, r *ledger.Record) *Hop {
+	var within []*Hop // the latest first
 	for _, h := range slices.Backward(before) {
 		p := h.Record
-		if p.TraceID != r.TraceID || p.Answer == nil && p.Decision != ledger.DecisionBaseline || p.Hook != ledger.HookRouter {
-			continue
-		}
-		end := p.Time.Add(time.Duration(p.LatencyNanos) + slack)
-		if r.Time.After(end) {
+		if p.TraceID != r.TraceID || p.Answer == nil || p.Hook != ledger.HookRouter || r.Time.After(end(p).Add(slack)) {
 			continue
 		}
 		switch {
-		case p.Answer != nil && p.Answer.Pod != "":
+		case p.Answer.Pod != "":
 			if r.Source.Pod != "" && p.Answer.Pod == r.Source.Pod && p.Answer.Namespace == r.Source.Namespace {
 				return h
 			}
-		case guess == nil && r.TraceID != "" && p.Source.Pod != r.Source.Pod:
-			guess = h
+		case p.Source.Pod != r.Source.Pod && !end(r).After(end(p).Add(slack)):
+			within = append(within, h)
 		}
 	}
-	return guess
+	if len(within) == 0 {
+		return nil
+	}
+	if r.TraceID == "" {
+		for _, other := range within[1:] {
+			if !isBelow(within[0], other, above) {
+				return nil
+			}
+		}
+	}
+	return within[0]
 }
+
+// isBelow reports whether a call came of another one, by way of others or not.
+func isBelow(h, of *Hop, above map[*Hop]*Hop) bool {
+	for ; h != nil; h = above[h] {
+		if h == of {
+			return true
+		}
+	}
+	return false
+}
+
+func end(r *ledger.Record) time.Time { return r.Time.Add(time.Duration(r.LatencyNanos)) }
 
 // Write writes trees for people, one line for each hop.
 func Write(b *strings.Builder, roots []*Hop) {

@@ -1,0 +1,120 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+
+	"k8s.io/cli-runtime/pkg/genericiooptions"
+
+	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/task"
+)
+
+func TestTheProgramIsCalledAsTheUserHasCalledIt(t *testing.T) {
+	for _, c := range []struct {
+		args []string
+		name string
+		want []string
+	}{
+		{[]string{"/usr/bin/sidetrack", "version"}, "sidetrack", []string{"version"}},
+		{[]string{"kubectl-sidetrack", "sandbox", "list"}, "kubectl sidetrack", []string{"sandbox", "list"}},
+		{[]string{`kubectl-sidetrack.exe`}, "kubectl sidetrack", []string{}},
+		{[]string{"/bin/kubectl_complete-sidetrack", "sandbox", ""}, "kubectl sidetrack", []string{"__complete", "sandbox", ""}},
+		{nil, "sidetrack", nil},
+	} {
+		name, args := calledAs(c.args)
+		if name != c.name || !slices.Equal(args, c.want) {
+			t.Errorf("%q: %s %q, want %s %q", c.args, name, args, c.name, c.want)
+		}
+	}
+}
+
+// runProgram runs it without a cluster.
+func runProgram(t *testing.T, args ...string) (status int, out, errOut string) {
+	t.Helper()
+	t.Setenv("KUBECONFIG", "/nowhere/kubeconfig")
+	t.Setenv("HOME", t.TempDir())
+	t.Setenv("KUBERNETES_SERVICE_HOST", "")
+	var stdout, stderr bytes.Buffer
+	status = Main(t.Context(), args, genericiooptions.IOStreams{In: strings.NewReader(""), Out: &stdout, ErrOut: &stderr}, "v1.2.3")
+	return status, stdout.String(), stderr.String()
+}
+
+func TestAsAPluginItsHelpSaysKubectl(t *testing.T) {
+	status, out, _ := runProgram(t, "kubectl-sidetrack", "sandbox", "create", "--help")
+	if status != 0 || !strings.Contains(out, "kubectl sidetrack sandbox create NAME [flags]") || !strings.Contains(out, "  kubectl sidetrack sandbox create pr-42 --fork") {
+		t.Errorf("exit status %d:\n%s", status, out)
+	}
+	_, _, said := runProgram(t, "kubectl-sidetrack", "sandbox", "create")
+	if !strings.Contains(said, "next: kubectl sidetrack sandbox create --help") {
+		t.Errorf("it says %q", said)
+	}
+}
+
+func TestWithoutAClusterItSaysSo(t *testing.T) {
+	for _, args := range []string{"sandbox list", "status", "doctor", "sandbox get a -o yaml", "run --sandbox a --image b -- c"} {
+		status, _, said := runProgram(t, append([]string{"sidetrack"}, strings.Fields(args)...)...)
+		if status != exitFailed && status != exitNotRun || !strings.Contains(said, "no cluster is configured\nnext: say which one with --kubeconfig") {
+			t.Errorf("%s: exit status %d: %s", args, status, said)
+		}
+	}
+	if status, out, _ := runProgram(t, "sidetrack", "version"); status != 0 || !strings.HasPrefix(out, "sidetrack v1.2.3 (go") {
+		t.Errorf("version: %d %q", status, out)
+	}
+}
+
+func TestWrongUsageIsToldBeforeAnythingIsAsked(t *testing.T) {
+	for args, want := range map[string]string{
+		"run --image a -- b":                         "--sandbox is missing",
+		"run --sandbox a -- b":                       "--image is missing",
+		"run --sandbox a --image b --patch /nowhere": "/nowhere",
+		"proxy":                               "--sandbox is missing",
+		"diff http://a/":                      "--sandbox is missing",
+		"diff --sandbox a":                    "give one URL, or a file",
+		"diff --sandbox a -f x http://a/":     "give one URL, or a file",
+		"diff --sandbox a --samples 1 http:a": "--samples is 2 at least",
+		"diff --sandbox a -H nothing http:a":  `header "nothing" is not NAME: VALUE`,
+		"trace":                               "accepts 1 arg",
+		"trace a --trace xyz":                 "is not a trace id",
+		"trace a --limit 99999999":            "--limit is from 1 to",
+		"trace a -o csv":                      "-o csv is unknown: use json or yaml",
+		"explain":                             "accepts between 1 and 2 arg",
+		"explain a b --trace 0":               "is not a trace id",
+		"logs":                                "accepts 1 arg",
+		"status a b":                          "accepts at most 1 arg",
+		"doctor a":                            `unknown command "a"`,
+		"nonsense":                            `unknown command "nonsense"`,
+	} {
+		status, _, said := runProgram(t, append([]string{"sidetrack"}, strings.Fields(args)...)...)
+		if status != exitUsage || !strings.Contains(said, want) {
+			t.Errorf("%s: exit status %d: %q, want %q", args, status, said, want)
+		}
+	}
+}
+
+func TestAFailureIsToldWithItsDetailsAndTheRemedy(t *testing.T) {
+	var b bytes.Buffer
+	err := fmt.Errorf("while trying: %w", &task.Failure{Kind: task.NotReady, Message: "it is not ready", Details: []string{"a line\nanother"}, Remedy: "wait"})
+	complain(&b, "sidetrack", err)
+	if want := "sidetrack: while trying: it is not ready\n  a line\n  another\nnext: wait\n"; b.String() != want {
+		t.Errorf("it says %q, want %q", b.String(), want)
+	}
+	for err, want := range map[error]int{
+		nil: exitOK, errors.New("x"): exitFailed, err: exitNotReady, task.Usagef("x"): exitUsage,
+		&task.Failure{Kind: task.Different}: exitDifferent, exitStatus(42): 42, errors.Join(exitStatus(7), nil): 7, context.Canceled: exitFailed,
+	} {
+		if got := status(err); got != want {
+			t.Errorf("%v: exit status %d, want %d", err, got, want)
+		}
+	}
+	b.Reset()
+	if complain(&b, "sidetrack", exitStatus(3)); b.Len() != 0 {
+		t.Errorf("an exit status is told as %q", b.String())
+	}
+}
