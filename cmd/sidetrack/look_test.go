@@ -3,8 +3,10 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -22,19 +24,23 @@ func nodeState(t *testing.T, name string, status v1alpha1.NodeStateStatus) {
 	t.Helper()
 	s := &v1alpha1.NodeState{ObjectMeta: metav1.ObjectMeta{Name: name}}
 	create(t, s)
-	t.Cleanup(func() { _ = api.Delete(t.Context(), s) })
+	t.Cleanup(func() { _ = api.Delete(context.WithoutCancel(t.Context()), s) })
 	s.Status = status
 	if err := api.Status().Update(t.Context(), s); err != nil {
 		t.Fatal(err)
 	}
 }
 
+// columns makes one space of those between columns, whose widths depend on all
+// that is in them.
+func columns(text string) string { return regexp.MustCompile(" {2,}").ReplaceAllString(text, " ") }
+
 func TestDoctorNamesWhatIsMissingAndWhatToDo(t *testing.T) {
 	ns := namespace(t)
 	// There is neither a controller nor an agent.
 	out, said := sidetrack(t, ns, 3, "doctor")
-	mustSay(t, out, "ok        Kubernetes", "ok        CRDs", "MISSING   controller", "there is no Deployment of it: kubectl apply --server-side -f deploy/install.yaml",
-		"MISSING   agents", "optional  ledger", "is not served", "ok        permissions")
+	mustSay(t, columns(out), "ok Kubernetes", "ok CRDs", "MISSING controller", "there is no Deployment of it: kubectl apply --server-side -f deploy/install.yaml",
+		"MISSING agents", "optional ledger", "is not served", "ok permissions")
 	mustSay(t, said, "2 of the things that are needed are missing", "next: mend the first of them")
 
 	now, long := metav1.NowMicro(), metav1.NewMicroTime(time.Now().Add(-time.Hour))
@@ -58,7 +64,7 @@ func TestDoctorNamesWhatIsMissingAndWhatToDo(t *testing.T) {
 	mustSay(t, said, "MISSING node doctor-2: its agent is silent", "MISSING node doctor-3: 2 pods are not covered; Pod shop/web-0: add CAP_SYS_PTRACE", "optional versions: agents of several versions: 1.0, 1.1")
 
 	out, _ = sidetrack(t, ns, 0, "status")
-	mustSay(t, out, "doctor-1   1.0", "3 of 3    covered", "1 of 3    2 pods are not covered", "problem on doctor-3: Pod shop/web-0: add CAP_SYS_PTRACE")
+	mustSay(t, columns(out), "doctor-1 1.0", "3 of 3 covered", "1 of 3 2 pods are not covered", "problem on doctor-3: Pod shop/web-0: add CAP_SYS_PTRACE")
 }
 
 func TestDoctorNamesWhatAUserMayNotDo(t *testing.T) {
@@ -71,7 +77,7 @@ func TestDoctorNamesWhatAUserMayNotDo(t *testing.T) {
 	if got := r.wait(t); got != 3 {
 		t.Errorf("exit status %d", got)
 	}
-	mustSay(t, r.out.String(), "unknown   controller", "unknown   agents", "MISSING   permissions", "create sandboxes (for create, apply)", "create pods/portforward (for proxy, diff)", "ask for ClusterRole edit")
+	mustSay(t, columns(r.out.String()), "unknown controller", "unknown agents", "MISSING permissions", "create sandboxes (for create, apply)", "create pods/portforward (for proxy, diff)", "ask for ClusterRole edit")
 }
 
 func TestStatusAndExplainSayWhatTheControllerSays(t *testing.T) {
@@ -88,7 +94,7 @@ func TestStatusAndExplainSayWhatTheControllerSays(t *testing.T) {
 	nodeState(t, "explain-1", v1alpha1.NodeStateStatus{HeartbeatTime: &now, Applied: &v1alpha1.AppliedVersions{Sandboxes: "1"}})
 	sidetrack(t, ns, 0, "sandbox", "create", "a", "--fork", "route", "--image", "route:2")
 	out, said := sidetrack(t, ns, 3, "explain", "a", "route")
-	mustSay(t, out+said, "NO       key          the sandbox has no routing key yet")
+	mustSay(t, columns(out+said), "NO key the sandbox has no routing key yet")
 	port := intstr.FromInt32(80)
 	says(t, ns, "a", func(sb *v1alpha1.Sandbox) {
 		sb.Status = v1alpha1.SandboxStatus{
@@ -102,10 +108,10 @@ func TestStatusAndExplainSayWhatTheControllerSays(t *testing.T) {
 		}
 	})
 	out, _ = sidetrack(t, ns, 0, "status", "a")
-	mustSay(t, out, "a         true    Ready    7          1 of 1", "fork of Deployment/route: 1 of 1 ready", "redirect route:80 -> route-a-x (fork of Deployment/route), 1 endpoints")
+	mustSay(t, columns(out), "a true Ready 7 1 of 1", "fork of Deployment/route: 1 of 1 ready", "redirect route:80 -> route-a-x (fork of Deployment/route), 1 endpoints")
 
 	out, _ = sidetrack(t, ns, 0, "explain", "a", "http://route."+ns+".svc/path")
-	mustSay(t, out, "ok       service      redirect route:80 -> route-a-x", "ok       fork         1 ready endpoints answer", "unknown  ledger", "nothing is known that keeps tagged requests to route from the fork")
+	mustSay(t, columns(out), "ok service redirect route:80 -> route-a-x", "ok fork 1 ready endpoints answer", "unknown ledger", "nothing is known that keeps tagged requests to route from the fork")
 	if strings.Contains(out, "key-of-sandbox-a") {
 		t.Errorf("it tells the key:\n%s", out)
 	}
@@ -118,7 +124,7 @@ func TestStatusAndExplainSayWhatTheControllerSays(t *testing.T) {
 		"route --from sts/nothing": "there is no pod sts/nothing",
 	} {
 		out, _ := sidetrack(t, ns, 3, append([]string{"explain", "a"}, strings.Fields(args)...)...)
-		mustSay(t, out, want)
+		mustSay(t, columns(out), want)
 	}
 	_, said = sidetrack(t, ns, 2, "explain", "a", "http://route.elsewhere/")
 	mustSay(t, said, "route.elsewhere is in namespace elsewhere, and the sandbox in "+ns)

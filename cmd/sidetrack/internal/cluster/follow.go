@@ -53,11 +53,14 @@ func Follow[T client.Object](ctx context.Context, c *Cluster, kind T, list clien
 		defer t.Stop()
 		over = t.C
 	}
-	_, _, events, done := watchtools.NewIndexerInformerWatcherWithLogger(klog.FromContext(ctx), only(ctx, c, list, key), kind)
+	store, informer, events, done := watchtools.NewIndexerInformerWatcherWithLogger(klog.FromContext(ctx), only(ctx, c, list, key), kind)
 	defer func() {
 		events.Stop()
 		<-done
 	}()
+	// What was deleted before the informer's first list leaves no event.
+	listed := time.NewTicker(50 * time.Millisecond)
+	defer listed.Stop()
 	for {
 		var given <-chan time.Time
 		if giveUp != nil {
@@ -70,6 +73,17 @@ func Follow[T client.Object](ctx context.Context, c *Cluster, kind T, list clien
 			return ErrTimeout
 		case <-given:
 			return ErrGivenUp
+		case <-listed.C:
+			if !informer.HasSynced() {
+				continue
+			}
+			listed.Stop()
+			if len(store.List()) > 0 {
+				continue
+			}
+			if done, err := f(none); done || err != nil {
+				return err
+			}
 		case e, ok := <-events.ResultChan():
 			if !ok {
 				return errors.New("the API server has ended the watch")
