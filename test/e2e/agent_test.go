@@ -41,6 +41,7 @@ type agentStory struct {
 	Tools   []string
 	First   agentSent
 	Second  agentSent
+	Lost    agentSent
 	Differs struct {
 		Same        bool
 		Differences []struct{ Where, Baseline, Fork string }
@@ -138,6 +139,9 @@ func scriptedAgent(t *testing.T) {
 		if v.Service == "route" && !slices.ContainsFunc(s.Second.Hops, func(h agentHop) bool { return h.Pod == v.Pod && h.Went == "fork" }) {
 			t.Errorf("route says that its pod is %s; the hops are %+v", v.Pod, s.Second.Hops)
 		}
+	}
+	if l := s.Lost; l.Verified || l.Status != 200 || !strings.Contains(strings.Join(l.NotVerified, "; "), "Deployment/cart called route.shop:80 without the routing key") {
+		t.Errorf("cart has lost the key: verified %t, status %d, %q", l.Verified, l.Status, l.NotVerified)
 	}
 	if !s.Tested.Passed {
 		t.Errorf("the tests: %s", s.Tested.Output)
