@@ -89,7 +89,7 @@ func run(ctx context.Context, o options) (err error) {
 		}
 		return nil
 	}
-	pkgs = slices.DeleteFunc(pkgs, func(p goPackage) bool { 
+	pkgs = slices.DeleteFunc(pkgs, func(p goPackage) bool {
 		return slices.ContainsFunc(realClients, func(suffix string) bool { return strings.HasSuffix(p.ImportPath, suffix) })
 	})
 	if len(pkgs) == 0 {
