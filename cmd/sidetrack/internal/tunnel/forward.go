@@ -14,9 +14,9 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/util/httpstream"
 	"k8s.io/client-go/tools/portforward"
 	"k8s.io/client-go/transport/spdy"
+	"k8s.io/streaming/pkg/httpstream"
 
 	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/cluster"
 )
@@ -37,8 +37,8 @@ func openForward(ctx context.Context, c *cluster.Cluster, p *corev1.Pod) (*forwa
 	if err != nil {
 		return nil, fmt.Errorf("prepare the port-forwarding: %w", err)
 	}
-	old := spdy.NewDialer(upgrader, &http.Client{Transport: transport}, http.MethodPost, url)
-	dialer, err := portforward.NewSPDYOverWebsocketDialer(url, c.Config)
+	old := spdy.NewDialerForStreaming(upgrader, &http.Client{Transport: transport}, http.MethodPost, url)
+	dialer, err := portforward.NewSPDYOverWebsocketDialerForStreaming(url, c.Config)
 	if err != nil {
 		return nil, fmt.Errorf("prepare the port-forwarding: %w", err)
 	}
@@ -48,7 +48,7 @@ func openForward(ctx context.Context, c *cluster.Cluster, p *corev1.Pod) (*forwa
 	}
 	done := make(chan dialled, 1)
 	go func() {
-		conn, _, err := portforward.NewFallbackDialer(dialer, old, func(err error) bool {
+		conn, _, err := portforward.NewFallbackDialerForStreaming(dialer, old, func(err error) bool {
 			return httpstream.IsUpgradeFailure(err) || httpstream.IsHTTPSProxyError(err)
 		}).Dial(portforward.PortForwardProtocolV1Name)
 		done <- dialled{conn, err}
