@@ -22,9 +22,10 @@ const (
 	announceLimit = 250 * time.Millisecond
 	// A call without a key waits so long for somebody to tell that it should have had
 	// one: between once and twice this.
-	pendingWindow = 5 * time.Second
-	maxPending    = 1 << 11
-	maxOfTrace    = 16
+	pendingWindow   = 5 * time.Second
+	maxPending      = 1 << 11
+	maxOfTrace      = 16
+	maxPendingBytes = 8 << 20 // of each of two windows; Config's bounds do not hold for them
 )
 
 // Announcement tells other nodes that a request of a trace was sent with a key.
@@ -71,6 +72,25 @@ func (l *Ledger) Heard(a Announcement) {
 type pending struct {
 	mu    sync.Mutex
 	calls windows[[]*Entry]
+	bytes int64 // of the newer window, or somewhat more
+}
+
+// put keeps the calls of a trace. Where there are too many bytes the older half is
+// forgotten. The caller holds the lock.
+func (p *pending) put(id TraceID, all []*Entry) {
+	if len(p.calls.now) == 0 {
+		p.bytes = 0
+	}
+	for _, e := range all[len(p.calls.now[id]):] {
+		p.bytes += e.size()
+	}
+	if p.bytes > maxPendingBytes {
+		p.calls.older, p.calls.now, p.bytes = p.calls.now, nil, 0
+		for _, e := range all {
+			p.bytes += e.size()
+		}
+	}
+	p.calls.put(id, all)
 }
 
 // wait keeps a call that is over.
@@ -79,7 +99,7 @@ func (l *Ledger) wait(e *Entry) {
 	l.pending.calls.turn(time.Now())
 	all, _ := l.pending.calls.get(e.Trace)
 	if len(all) < maxOfTrace {
-		l.pending.calls.put(e.Trace, append(all, e))
+		l.pending.put(e.Trace, append(all, e))
 	}
 	l.pending.mu.Unlock()
 	// The word may have come meanwhile.
@@ -118,5 +138,5 @@ func (l *Ledger) settle(id TraceID) {
 	l.pending.mu.Lock()
 	defer l.pending.mu.Unlock()
 	now, _ := l.pending.calls.get(id)
-	l.pending.calls.put(id, append(rest, now...)[:min(maxOfTrace, len(rest)+len(now))])
+	l.pending.put(id, append(rest, now...)[:min(maxOfTrace, len(rest)+len(now))])
 }

@@ -3,6 +3,7 @@
 package ledger
 
 import (
+	"strings"
 	"testing"
 	"time"
 
@@ -136,5 +137,29 @@ func TestNothingIsAnnouncedThatNobodyWantsToKnow(t *testing.T) {
 	first.Heard(Announcement{Trace: ParseTraceID(trace1[:31] + "0"), Owner: Owner{Name: name("pr-42")}, Service: name("cart")})
 	if tr := first.traces.lookup(ParseTraceID(trace1[:31] + "0")); tr != nil {
 		t.Errorf("heard: %+v", tr)
+	}
+}
+
+func TestCallsThatWaitForTheirTracesWordAreBoundedByBytes(t *testing.T) {
+	_, l, _, _ := twoNodes(t)
+	path := "/" + strings.Repeat("p", maxPath)
+	for i := range 3 * maxPending {
+		id := TraceID{1, byte(i >> 8), byte(i)}
+		for range maxOfTrace {
+			e := &Entry{At: time.Now(), Source: cart, Trace: id}
+			e.Ask([]byte("GET"), []byte("route.shop"), []byte(path))
+			l.Finish(e)
+		}
+	}
+	var bytes int64
+	for _, w := range []map[TraceID][]*Entry{l.pending.calls.now, l.pending.calls.older} {
+		for _, all := range w {
+			for _, e := range all {
+				bytes += e.size()
+			}
+		}
+	}
+	if bytes < maxPendingBytes/2 || bytes > 2*maxPendingBytes {
+		t.Errorf("%d bytes of calls wait, want at most %d", bytes, 2*maxPendingBytes)
 	}
 }

@@ -106,6 +106,10 @@ func (f *follower) stream(ctx context.Context, s *session) error {
 		select {
 		case answer := <-a.answers:
 			patience.Stop()
+			if answer.Refused != "" {
+				// It is asked again when the stream looks for nodes next.
+				return f.say([]ledgerv1alpha1.NodeAnswer{{Node: s.node, Message: answer.Refused}})
+			}
 			if err := f.pass(s, &answer); err != nil {
 				return err
 			}

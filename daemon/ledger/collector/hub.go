@@ -6,6 +6,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"math/rand/v2"
 	"slices"
 	"sync"
 	"time"
@@ -48,10 +49,16 @@ type asked struct {
 	node    string
 	answers chan wire.Answer
 	over    chan struct{} // nobody awaits them any more
+
+	mu   sync.Mutex // one is handed over at a time
+	part uint64     // the last that was
 }
 
 func newHub(patience time.Duration, expected func(ctx context.Context) (map[string]string, error)) *hub {
-	return &hub{patience: patience, expected: expected, sessions: map[sessionKey]*session{}, asked: map[uint64]*asked{}, changed: make(chan struct{})}
+	// An agent may still answer what the collector before this one has asked. That
+	// must never pass for the answer to another reader's question.
+	first := rand.Uint64()
+	return &hub{patience: patience, expected: expected, next: first, sessions: map[sessionKey]*session{}, asked: map[uint64]*asked{}, changed: make(chan struct{})}
 }
 
 // connect begins an agent's session; one of the same agent that is there has lost its
@@ -141,8 +148,14 @@ func (h *hub) answered(ctx context.Context, node string, answer wire.Answer) boo
 	for i := range answer.Records.Nodes {
 		answer.Records.Nodes[i].Node = node
 	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if answer.Part > 0 && answer.Part <= a.part {
+		return true // sent again, since it was not known to have arrived
+	}
 	select {
 	case a.answers <- answer:
+		a.part = answer.Part
 		return true
 	case <-a.over:
 		return false
@@ -214,6 +227,9 @@ func (h *hub) collect(ctx context.Context, s *session, q wire.Question) part {
 	for {
 		select {
 		case answer := <-a.answers:
+			if answer.Refused != "" {
+				return failed(answer.Refused)
+			}
 			p.items = append(p.items, answer.Records.Items...)
 			if len(answer.Records.Nodes) > 0 {
 				p.node = answer.Records.Nodes[0]

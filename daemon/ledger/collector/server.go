@@ -154,12 +154,23 @@ func (s *service) node(w http.ResponseWriter, r *http.Request, u user.Info, node
 		fail(w, http.StatusBadRequest, metav1.StatusReasonBadRequest, "the answer is not understood: "+err.Error())
 		return
 	}
-	if !s.hub.answered(r.Context(), node, a) {
+	ctx, cancel := context.WithTimeout(r.Context(), holdLimit)
+	defer cancel()
+	switch taken := s.hub.answered(ctx, node, a); {
+	case taken:
+	case ctx.Err() != nil:
+		fail(w, http.StatusServiceUnavailable, metav1.StatusReasonServiceUnavailable, "whoever has asked does not listen at the moment: send it again")
+		return
+	default:
 		fail(w, http.StatusGone, metav1.StatusReasonGone, "nobody awaits an answer to this question any more")
 		return
 	}
 	done(w)
 }
+
+// holdLimit is how long an answer waits for its reader. For so long it takes one of the
+// requests that the API server has under way at a time, which others need.
+const holdLimit = time.Second
 
 // maxTraceBytes bounds what a node says of traces at once.
 const maxTraceBytes = 1 << 20

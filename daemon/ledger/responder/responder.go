@@ -197,8 +197,12 @@ func (r *Responder) take(ctx context.Context, q *wire.Question) {
 		return
 	}
 	if len(r.open) >= maxQuestions {
-		// The collector does not wait for ever, and says so.
 		r.log.Warn("ledger: too many questions at a time; one is not answered", "most", maxQuestions)
+		r.running.Go(func() {
+			if err := r.post(ctx, &wire.Answer{ID: q.ID, Part: 1, Refused: tooMany}); err != nil && ctx.Err() == nil {
+				r.log.Debug("ledger: a refusal has not arrived", "err", short(err))
+			}
+		})
 		return
 	}
 	ctx, end := context.WithCancel(ctx)
@@ -224,25 +228,29 @@ func (r *Responder) endAll() {
 	}
 }
 
+// tooMany is why a question is not answered.
+const tooMany = "its agent answers too many readers already; ask again when some have ended"
+
 // answer answers a question, and goes on for as long as it follows.
 func (r *Responder) answer(ctx context.Context, q *wire.Question) error {
 	o := ledger.Owner{Name: routing.Name{Namespace: q.Namespace, Name: q.Name}, Group: q.Group}
 	want := ledger.Query{After: q.After, Since: q.Since, Trace: ledger.ParseTraceID(q.Trace), Limit: q.Limit}
-	dropped := int64(-1)
+	dropped, part := int64(-1), uint64(0)
 	for {
 		list, next := r.ledger.List(o, want)
 		if n := list.Nodes[0].Dropped; len(list.Items) > 0 || n != dropped {
 			dropped = n
-			items := list.Items
-			for {
+			for items, more := list.Items, true; more; {
 				list.Items = items[:min(len(items), wire.AnswerRecords)]
 				items = items[len(list.Items):]
-				a := wire.Answer{ID: q.ID, Next: next, Records: list, Done: !q.Follow && len(items) == 0}
-				if err := r.post(ctx, &a); err != nil {
-					return err
+				more = len(items) > 0
+				part++
+				a := wire.Answer{ID: q.ID, Part: part, Next: next, Records: list, Done: !q.Follow && !more}
+				if more {
+					a.Next = want.After // the order is that of time: nothing is behind a part
 				}
-				if len(items) == 0 {
-					break
+				if err := r.deliver(ctx, &a); err != nil {
+					return err
 				}
 			}
 		}
@@ -261,6 +269,29 @@ func (r *Responder) answer(ctx context.Context, q *wire.Question) error {
 	}
 }
 
+// deliver posts an answer until it has arrived, nobody awaits it any more, or ctx is
+// over: a reader that stops for a while, or an API server that fails once, must not
+// make a stream silently end here.
+func (r *Responder) deliver(ctx context.Context, a *wire.Answer) error {
+	backoff := wait.Backoff{Duration: 200 * time.Millisecond, Factor: 2, Jitter: 0.5, Steps: 6, Cap: 5 * time.Second}
+	for {
+		err := r.post(ctx, a)
+		var answered *statusError
+		switch {
+		case err == nil, ctx.Err() != nil:
+			return err
+		case errors.As(err, &answered) && (answered.code == http.StatusGone || answered.code == http.StatusBadRequest):
+			return err
+		}
+		r.log.Debug("ledger: an answer has not arrived; trying again", "err", short(err))
+		select {
+		case <-time.After(backoff.Step()):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
 func (r *Responder) post(ctx context.Context, a *wire.Answer) error {
 	ctx, cancel := context.WithTimeout(ctx, answerLimit)
 	defer cancel()
@@ -270,6 +301,14 @@ func (r *Responder) post(ctx context.Context, a *wire.Answer) error {
 	}
 	return r.send(ctx, wire.AnswersPath(r.node), body)
 }
+
+// statusError is an answer that is not 200.
+type statusError struct {
+	code int
+	text string
+}
+
+func (e *statusError) Error() string { return "the collector answers " + e.text }
 
 func (r *Responder) do(req *http.Request) error {
 	resp, err := r.client.Do(req)
@@ -281,7 +320,7 @@ func (r *Responder) do(req *http.Request) error {
 		return err
 	}
 	if resp.StatusCode != http.StatusOK {
-		return fmt.Errorf("the collector answers %s", resp.Status)
+		return &statusError{resp.StatusCode, resp.Status}
 	}
 	return nil
 }

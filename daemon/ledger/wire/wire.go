@@ -50,10 +50,10 @@ func TracesPath(node string) string {
 const Heartbeat = 10 * time.Second
 
 // MaxAnswer bounds an Answer in bytes, and AnswerRecords how many records one has;
-// what is more comes in others.
+// what is more comes in others. So many of the largest fit.
 const (
 	MaxAnswer     = 8 << 20
-	AnswerRecords = 2000
+	AnswerRecords = 500
 )
 
 // Question asks a node for records.
@@ -93,9 +93,15 @@ type Trace struct {
 
 // Answer is what a node says to a Question. Without Follow the last one is Done.
 type Answer struct {
-	ID   uint64 `json:"id"`
+	ID uint64 `json:"id"`
+	// Part counts the answers to a question from one on. An answer that may not have
+	// arrived is sent again, so it tells one that has.
+	Part uint64 `json:"part,omitempty"`
+	// Next is the After of a question that goes on behind this answer.
 	Next uint64 `json:"next"`
 	Done bool   `json:"done,omitempty"`
+	// Refused says why the question is not answered. There is nothing else then.
+	Refused string `json:"refused,omitempty"`
 	// Records is the node's part.
 	Records ledgerv1alpha1.RecordList `json:"records"`
 }
