@@ -79,6 +79,9 @@ func Compare(ctx context.Context, send Sender, r exchange.Request, o Options) (R
 		samples = DefaultSamples
 	}
 	samples = max(samples, 2)
+	if exchange.HasKey(r.Header) {
+		return Result{}, task.Usagef("the headers of %s have a routing key, which both sides would get: leave it out", r.URL)
+	}
 	ignored, err := patterns(o.Ignore)
 	if err != nil {
 		return Result{}, err

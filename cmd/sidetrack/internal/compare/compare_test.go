@@ -53,6 +53,29 @@ func places(all []Difference) []string {
 	return out
 }
 
+func TestWhatTheUserSendsAlongDoesNotMakeOneOfBothSides(t *testing.T) {
+	const trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+	send := side(t, func(rw http.ResponseWriter, r *http.Request, tagged bool, _ int64) {
+		fmt.Fprintf(rw, `{"fork": %t, "shared": %t}`, tagged, r.Header.Get("Traceparent") == trace)
+	})
+	r := exchange.Request{URL: "http://front.shop/", Header: http.Header{"Traceparent": {trace}}}
+	res, err := Compare(t.Context(), send, r, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff([]string{"$.fork: false -> true"}, places(res.Differences)); diff != "" {
+		t.Errorf("differences (-want +got):\n%s", diff)
+	}
+	a, err := send(t.Context(), r, true)
+	if err != nil || !strings.Contains(string(a.Body), `"shared": false`) || r.Header.Get("Traceparent") != trace {
+		t.Errorf("%+v, %v", a, err)
+	}
+	r.Header = http.Header{"Baggage": {"sidetrack=the-key-of-the-sandbox"}}
+	if _, err := Compare(t.Context(), send, r, Options{}); task.KindOf(err) != task.Usage || !strings.Contains(err.Error(), "have a routing key") {
+		t.Errorf("a key of the user's own: %v", err)
+	}
+}
+
 func TestAPlantedDifferenceIsReportedAndNoNoise(t *testing.T) {
 	send := side(t, func(rw http.ResponseWriter, r *http.Request, tagged bool, n int64) {
 		price, status := 10, http.StatusOK

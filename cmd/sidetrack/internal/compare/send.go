@@ -17,6 +17,10 @@ import (
 // another way, and what they repeat is noise.
 func Through(dial func(ctx context.Context, network, address string) (net.Conn, error), key string) Sender {
 	return func(ctx context.Context, r exchange.Request, tagged bool) (*exchange.Answer, error) {
+		// Each has a trace of its own: one that both share could stand for the key
+		// (propagate: TraceID) and lead the baseline's calls to the fork.
+		r.Header = r.Header.Clone()
+		r.Header.Del("Traceparent")
 		r.Key = key
 		if !tagged {
 			r.Key = nobodys(len(key))

@@ -96,6 +96,10 @@ func sendRequest() tool {
 			if exchange.HasKey(r.Header) {
 				return nil, task.Usagef("the headers have a routing key: leave it out, the sandbox's is added")
 			}
+			if r.Header.Get("Traceparent") != "" {
+				// Hops of another request of that trace would prove this one.
+				return nil, task.Usagef("the headers have a traceparent: leave it out, each request gets a trace of its own, by which its hops are told from others'")
+			}
 			sb, err := readySandbox(ctx, c, in.Sandbox)
 			if err != nil {
 				return nil, err
