@@ -50,7 +50,8 @@ func (r *Relay) headerFrame(from *Link, in *reader, h head, raw []byte) {
 		r.headerBlock(from, first, all, all[headLen:headLen+in.skip], block)
 		// What was lent of it must go out before the memory is used again.
 		r.settleAll()
-		r.sh.free = append(r.sh.free, all[:0], block[:0])
+		r.sh.reuse(all)
+		r.sh.reuse(block)
 	}
 }
 

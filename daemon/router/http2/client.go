@@ -398,6 +398,12 @@ func (r *Relay) clientTrailers(s *stream, h head, raw, prio []byte, end bool) {
 		r.resetBoth(s, wire.ErrCodeStreamClosed)
 		return
 	}
+	r.waiting -= blockSize(s.up.trailers)
+	s.up.trailers = nil
+	if !r.keepBlock(r.sh.fields, waitingTrailers) {
+		r.fail(wire.ErrCodeEnhanceYourCalm, HeadersTooLong)
+		return
+	}
 	s.up.end = end
 	s.up.trailers = append([]hpack.HeaderField{}, r.sh.fields...)
 	r.sendUp(s)

@@ -180,7 +180,7 @@ func (r *Relay) abandon(s *stream) {
 		_ = r.sh.to(&r.out).WriteRSTStream(s.id, wire.ErrCodeRefusedStream)
 	case ended:
 		// All is there, and some of it still on its way.
-		s.link, s.clientDone = nil, true
+		s.detach()
 		r.finish(s)
 		return
 	case s.grpc:
@@ -196,7 +196,7 @@ func (r *Relay) abandon(s *stream) {
 			if !end {
 				r.stall(s, download{reset: true, code: wire.ErrCodeNo})
 			}
-			s.link, s.clientDone = nil, true
+			s.detach()
 			return
 		}
 		r.sendBlock(h, nil, fields)
@@ -205,10 +205,18 @@ func (r *Relay) abandon(s *stream) {
 		}
 	case len(s.down) > 0:
 		r.stall(s, download{reset: true, code: wire.ErrCodeInternal})
-		s.link, s.clientDone = nil, true
+		s.detach()
 		return
 	default:
 		_ = r.sh.to(&r.out).WriteRSTStream(s.id, wire.ErrCodeInternal)
 	}
 	r.forget(s)
+}
+
+// detach takes a stream from its link, which is no more, while some of the answer
+// is still on its way to the client. What the client sends goes nowhere.
+func (s *stream) detach() {
+	s.link.unblock(s)
+	s.up = upload{}
+	s.link, s.clientDone = nil, true
 }

@@ -188,7 +188,7 @@ func (o *outlet) take() []byte {
 // reuse gives the memory back.
 func (o *outlet) reuse(sh *Shared) {
 	if o.buf != nil {
-		sh.free = append(sh.free, o.buf[:0])
+		sh.reuse(o.buf)
 		o.buf = nil
 	}
 }

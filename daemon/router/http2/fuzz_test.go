@@ -335,7 +335,7 @@ func playBytes(t *testing.T, client, base, fork []byte, step int) *scene {
 // checkState looks for what must never be.
 func (s *scene) checkState() {
 	r := s.relay
-	buffered := 0
+	buffered, waiting, kept := 0, 0, 0
 	perLink := map[*Link]int{}
 	for id, x := range r.streams {
 		if x.id != id {
@@ -348,9 +348,19 @@ func (s *scene) checkState() {
 			}
 		}
 		buffered += len(x.up.data)
+		waiting += blockSize(x.up.trailers)
+		if x.held != nil {
+			waiting += blockSize(x.held.fields)
+		}
+		for i := range x.down {
+			kept += downloadCost + len(x.down[i].data) + blockSize(x.down[i].fields)
+		}
 	}
 	if buffered != r.buffered {
 		s.t.Fatalf("%d bytes are buffered, %d counted", buffered, r.buffered)
+	}
+	if waiting != r.waiting || kept != r.kept {
+		s.t.Fatalf("%d bytes of blocks wait for links and %d for the client, %d and %d counted", waiting, kept, r.waiting, r.kept)
 	}
 	for l, n := range perLink {
 		if l.streams != n {

@@ -84,7 +84,7 @@ const (
 	ServerError                  // a server has, and was
 	Untraceable                  // a new stream after an error that made its keys unreadable
 	HeadersTooLong               // a header block is larger than allowed
-	TooManyStreams               // too many streams are open
+	TooManyStreams               // too many streams are open; or wait for a fork, where the newest alone is refused
 	TooManyFrames                // too many frames that are neither request nor data
 	TableLowered                 // a peer was told a smaller header table than another has announced
 	TooManyLinks                 // a stream was refused because it would need one link too many

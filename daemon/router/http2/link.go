@@ -41,6 +41,7 @@ type Link struct {
 	blocked []*stream
 	waiting []*stream
 	room    int64 // what it may send
+	answers int   // to its SETTINGS, and to PINGs of which the client has too many
 }
 
 const (
@@ -49,6 +50,9 @@ const (
 	assumedStreams = 100
 	anyNumber      = 1 << 30
 	maxPings       = 16
+	// maxAnswers is how often the relay answers a link itself. Who asks and does not
+	// read would have any number of answers kept.
+	maxAnswers = 100_000
 )
 
 func (r *Relay) newLink() *Link {
@@ -188,7 +192,7 @@ func (r *Relay) linkReset(l *Link, h head, raw []byte) {
 		}
 	}
 	if len(s.down) > 0 && len(raw) == headLen+4 {
-		r.stall(s, download{reset: true, code: wire.ErrCode(binary.BigEndian.Uint32(raw[headLen:]))})
+		r.stallOf(l, s, download{reset: true, code: wire.ErrCode(binary.BigEndian.Uint32(raw[headLen:]))})
 		return
 	}
 	r.out.lend(r.sh, raw)
@@ -246,7 +250,9 @@ func (r *Relay) linkSettings(l *Link, h head, raw []byte) {
 		}
 		return
 	}
-	_ = r.sh.to(&l.out).WriteSettingsAck()
+	if _ = r.sh.to(&l.out).WriteSettingsAck(); !r.answered(l) {
+		return
+	}
 	if l.initial != before {
 		for _, s := range r.streamsOf(l) {
 			r.sendUp(s)
@@ -297,11 +303,16 @@ func (r *Relay) linkWindowUpdate(l *Link, h head, payload []byte) {
 	}
 }
 
+// unblock forgets what waits of a stream for its link.
 func (l *Link) unblock(s *stream) {
+	r := l.relay
+	r.buffered -= len(s.up.data)
+	r.waiting -= blockSize(s.up.trailers)
 	if s.up.queued {
 		l.blocked = slices.DeleteFunc(l.blocked, func(x *stream) bool { return x == s })
 	}
 	if s.held != nil {
+		r.waiting -= blockSize(s.held.fields)
 		l.waiting = slices.DeleteFunc(l.waiting, func(x *stream) bool { return x == s })
 	}
 }
@@ -326,10 +337,20 @@ func (r *Relay) linkPing(l *Link, h head, payload, raw []byte) {
 	p := ping{link: l, data: [8]byte(payload)}
 	if len(r.pings) >= maxPings {
 		_ = r.sh.to(&l.out).WritePing(true, p.data)
+		r.answered(l)
 		return
 	}
 	r.pings = append(r.pings, p)
 	r.out.lend(r.sh, raw)
+}
+
+// answered counts an answer of the relay's own to a link other than the primary. It
+// reports whether that is still there.
+func (r *Relay) answered(l *Link) bool {
+	if l.answers++; l.answers > maxAnswers {
+		r.breakLink(l, wire.ErrCodeEnhanceYourCalm)
+	}
+	return !l.gone
 }
 
 // heard notes that the client is being told something of a link's streams.
@@ -383,7 +404,7 @@ func (r *Relay) linkBlock(l *Link, h head, raw, fixed, block []byte) {
 	case !anew:
 		r.out.lend(r.sh, raw)
 	case s != nil && len(s.down) > 0:
-		r.stall(s, download{fields: append([]hpack.HeaderField{}, r.sh.fields...), head: h, fixed: slices.Clone(fixed), end: end})
+		r.stallOf(l, s, download{fields: append([]hpack.HeaderField{}, r.sh.fields...), head: h, fixed: slices.Clone(fixed), end: end})
 		return
 	default:
 		r.sendBlock(h, fixed, r.sh.fields)
@@ -430,6 +451,13 @@ func (r *Relay) openOn(l *Link, s *stream, flags wire.Flags, prio []byte, fields
 	o := &opening{flags: flags &^ (wire.FlagHeadersPadded | wire.FlagHeadersEndHeaders | wire.FlagHeadersEndStream), prio: prio, fields: fields}
 	if l.streams > l.most || len(l.waiting) > 0 {
 		o.prio, o.fields = slices.Clone(prio), slices.Clone(fields)
+		if !r.keepBlock(fields, waitingRequests) {
+			r.env.Count(TooManyStreams)
+			_ = r.sh.to(&r.out).WriteRSTStream(s.id, wire.ErrCodeRefusedStream)
+			r.unwatch(s, resetBy(wire.ErrCodeRefusedStream))
+			r.forget(s)
+			return
+		}
 		s.held = o
 		s.up.end = end
 		l.waiting = append(l.waiting, s)
@@ -458,6 +486,7 @@ func (r *Relay) openHeld(l *Link) {
 		l.waiting = slices.Delete(l.waiting, 0, 1)
 		o := s.held
 		s.held = nil
+		r.waiting -= blockSize(o.fields)
 		end := s.up.end && len(s.up.data) == 0 && s.up.trailers == nil
 		if end {
 			s.up.end = false

@@ -69,6 +69,14 @@ func (sh *Shared) scratch() []byte {
 	return make([]byte, 0, 16<<10)
 }
 
+// reuse takes the memory of a scratch back, if that is worth keeping.
+func (sh *Shared) reuse(b []byte) {
+	const most, largest = 64, 64 << 10
+	if len(sh.free) < most && cap(b) <= largest {
+		sh.free = append(sh.free, b[:0])
+	}
+}
+
 // decode decodes a header block into sh.fields, or only keeps the decoder in
 // step.
 func (sh *Shared) decode(in *reader, block []byte, fields bool) error {

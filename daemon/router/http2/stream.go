@@ -41,12 +41,21 @@ type upload struct {
 	queued   bool // in Link.blocked
 }
 
+// blockSize is how much a decoded header block takes, about.
+func blockSize(fields []hpack.HeaderField) (n int) {
+	for i := range fields {
+		n += int(fields[i].Size())
+	}
+	return n
+}
+
 func (u *upload) empty() bool { return len(u.data) == 0 && !u.end && u.trailers == nil }
 
 // download is something of a stream that waits for the client's window.
 type download struct {
 	data   []byte // a DATA frame as it came
 	size   int    // of its payload
+	cost   int    // of all this, in Relay.kept
 	end    bool
 	fields []hpack.HeaderField
 	head   head // of fields
@@ -100,7 +109,6 @@ func (r *Relay) forget(s *stream) {
 		l.streams--
 		if l.secondary() {
 			l.unblock(s)
-			r.buffered -= len(s.up.data)
 		}
 	}
 	r.unstall(s)

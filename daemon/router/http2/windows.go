@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	wire "golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
 )
 
 // windows is the flow control that the relay does itself (RFC 9113, section 5.2).
@@ -32,7 +33,9 @@ type windows struct {
 	refundable int64 // to the client's sending, by the next flush
 	withheld   int64 // the same, once less is waiting
 	buffered   int   // bytes that wait for links
+	waiting    int   // bytes of header blocks that do, about
 	stalled    []*stream
+	kept       int // bytes that wait for the client, about
 }
 
 // linkWindow is how much a link other than the primary may send before the
@@ -170,6 +173,26 @@ func (r *Relay) upload(s *stream, data []byte, pad int, end bool) {
 	r.sendUp(s)
 }
 
+// How many times BufferBytes may wait for links of header blocks. The client cannot
+// be slowed down for these: they may wait for the ends of streams that it has still
+// to send. A request that is one too many is refused, and the client goes on;
+// trailers are not.
+const (
+	waitingRequests = 8
+	waitingTrailers = 2 * waitingRequests
+)
+
+// keepBlock counts a header block of the client that has to wait, unless too much
+// does.
+func (r *Relay) keepBlock(fields []hpack.HeaderField, buffers int) bool {
+	n := blockSize(fields)
+	if r.waiting+n > buffers*r.sh.limits.BufferBytes {
+		return false
+	}
+	r.waiting += n
+	return true
+}
+
 // sendUp sends what waits of a stream's upload, as far as the link allows.
 func (r *Relay) sendUp(s *stream) {
 	l, u := s.link, &s.up
@@ -211,6 +234,7 @@ func (r *Relay) sendUp(s *stream) {
 				s.clientDone = true
 			}
 			r.sh.writeBlock(&l.out, wire.FrameHeaders, flags, s.id, nil, r.sh.encode(l.enc, u.trailers), l.frame)
+			r.waiting -= blockSize(u.trailers)
 			u.trailers, u.end = nil, false
 		case u.end:
 			u.end = false
@@ -278,7 +302,12 @@ func (r *Relay) download(l *Link, s *stream, raw []byte, end bool) {
 		}
 		return
 	}
-	r.stall(s, download{data: slices.Clone(raw), size: n, end: end})
+	d := download{data: slices.Clone(raw), size: n, end: end}
+	if l == nil {
+		r.stall(s, d)
+	} else if !r.stallOf(l, s, d) {
+		return
+	}
 	if len(r.stalled) == 1 {
 		r.resume()
 	}
@@ -298,6 +327,7 @@ func (d *download) split(n int64) (first []byte) {
 	rest := d.data[n:]
 	appendHead(rest[:0], h)
 	d.data, d.size = rest, h.length
+	d.cost -= int(n)
 	return first
 }
 
@@ -306,11 +336,42 @@ func (r *Relay) stall(s *stream, d download) {
 	if len(s.down) == 0 {
 		r.stalled = append(r.stalled, s)
 	}
+	d.cost = downloadCost + len(d.data) + blockSize(d.fields)
+	r.kept += d.cost
 	s.down = append(s.down, d)
+}
+
+// downloadCost is what is kept of a frame besides what is in it. Windows bound the
+// payload of DATA; there may be any number of frames that have none.
+const downloadCost = 192
+
+// mostKept is how much of what links have sent is kept for the client: twice what
+// their windows allow.
+func (r *Relay) mostKept() int { return 2 * linkWindow * (r.sh.limits.Links + 1) }
+
+// stallOf is stall of something that a link has sent. It reports whether the link
+// is still there: it may have sent too much.
+func (r *Relay) stallOf(l *Link, s *stream, d download) bool {
+	r.stall(s, d)
+	if r.kept <= r.mostKept() {
+		return true
+	}
+	if !l.secondary() {
+		r.fail(wire.ErrCodeEnhanceYourCalm, ServerError)
+		return false
+	}
+	for _, x := range r.streamsOf(l) {
+		r.unstall(x)
+	}
+	r.breakLink(l, wire.ErrCodeEnhanceYourCalm)
+	return false
 }
 
 func (r *Relay) unstall(s *stream) {
 	if len(s.down) > 0 {
+		for i := range s.down {
+			r.kept -= s.down[i].cost
+		}
 		s.down = nil
 		r.stalled = slices.DeleteFunc(r.stalled, func(x *stream) bool { return x == s })
 	}
@@ -324,12 +385,14 @@ func (r *Relay) resume() {
 		d := s.down[0]
 		if int64(d.size) > r.clientConn {
 			if first := s.down[0].split(r.clientConn); first != nil {
+				r.kept -= len(first) - headLen
 				r.delivered(s.link, len(first)-headLen)
 				r.out.write(r.sh, first)
 			}
 			return
 		}
 		r.stalled = slices.Delete(r.stalled, 0, 1)
+		r.kept -= d.cost
 		if s.down = s.down[1:]; len(s.down) > 0 {
 			r.stalled = append(r.stalled, s)
 		}

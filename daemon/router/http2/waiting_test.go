@@ -1,0 +1,203 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package http2
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	wire "golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
+)
+
+// TestAForkCannotFillTheMemoryForAClientThatDoesNotRead: windows bound nothing but
+// the payload of DATA.
+func TestAForkCannotFillTheMemoryForAClientThatDoesNotRead(t *testing.T) {
+	for name, more := range map[string][]byte{
+		"empty DATA":       frame(wire.FrameData, 0, 3, ""),
+		"DATA of a byte":   frame(wire.FrameData, 0, 3, "x"),
+		"interim answers":  frame(wire.FrameHeaders, 4, 3, "\x08\x03103"),
+		"resets":           frame(wire.FrameRSTStream, 0, 3, "\x00\x00\x00\x00"),
+		"padding in pairs": frame(wire.FrameData, wire.FlagDataPadded, 3, "\x00"),
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newScene(t, Limits{Links: 1})
+			c := s.client
+			c.myInitial = 1 << 20
+			c.must(c.write.WriteSettings(wire.Setting{ID: wire.SettingInitialWindowSize, Val: 1 << 20}))
+			c.headers(1, true, keyed("")...)
+			c.headers(3, false, keyed(keyA)...)
+			s.settle()
+			a := s.servers["a"]
+			a.headers(3, false, status("200")...)
+			a.data(3, initialWindow+10, false)
+			s.settle()
+			n := 0
+			for ; !a.ended && n < 100_000; n += 100 {
+				for range 100 {
+					a.toRelay.Write(more)
+				}
+				s.deliver(a, 64<<10)
+			}
+			if !a.ended || s.relay.kept != 0 || len(s.relay.stalled) != 0 {
+				t.Fatalf("after %d frames: closed %v, %d bytes of %d streams are kept", n, a.ended, s.relay.kept, len(s.relay.stalled))
+			}
+			s.servers["base"].headers(1, true, status("200")...)
+			s.settle()
+			if !c.streams[1].got.end || !c.streams[3].got.reset {
+				t.Errorf("the streams are %+v and %+v", c.streams[1].got, c.streams[3].got)
+			}
+		})
+	}
+}
+
+// TestAForkThatAsksAndDoesNotReadIsGivenUp: what it has to be answered would be kept
+// for it.
+func TestAForkThatAsksAndDoesNotReadIsGivenUp(t *testing.T) {
+	for name, question := range map[string][]byte{
+		"PING":     frame(wire.FramePing, 0, 0, "12345678"),
+		"SETTINGS": frame(wire.FrameSettings, 0, 0, ""),
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newScene(t, Limits{})
+			c := s.client
+			c.headers(1, true, keyed("")...)
+			c.headers(3, false, keyed(keyA)...)
+			s.settle()
+			a := s.servers["a"]
+			for range maxAnswers/1000 - 1 {
+				a.toRelay.WriteString(strings.Repeat(string(question), 1000))
+				s.deliver(a, 1<<20)
+			}
+			if a.ended {
+				t.Fatal("it is given up too early")
+			}
+			a.toRelay.WriteString(strings.Repeat(string(question), 1100))
+			s.deliver(a, 1<<20)
+			c.take()
+			if !a.ended || !c.streams[3].got.reset || s.counts[ServerError] != 1 {
+				t.Errorf("closed %v, %v, the client's stream %+v", a.ended, s.counts, c.streams[3].got)
+			}
+			s.servers["base"].headers(1, true, status("200")...)
+			s.settle()
+			if !c.streams[1].got.end {
+				t.Error("the baseline's stream does not go on")
+			}
+		})
+	}
+}
+
+// TestRequestsThatWaitForALinkAreBounded: the client may send them somewhere else,
+// or later.
+func TestRequestsThatWaitForALinkAreBounded(t *testing.T) {
+	s := newScene(t, Limits{BufferBytes: 16 << 10})
+	c := s.client
+	c.headers(1, false, keyed(keyA)...)
+	s.settle()
+	a := s.servers["a"]
+	a.must(a.write.WriteSettings(wire.Setting{ID: wire.SettingMaxConcurrentStreams, Val: 1}))
+	s.settle()
+	const most = waitingRequests * (16 << 10)
+	long := append(keyed(keyA), hpack.HeaderField{Name: "x-long", Value: strings.Repeat("x", most/8)})
+	refused := 0
+	for id := uint32(3); id < 40; id += 2 {
+		c.headers(id, true, long...)
+		s.settle()
+		if x := c.streams[id].got; x.reset {
+			refused++
+			if x.code != wire.ErrCodeRefusedStream {
+				t.Errorf("stream %d: %v", id, x.code)
+			}
+		}
+	}
+	if w := s.relay.waiting; refused != 12 || w < most/2 || w > most || s.counts[TooManyStreams] != refused {
+		t.Fatalf("%d streams were refused and %d bytes wait; %v", refused, w, s.counts)
+	}
+	c.reset(3, wire.ErrCodeCancel)
+	for id := uint32(1); id < 16; id += 2 {
+		s.settle()
+		if id != 3 {
+			a.headers(id, true, status("200")...)
+			a.reset(id, wire.ErrCodeNo)
+		}
+	}
+	s.settle()
+	if w, n := s.relay.waiting, s.relay.Open(); w != 0 || n != 0 {
+		t.Errorf("%d bytes still wait, and %d streams are open", w, n)
+	}
+}
+
+// TestTrailersThatWaitForALinkAreBounded: any number of streams may have some.
+func TestTrailersThatWaitForALinkAreBounded(t *testing.T) {
+	s := newScene(t, Limits{BufferBytes: 16 << 10})
+	c := s.client
+	trailers := hpack.HeaderField{Name: "x-long", Value: strings.Repeat("x", 15_000)}
+	c.headers(1, false, keyed(keyA)...)
+	s.settle()
+	a := s.servers["a"]
+	a.must(a.write.WriteSettings(wire.Setting{ID: wire.SettingInitialWindowSize, Val: 0}))
+	s.settle()
+	id := uint32(3)
+	for ; id < 100 && !s.relay.Over(); id += 2 {
+		c.headers(id, false, keyed(keyA)...)
+		c.data(id, 1, false)
+		c.headers(id, false, trailers)
+		for s.deliver(c, 64<<10) {
+		}
+	}
+	if !s.relay.Over() || s.counts[HeadersTooLong] != 1 || s.relay.waiting > waitingTrailers*(16<<10) {
+		t.Errorf("after %d: %d bytes wait; %v", id, s.relay.waiting, s.counts)
+	}
+}
+
+// TestWhatWaitedForALinkThatEndsWaitsNoMore, also where some of the answer is still
+// on its way: the client would be slowed down for ever.
+func TestWhatWaitedForALinkThatEndsWaitsNoMore(t *testing.T) {
+	for _, end := range []bool{false, true} {
+		t.Run(fmt.Sprint("after the answer ", end), func(t *testing.T) {
+			s := newScene(t, Limits{})
+			c := s.client
+			c.myInitial = 1 << 20
+			c.must(c.write.WriteSettings(wire.Setting{ID: wire.SettingInitialWindowSize, Val: 1 << 20}))
+			c.headers(1, false, keyed(keyA)...)
+			s.settle()
+			a := s.servers["a"]
+			a.must(a.write.WriteSettings(wire.Setting{ID: wire.SettingInitialWindowSize, Val: 0}))
+			s.settle()
+			c.data(1, 50_000, false)
+			a.headers(1, false, status("200")...)
+			a.data(1, initialWindow+1000, end)
+			s.settle()
+			if s.relay.Buffered() != 50_000 || s.relay.kept == 0 {
+				t.Fatalf("%d bytes wait for the link and %d for the client", s.relay.Buffered(), s.relay.kept)
+			}
+			s.relay.LinkEnded(s.links["a"])
+			if n := s.relay.Buffered(); n != 0 {
+				t.Errorf("%d bytes still wait", n)
+			}
+			c.take()
+			c.pay()
+			s.settle()
+			if x := c.streams[1].got; len(x.data) != initialWindow+1000 || x.end != end || x.reset == end || s.relay.Open() != 0 || s.relay.kept != 0 {
+				t.Errorf("%d bytes have come, end %v, reset %v; %d streams, %d bytes kept", len(x.data), x.end, x.reset, s.relay.Open(), s.relay.kept)
+			}
+		})
+	}
+}
+
+// TestMemoryOfLargeBlocksIsGivenBack: a loop's connections share what they use in
+// turns, and one attack must not make that large for good.
+func TestMemoryOfLargeBlocksIsGivenBack(t *testing.T) {
+	s := newScene(t, Limits{})
+	s.client.headers(1, true, append(keyed(""), long("x-long", 500_000))...)
+	s.settle()
+	if len(s.servers["base"].streams) != 1 {
+		t.Fatal("the request has not arrived")
+	}
+	for _, b := range s.relay.sh.free {
+		if cap(b) > 64<<10 {
+			t.Errorf("%d bytes are kept", cap(b))
+		}
+	}
+}
