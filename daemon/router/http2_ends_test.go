@@ -519,3 +519,71 @@ func TestAForkDoesNotWaitForABaselineThatSaysNothing(t *testing.T) {
 	g.headers(1, true, asking("baggage", "sidetrack="+otherKey)...)
 	g.answer(1, "503")
 }
+
+// TestAForkThatAsksAndDoesNotListenIsGivenUp: what it has to be answered would be
+// kept for it without an end.
+func TestAForkThatAsksAndDoesNotListenIsGivenUp(t *testing.T) {
+	w := newWorld(t)
+	w.serveHTTP2(w.base, telling(w.base))
+	const most = 64 << 20
+	sent := make(chan int, 1)
+	w.script(w.fork, func(c *peer) {
+		c.expect(wire.ClientPreface)
+		_ = newFrames(c).WriteSettings()
+		var pings bytes.Buffer
+		asking := wire.NewFramer(&pings, nil)
+		for pings.Len() < 64<<10 {
+			_ = asking.WritePing(false, [8]byte{1})
+		}
+		n := 0
+		for err := error(nil); err == nil && n < most; n += pings.Len() {
+			_, err = c.conn.Write(pings.Bytes())
+		}
+		sent <- n
+	})
+	f := w.frames(w.dial(w.client))
+	f.headers(1, true, asking("baggage", "sidetrack="+key)...)
+	f.await("the end of the fork's stream", func(fr wire.Frame) bool {
+		r, ok := fr.(*wire.RSTStreamFrame)
+		return ok && r.StreamID == 1
+	})
+	if n := <-sent; n >= most {
+		t.Errorf("a fork could send %d bytes of PINGs", n)
+	}
+	f.headers(3, true, asking()...)
+	f.answer(3, "200")
+	f.conn.Close()
+	w.noConnections()
+}
+
+// TestABaselineThatSpeaksHTTP1AloneIsHeard: its words are no frames, and it goes.
+func TestABaselineThatSpeaksHTTP1AloneIsHeard(t *testing.T) {
+	const words = "HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+	w := newWorld(t)
+	w.script(w.base, func(c *peer) {
+		c.expect(wire.ClientPreface)
+		c.send(words)
+		if err := c.conn.CloseWrite(); err != nil {
+			t.Error(err)
+		}
+		// Bytes that were not read would make it a RST.
+		_, _ = io.Copy(io.Discard, c.r)
+	})
+	w.serveHTTP2(w.fork, telling(w.fork))
+	for _, more := range [][]string{nil, {"baggage", "sidetrack=" + key}} {
+		c := w.dial(w.client)
+		f := newFrames(c)
+		begin := bytes.NewBufferString(wire.ClientPreface)
+		f.Framer = wire.NewFramer(begin, nil)
+		if err := f.WriteSettings(); err != nil {
+			t.Fatal(err)
+		}
+		f.headers(1, true, asking(more...)...)
+		c.send(begin.String()) // at once: the baseline is quick to end it
+		if got, err := io.ReadAll(c.r); string(got) != words || err != nil {
+			t.Errorf("with %q the client has got %q, %v", more, got, err)
+		}
+		c.conn.Close()
+	}
+	w.noConnections()
+}
