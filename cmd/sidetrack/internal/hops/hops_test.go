@@ -8,6 +8,7 @@ import (
 	"errors"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -125,7 +126,7 @@ func recorded(t *testing.T, h http.HandlerFunc) *cluster.Cluster {
 
 func TestRecordsAreReadAndFollowedOverABrokenStream(t *testing.T) {
 	var asked atomic.Int64
-	since := make(chan string, 8)
+	asks := make(chan string, 8)
 	c := recorded(t, func(rw http.ResponseWriter, r *http.Request) {
 		rw.Header().Set("Content-Type", "application/json")
 		n := asked.Add(1)
@@ -134,8 +135,14 @@ func TestRecordsAreReadAndFollowedOverABrokenStream(t *testing.T) {
 		case "/apis/ledger.sidetrack.dev/v1alpha1/namespaces/shop/sandboxes/pr-42/records":
 			_ = e.Encode(ledger.RecordList{Items: []ledger.Record{call(0, 1, "a", "b", "b-1")}})
 		case "/apis/ledger.sidetrack.dev/v1alpha1/watch/namespaces/shop/sandboxes/pr-42/records":
-			since <- r.URL.Query().Get("since")
-			_ = e.Encode(ledger.RecordList{Items: []ledger.Record{call(int(n)*1000, 1, "a", "b", "b-1")}})
+			asks <- r.URL.RawQuery
+			// A slow request began before the others, and was over during the gap. One of
+			// before the stream is none of it.
+			all := []ledger.Record{call(2000, 1, "a", "b", "b-1")}
+			if n > 2 {
+				all = append(all, call(0, 4000, "a", "slow", "s-1"), call(2500, 1, "a", "c", "c-1"), call(-3600_000, 1, "a", "old", "o-1"))
+			}
+			_ = e.Encode(ledger.RecordList{Items: all})
 			// And breaks off.
 		default:
 			http.NotFound(rw, r)
@@ -146,18 +153,21 @@ func TestRecordsAreReadAndFollowedOverABrokenStream(t *testing.T) {
 		t.Fatalf("%+v, %v", list, err)
 	}
 	enough := errors.New("enough")
-	got := 0
-	err = Follow(t.Context(), c, Of{Namespace: "shop", Name: "pr-42"}, ledger.Options{}, func(l *ledger.RecordList) error {
-		if got += len(l.Items); got == 3 {
+	var got []string
+	err = Follow(t.Context(), c, Of{Namespace: "shop", Name: "pr-42"}, ledger.Options{Limit: 5}, func(l *ledger.RecordList) error {
+		for i := range l.Items {
+			got = append(got, l.Items[i].Service.Name)
+		}
+		if asked.Load() > 4 {
 			return enough
 		}
 		return nil
 	})
-	if !errors.Is(err, enough) || got != 3 {
-		t.Errorf("%d records, %v", got, err)
+	if want := []string{"b", "slow", "c"}; !errors.Is(err, enough) || !slices.Equal(got, want) {
+		t.Errorf("of %q: %q, %v", want, got, err)
 	}
-	if first, second := <-since, <-since; first != "" || second != "2030-01-02T12:00:02.000001Z" {
-		t.Errorf("it asks for what is since %q and then %q", first, second)
+	if first, second := <-asks, <-asks; first != "follow=true&limit=5" || second != "follow=true&limit=20000" {
+		t.Errorf("it asks %q and then %q", first, second)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
@@ -197,5 +207,26 @@ func TestAClusterWithoutALedgerSaysSo(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), x.want) || !errors.As(err, &f) {
 			t.Errorf("%d: %v, want %q", x.code, err, x.want)
 		}
+	}
+}
+
+func TestALongStreamRemembersWhatMayComeAgainAndNoMore(t *testing.T) {
+	s := newSeen()
+	for i := range 5 * leastSeen {
+		// Two alike are two.
+		if n := len(s.fresh([]ledger.Record{call(i*100, 1, "a", "b", "b-1"), call(i*100, 1, "a", "b", "b-1")})); n != 2 {
+			t.Fatalf("of two records %d come through", n)
+		}
+	}
+	if len(s.known) > 2*leastSeen {
+		t.Errorf("%d are remembered", len(s.known))
+	}
+	if !s.broken() {
+		t.Error("nothing has come before")
+	}
+	last := (5*leastSeen - 1) * 100
+	one := call(last, 1, "a", "b", "b-1")
+	if got := s.fresh([]ledger.Record{call(last-1000, 1, "a", "b", "b-1"), one, one, one}); len(got) != 1 {
+		t.Errorf("of one that is new %d come through", len(got))
 	}
 }

@@ -65,19 +65,14 @@ func Read(ctx context.Context, c *cluster.Cluster, of Of, o ledger.Options) (*le
 const maxMessage = 64 << 20
 
 // Follow calls f with what there is, and then with what comes, until the context
-// ends or f fails. When the stream breaks off it goes on from the last record.
+// ends or f fails. When the stream breaks off it goes on where it was.
 func Follow(ctx context.Context, c *cluster.Cluster, of Of, o ledger.Options, f func(*ledger.RecordList) error) error {
 	o.Follow = true
 	failures := 0
+	before := newSeen()
 	for {
 		got, err := once(ctx, c, of, o, func(list *ledger.RecordList) error {
-			for i := range list.Items {
-				// Records are told when they are over, so one may have begun before the
-				// last; what came twice is told twice rather than not at all.
-				if at := list.Items[i].Time.Time; at.After(o.Since) {
-					o.Since = at.Add(time.Microsecond)
-				}
-			}
+			list.Items = before.fresh(list.Items)
 			return f(list)
 		})
 		var told toldError
@@ -92,6 +87,10 @@ func Follow(ctx context.Context, c *cluster.Cluster, of Of, o ledger.Options, f 
 		failures++
 		if got {
 			failures = 1
+		}
+		if before.broken() {
+			// As much as may have come meanwhile, and what has come before with it.
+			o.Limit = ledger.MaxLimit
 		}
 		select {
 		case <-ctx.Done():
