@@ -221,6 +221,12 @@ func TestARoutingKeyIsTakenOutOfWhateverRepeatsIt(t *testing.T) {
 	if got := c.redact(`{"baggage":"a=1,sidetrack=s3cret-key"}`); got != `{"baggage":"a=1,sidetrack=[routing key]"}` {
 		t.Error(got)
 	}
+	named := &v1alpha1.Sandbox{Status: v1alpha1.SandboxStatus{RoutingKey: "feature-42"}}
+	named.Namespace, named.Name = "shop", "feature-42"
+	c.hide(named)
+	if got := c.redact(`{"sandbox":"shop/feature-42"}`); got != `{"sandbox":"shop/feature-42"}` {
+		t.Errorf("the handle is hidden: %s", got)
+	}
 	c.reveal()
 	if got := c.redact("s3cret-key"); got != "s3cret-key" {
 		t.Error(got)
