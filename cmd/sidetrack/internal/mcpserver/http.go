@@ -48,6 +48,8 @@ func (s *Server) HTTP(ctx context.Context, o HTTPOptions, listening func(url str
 		return err
 	}
 	defer s.tunnels.close()
+	defer s.calls.wait()
+	defer context.AfterFunc(ctx, s.calls.end)()
 	var lc net.ListenConfig
 	l, err := lc.Listen(ctx, "tcp", o.Address)
 	if err != nil {

@@ -39,6 +39,7 @@ type Server struct {
 	mu      sync.Mutex
 	cluster *cluster.Cluster
 	tunnels tunnels
+	calls   *calls
 }
 
 // instructions are what a model is told before it calls anything.
@@ -48,7 +49,7 @@ The loop: `
 
 // New makes a server.
 func New(o Options) *Server {
-	s := &Server{o: o, tunnels: tunnels{open: map[tunnelKey]*shared{}}}
+	s := &Server{o: o, tunnels: tunnels{open: map[tunnelKey]*shared{}}, calls: newCalls()}
 	var loop []string
 	for _, t := range tools() {
 		if t.step != "" {
@@ -62,7 +63,7 @@ func New(o Options) *Server {
 			// The tools do not change while it runs, and it has no logs for the client.
 			Capabilities: &mcp.ServerCapabilities{Tools: &mcp.ToolCapabilities{}},
 		})
-	s.server.AddReceivingMiddleware(withArguments)
+	s.server.AddReceivingMiddleware(withArguments, s.calls.count)
 	for _, t := range tools() {
 		t.add(s)
 	}
@@ -84,6 +85,8 @@ func withArguments(next mcp.MethodHandler) mcp.MethodHandler {
 // server cannot be used afterwards.
 func (s *Server) Stdio(ctx context.Context, in io.Reader, out io.Writer) error {
 	defer s.tunnels.close()
+	defer s.calls.wait()
+	defer context.AfterFunc(ctx, s.calls.end)()
 	err := s.server.Run(ctx, &mcp.IOTransport{Reader: io.NopCloser(in), Writer: nopWriteCloser{out}})
 	if ctx.Err() != nil || errors.Is(err, io.EOF) {
 		return nil
