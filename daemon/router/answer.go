@@ -107,7 +107,8 @@ loop:
 			}
 			n += l.resp.Len
 			c.answerBegins(&l.resp)
-			if l.resp.HTTP2 && c.upgrade && c.h2c != nil && c.asked.len() == 1 && c.becomeUpgraded(b[n:]) {
+			if l.resp.HTTP2 && c.upgrade && c.h2c && c.asked.len() == 1 {
+				c.becomeUpgraded(b[n:])
 				c.toClient(b[:n])
 				return len(b)
 			}

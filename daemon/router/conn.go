@@ -74,8 +74,10 @@ type conn struct {
 	fin     bool          // the client has sent FIN
 	finSeen bool          // and that has been dealt with
 	scan    *http1.Scanner
-	h2c     []byte     // the HTTP2-Settings of a request that offers to go on with HTTP/2
 	h2      *http2Conn // what is known of it when it is HTTP/2
+
+	h2c         bool   // the last request offers to go on with HTTP/2
+	h2cSettings []byte // its HTTP2-Settings
 
 	// Where it goes. cur is the upstream that the last request went to; at first
 	// the default one.

@@ -158,6 +158,8 @@ func (c *conn) canPart(midway, looking bool) bool {
 		return true
 	case !midway:
 		return false
+	case c.h2c && c.upgrade:
+		return false // what the answer means depends on what is not said in ConnState
 	case c.retry == nil:
 		return true
 	case !looking:

@@ -74,19 +74,16 @@ func (c *conn) becomeHTTP2() {
 	c.greeting = nil
 }
 
-// becomeUpgraded follows an answer with which cur accepts to go on with HTTP/2.
-// It reports whether the relay can follow; b is what has come behind the answer.
-func (c *conn) becomeUpgraded(b []byte) bool {
+// becomeUpgraded follows an answer with which cur accepts to go on with HTTP/2. b
+// is what has come behind the answer.
+func (c *conn) becomeUpgraded(b []byte) {
 	h := &http2Conn{c: c}
-	if h.relay = http2.Upgraded(c.loop.h2, h, c.h2c); h.relay == nil {
-		return false
-	}
+	h.relay = http2.Upgraded(c.loop.h2, h, c.h2cSettings)
 	c.tunnels()
 	c.asked.pop()
 	h.begin()
 	c.rin.drop(&c.loop.bufs)
 	c.rin.add(&c.loop.bufs, b)
-	return true
 }
 
 // begin goes over to HTTP/2.
@@ -94,7 +91,7 @@ func (h *http2Conn) begin() {
 	c := h.c
 	c.dropOthers()
 	c.dropRetry()
-	c.h2c = nil
+	c.h2c, c.h2cSettings = false, nil
 	c.phase, c.answer = inHTTP2, blind
 	c.waiting, c.held, c.begun = false, false, true
 	c.partial, c.rpartial = http1.Partial{}, http1.Partial{}

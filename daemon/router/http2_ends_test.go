@@ -404,7 +404,19 @@ func TestADrainEndsHTTP2ConnectionsWhenTheirStreamsHave(t *testing.T) {
 }
 
 func TestAnUpgradedConnectionIsRoutedStreamByStream(t *testing.T) {
-	for _, first := range []string{"", key} {
+	const plain = "HTTP2-Settings: AAMAAABkAAQAAP__\r\n"
+	for _, tt := range []struct{ first, settings string }{
+		{"", plain},
+		{key, plain},
+		// What the relay cannot go along with, or a server should not. Were these
+		// tunnels, the keys behind them would be seen by nobody.
+		{"", "HTTP2-Settings: AAEAEAAA\r\n"}, // a table of 1 MiB
+		{"", "HTTP2-Settings: AAEAEA\r\n"},
+		{"", "HTTP2-Settings: ?\r\n"},
+		{"", plain + plain},
+		{"", ""},
+	} {
+		first := tt.first
 		w := newWorld(t)
 		for _, p := range []*lab.Pod{w.base, w.fork, w.fork2} {
 			w.script(p, func(c *peer) {
@@ -433,7 +445,7 @@ func TestAnUpgradedConnectionIsRoutedStreamByStream(t *testing.T) {
 			})
 		}
 		c := w.dial(w.client)
-		c.send("GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\nBaggage: sidetrack=" + first + "\r\n\r\n")
+		c.send("GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n" + tt.settings + "Baggage: sidetrack=" + first + "\r\n\r\n")
 		c.expect("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n")
 		f := w.frames(c)
 		f.headers(3, true, asking()...)

@@ -8,10 +8,14 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
+
+	wire "golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
 
 	"github.com/sidetrack-dev/sidetrack/test/lab"
 )
@@ -186,4 +190,43 @@ func TestAStreamThatMovesLeavesARecordThatSaysSo(t *testing.T) {
 	if _, err := io.ReadAll(resp.Body); err != nil {
 		t.Error(err)
 	}
+}
+
+// TestAnOfferOfHTTP2StaysUntilItIsAnswered: the other process would take the answer
+// for a tunnel's, and look for no keys behind it.
+func TestAnOfferOfHTTP2StaysUntilItIsAnswered(t *testing.T) {
+	w := newWorld(t)
+	const switching = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n"
+	asked, answer := make(chan struct{}, 1), make(chan struct{})
+	w.script(w.base, func(c *peer) {
+		if _, err := readRequest(c.r); err != nil {
+			return
+		}
+		asked <- struct{}{}
+		<-answer
+		f := newFrames(c)
+		c.send(switching)
+		_ = f.WriteSettings()
+		f.headers(1, true, ":status", "200")
+		_, _ = io.Copy(io.Discard, c.r)
+	})
+	w.serveHTTP2(w.fork, telling(w.fork))
+	c := w.dial(w.client)
+	c.send("POST / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\nContent-Length: 1\r\n\r\nx")
+	<-asked
+	other := w.another()
+	if n := move(t, w.router, other, true, 300*time.Millisecond); n != 0 {
+		t.Errorf("%d connections have moved", n)
+	}
+	close(answer)
+	c.expect(switching)
+	f := w.frames(c)
+	f.answer(1, "200")
+	f.headers(3, true, asking("baggage", "sidetrack="+key)...)
+	f.await("the fork's answer", func(fr wire.Frame) bool {
+		h, ok := fr.(*wire.MetaHeadersFrame)
+		return ok && h.StreamID == 3 && slices.Contains(h.Fields, hpack.HeaderField{Name: "x-served-by", Value: w.fork.Name})
+	})
+	c.conn.Close()
+	w.noConnections()
 }

@@ -290,11 +290,10 @@ func (c *conn) consumeRequest(b []byte, n, from int) (int, int) {
 		from = n
 	}
 	c.upgrade = r.Upgrade || r.Method == http1.ConnectMethod
-	c.h2c = nil
-	if r.HTTP2Settings != nil {
-		if settings, err := base64.RawURLEncoding.DecodeString(string(r.HTTP2Settings)); err == nil {
-			c.h2c = append(make([]byte, 0, len(settings)), settings...)
-		}
+	if c.h2c, c.h2cSettings = r.HTTP2, nil; r.HTTP2 {
+		// A server does not accept what is malformed. Should it, the settings are said
+		// again behind the preface.
+		c.h2cSettings, _ = base64.RawURLEncoding.DecodeString(string(r.HTTP2Settings))
 	}
 	switch r.Framing {
 	case http1.ByLength:

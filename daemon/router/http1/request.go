@@ -40,9 +40,10 @@ type Request struct {
 	KeepAlive bool
 	// Upgrade says that the client offers to speak something else (Upgrade).
 	Upgrade bool
-	// HTTP2Settings is the value of HTTP2-Settings when the client offers to go on
-	// with HTTP/2 (RFC 7540, section 3.2), and nil otherwise. It is a part of the
-	// bytes that were parsed.
+	// HTTP2 says that the client offers to go on with HTTP/2 (RFC 7540, section 3.2),
+	// and HTTP2Settings is the value of HTTP2-Settings then, empty unless there is
+	// exactly one. It is a part of the bytes that were parsed.
+	HTTP2         bool
 	HTTP2Settings []byte
 	// Expect says that the client waits for a 100 before it sends the body.
 	Expect bool
@@ -88,7 +89,7 @@ func (r *Request) Parse(h *Partial, buf []byte) Outcome {
 func (r *Request) strict(buf []byte) (ok bool, reason string) {
 	r.Keys.Reset()
 	r.Method, r.Framing, r.Length = OtherMethod, NoBody, 0
-	r.KeepAlive, r.Upgrade, r.Expect, r.HTTP2Settings = false, false, false, nil
+	r.KeepAlive, r.Upgrade, r.Expect, r.HTTP2, r.HTTP2Settings = false, false, false, false, nil
 	r.baggageEnd, r.baggageEmpty = 0, false
 	r.Authority, r.Traceparent = nil, nil
 	traces := 0
@@ -114,7 +115,7 @@ func (r *Request) strict(buf []byte) (ok bool, reason string) {
 
 	var f framing
 	closing, keeping := false, false
-	h2c, settings := false, 0
+	settings := 0
 	for {
 		nl := bytes.IndexByte(buf[pos:], '\n')
 		if nl < 1 {
@@ -153,7 +154,7 @@ func (r *Request) strict(buf []byte) (ok bool, reason string) {
 		case len("upgrade"):
 			if equalFold(name, "upgrade") {
 				r.Upgrade = r.Upgrade || len(value) > 0
-				h2c = h2c || hasToken(value, "h2c")
+				r.HTTP2 = r.HTTP2 || hasToken(value, "h2c")
 			}
 		case len("connection"):
 			if equalFold(name, "connection") {
@@ -203,7 +204,7 @@ func (r *Request) strict(buf []byte) (ok bool, reason string) {
 	case f.hasLength && f.length > 0:
 		r.Framing, r.Length = ByLength, f.length
 	}
-	if !h2c || settings != 1 {
+	if !r.HTTP2 || settings != 1 {
 		r.HTTP2Settings = nil
 	}
 	r.KeepAlive = !closing && (http11 || keeping)

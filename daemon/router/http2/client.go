@@ -502,17 +502,12 @@ func (r *Relay) clientSettings(h head, raw []byte) {
 	}
 }
 
-// applySettings takes note of the client's settings. It reports whether the
-// primary link's server can be told of them as they are.
-func (r *Relay) applySettings(payload []byte) bool {
-	asTheyAre := true
+// applySettings takes note of the client's settings.
+func (r *Relay) applySettings(payload []byte) {
 	for i := 0; i < len(payload); i += 6 {
 		s := wire.Setting{ID: wire.SettingID(binary.BigEndian.Uint16(payload[i:])), Val: binary.BigEndian.Uint32(payload[i+2:])}
 		switch s.ID {
 		case wire.SettingHeaderTableSize:
-			if s.Val > r.sh.limits.TableBytes {
-				asTheyAre = false
-			}
 			r.clientTable = min(r.clientTable, s.Val)
 			r.primary.in.allow(min(s.Val, r.sh.limits.TableBytes))
 			if r.enc != nil {
@@ -530,7 +525,6 @@ func (r *Relay) applySettings(payload []byte) bool {
 		}
 		r.noteSetting(s)
 	}
-	return asTheyAre
 }
 
 // noteSetting keeps a setting for links to come. Those that are between two

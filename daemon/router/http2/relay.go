@@ -180,16 +180,12 @@ func Alone(sh *Shared, env Env, mute bool) *Relay {
 
 // Upgraded makes a Relay for a client whose first request was HTTP/1 and has been
 // answered with 101 by the primary link: it is stream 1 now (RFC 7540, section
-// 3.2). settings is the decoded HTTP2-Settings of the request. It returns nil for
-// settings that the relay cannot go along with.
+// 3.2). settings is the decoded HTTP2-Settings of the request; what is malformed is
+// ignored. A server that makes use of a larger table than allowed cannot be followed:
+// its blocks go on as they come, until one of another link is to come between.
 func Upgraded(sh *Shared, env Env, settings []byte) *Relay {
-	if len(settings)%6 != 0 {
-		return nil
-	}
 	r := New(sh, env)
-	if !r.applySettings(settings) {
-		return nil
-	}
+	r.applySettings(settings[:len(settings)/6*6])
 	r.last, r.routed, r.primary.last = 1, 1, 1
 	r.newStream(1, r.primary).clientDone = true
 	return r
