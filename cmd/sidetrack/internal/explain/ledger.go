@@ -21,10 +21,11 @@ func (e *explainer) ledger(ctx context.Context) {
 		e.say("ledger", Unknown, "", "%v", err)
 		return
 	}
-	for _, gap := range hops.Gaps(list) {
+	gaps := hops.Gaps(list)
+	for _, gap := range gaps {
 		e.say("ledger", Note, "", "%s", gap)
 	}
-	e.propagation(list.Items)
+	e.propagation(list.Items, len(gaps) > 0)
 	about := slices.DeleteFunc(slices.Clone(list.Items), func(r ledger.Record) bool {
 		return e.service != "" && (r.Service == nil || r.Service.Name != e.service || r.Service.Namespace != e.sb.Namespace)
 	})
@@ -48,8 +49,9 @@ func of(service string) string {
 	return " to " + service
 }
 
-// propagation names who calls without the key on behalf of a tagged request.
-func (e *explainer) propagation(records []ledger.Record) {
+// propagation names who calls without the key on behalf of a tagged request. That
+// nobody does holds only where requests were seen, and every node has told of them.
+func (e *explainer) propagation(records []ledger.Record, gaps bool) {
 	lost := map[string]int{}
 	healed := 0
 	for i := range records {
@@ -70,6 +72,8 @@ func (e *explainer) propagation(records []ledger.Record) {
 	case len(who) == 0 && len(e.sb.Spec.Observe) == 0:
 		e.say("propagation", Note, "observe the Services in between: sidetrack sandbox create … --observe '*' --update",
 			"no workload has been seen to lose the key on calls to redirected Services; calls to others are not looked at")
+	case len(who) == 0 && (gaps || len(records) == 0):
+		e.say("propagation", Unknown, "", "no workload has been seen to lose the key, of requests that are on record: there are %d, and some may be missing", len(records))
 	case len(who) == 0:
 		e.say("propagation", Holds, "", "no workload has been seen to lose the key")
 	case healed > 0 && e.sb.Spec.Propagate == v1alpha1.PropagateTraceID:
