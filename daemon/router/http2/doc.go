@@ -28,5 +28,5 @@
 //
 // A stream's windows are the business of its two ends. The connection's windows
 // are the primary link's, end to end, but for what the others take and give:
-// window.go.
+// windows.go.
 package http2

@@ -95,9 +95,6 @@ func playStreams(t *testing.T, in []byte) {
 	for !p.over() {
 		switch op := p.next() % 16; op {
 		case 0, 1:
-			if s.relay.primary.goneAway(s) {
-				break
-			}
 			key := []string{"", keyA, "", keyB, keyNone, "key-that-nobody-has"}[p.next()%6]
 			fields := append(keyed(key), p.someFields()...)
 			end := p.next()%3 == 0
@@ -238,8 +235,6 @@ func playStreams(t *testing.T, in []byte) {
 		t.Errorf("%d bytes are buffered for nobody", s.relay.buffered)
 	}
 }
-
-func (l *Link) goneAway(*scene) bool { return false }
 
 // compare compares what was sent in one direction with what has come. Of a
 // stream that was reset a part may be missing, at the end.

@@ -70,7 +70,6 @@ type Relay struct {
 	streams  map[uint32]*stream
 	watching int    // how many of them are watched
 	last     uint32 // the client's newest stream
-	routed   uint32 // the newest stream that has been asked about
 	places   *ownership
 	poisoned bool // the client has sent something that cannot be followed
 	swallow  int  // the client's next acknowledgements, which are of SETTINGS of the relay's own
@@ -186,7 +185,7 @@ func Alone(sh *Shared, env Env, mute bool) *Relay {
 func Upgraded(sh *Shared, env Env, settings []byte) *Relay {
 	r := New(sh, env)
 	r.applySettings(settings[:len(settings)/6*6])
-	r.last, r.routed, r.primary.last = 1, 1, 1
+	r.last, r.primary.last = 1, 1
 	r.newStream(1, r.primary).clientDone = true
 	return r
 }

@@ -294,10 +294,6 @@ func TestAClientThatDoesNotReadIsSentNoMoreThanItAllows(t *testing.T) {
 func TestAGoAwayOfTheBaselineLosesNoCallOfAFork(t *testing.T) {
 	s := newScene(t, Limits{})
 	c := s.client
-	for id, key := range map[uint32]string{1: "", 3: keyA, 5: "", 7: keyA, 9: ""} {
-		_ = id
-		_ = key
-	}
 	for i, key := range []string{"", keyA, "", keyA, ""} {
 		c.headers(uint32(2*i+1), true, keyed(key)...)
 	}

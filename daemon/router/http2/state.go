@@ -192,7 +192,7 @@ func Resume(sh *Shared, env Env, s *State) (*Relay, []*Link, error) {
 	}
 	r := New(sh, env)
 	r.in.preface, r.out.shut = 0, false
-	r.last, r.routed, r.goAway, r.split = s.Last, s.Last, s.GoAway, s.Split
+	r.last, r.goAway, r.split = s.Last, s.GoAway, s.Split
 	if s.Split {
 		r.places = &ownership{bits: [ownershipSize / 64]uint64(s.Elsewhere), top: s.Newest}
 	}
