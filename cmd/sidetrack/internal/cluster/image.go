@@ -3,8 +3,10 @@
 package cluster
 
 import (
+	"cmp"
 	"context"
 	"os"
+	"slices"
 	"strings"
 
 	appsv1 "k8s.io/api/apps/v1"
@@ -36,6 +38,11 @@ func (c *Cluster) AgentImage(ctx context.Context, version string) string {
 	}
 	var sets appsv1.DaemonSetList
 	if err := c.Objects.List(ctx, &sets, client.MatchingLabels(AgentLabels)); err == nil {
+		// Anybody may label a DaemonSet of his own namespace like this: the usual
+		// installation goes before whatever is elsewhere.
+		slices.SortStableFunc(sets.Items, func(a, b appsv1.DaemonSet) int {
+			return cmp.Compare(elsewhere(&a), elsewhere(&b))
+		})
 		for i := range sets.Items {
 			for _, container := range sets.Items[i].Spec.Template.Spec.Containers {
 				return container.Image
@@ -47,6 +54,13 @@ func (c *Cluster) AgentImage(ctx context.Context, version string) string {
 		version = latest
 	}
 	return released + version
+}
+
+func elsewhere(d *appsv1.DaemonSet) int {
+	if d.Namespace == SystemNamespace {
+		return 0
+	}
+	return 1
 }
 
 // OwnContainer returns a container of Sidetrack's image, which asks for nothing
