@@ -137,7 +137,7 @@ func (s *service) node(w http.ResponseWriter, r *http.Request, u user.Info, node
 	}
 	if sub == wire.Traces {
 		var traces []wire.Trace
-		err := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxTraceBytes)).Decode(&traces)
+		err := json.NewDecoder(http.MaxBytesReader(w, r.Body, wire.MaxTraceBytes)).Decode(&traces)
 		if err == nil && len(traces) > wire.MaxTraces {
 			err = fmt.Errorf("%d traces at once, at most %d", len(traces), wire.MaxTraces)
 		}
@@ -171,9 +171,6 @@ func (s *service) node(w http.ResponseWriter, r *http.Request, u user.Info, node
 // holdLimit is how long an answer waits for its reader. For so long it takes one of the
 // requests that the API server has under way at a time, which others need.
 const holdLimit = time.Second
-
-// maxTraceBytes bounds what a node says of traces at once.
-const maxTraceBytes = 1 << 20
 
 func done(w http.ResponseWriter) {
 	w.Header().Set("Content-Type", "application/json")

@@ -160,7 +160,7 @@ func (r *Responder) watch(ctx context.Context, connected func()) error {
 		return fmt.Errorf("the API server answers %s", resp.Status)
 	}
 	lines := bufio.NewScanner(resp.Body)
-	lines.Buffer(nil, 64<<10)
+	lines.Buffer(nil, wire.MaxQuestion)
 	for lines.Scan() {
 		silence.Reset(3 * wire.Heartbeat)
 		if connected != nil {

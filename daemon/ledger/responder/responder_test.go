@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -26,6 +27,7 @@ type collector struct {
 	questions chan wire.Question
 	answers   chan wire.Answer
 	refuse    atomic.Int64 // so many answers more are lost
+	connects  atomic.Int64
 }
 
 // start runs a responder that a collector asks.
@@ -35,6 +37,7 @@ func start(t *testing.T, l *ledger.Ledger) *collector {
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch {
 		case strings.HasSuffix(r.URL.Path, "/"+wire.Questions):
+			c.connects.Add(1)
 			rc, out := http.NewResponseController(w), json.NewEncoder(w)
 			for {
 				if rc.Flush() != nil {
@@ -155,5 +158,22 @@ func TestAQuestionTooManyIsRefused(t *testing.T) {
 		if time.Now().After(deadline) {
 			t.Fatal("it refuses though one has ended")
 		}
+	}
+}
+
+func TestAsManyTracesAsThereMayBeDoNotEndTheConnection(t *testing.T) {
+	l := ledger.New(ledger.Config{Node: "node-a"})
+	c := start(t, l)
+	said := wire.Question{}
+	for i := range wire.MaxTraces {
+		said.Traces = append(said.Traces, wire.Trace{
+			ID: ledger.TraceID{15: byte(i + 1)}.String(), Namespace: "shop", Name: "pr-42", ServiceNamespace: "shop", Service: "route",
+			Endpoints: slices.Repeat([]string{"[2001:db8:1111:2222:3333:4444:5555:6666]:65535"}, maxEndpoints),
+		})
+	}
+	c.questions <- said
+	c.questions <- ask(7, false)
+	if a := c.next(t); a.ID != 7 || c.connects.Load() != 1 {
+		t.Errorf("question %d is answered over connection %d", a.ID, c.connects.Load())
 	}
 }

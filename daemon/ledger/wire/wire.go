@@ -76,8 +76,13 @@ type Question struct {
 	After uint64 `json:"after,omitempty"`
 }
 
-// MaxTraces is how many a node says at once at most.
-const MaxTraces = 64
+// MaxTraces is how many a node says at once at most, and MaxTraceBytes how many bytes
+// they have. MaxQuestion bounds the line in which others find them.
+const (
+	MaxTraces     = 64
+	MaxTraceBytes = 1 << 20
+	MaxQuestion   = 8 << 20
+)
 
 // Trace tells that a request of a trace was sent with a sandbox's key.
 type Trace struct {
