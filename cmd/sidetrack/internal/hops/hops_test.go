@@ -230,3 +230,11 @@ func TestALongStreamRemembersWhatMayComeAgainAndNoMore(t *testing.T) {
 		t.Errorf("of one that is new %d come through", len(got))
 	}
 }
+
+func TestAPathGivesTheTerminalNoCommands(t *testing.T) {
+	r := call(0, 1, "a", "b", "b-1")
+	r.Request.Path = "/\x1b[2J\u009b2J\u202eevil/grün"
+	if got := Line(&r); !strings.Contains(got, "/\ufffd[2J\ufffd2J\ufffdevil/grün") {
+		t.Errorf("%q", got)
+	}
+}

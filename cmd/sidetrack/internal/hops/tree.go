@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode"
 
 	ledger "github.com/sidetrack-dev/sidetrack/api/ledger/v1alpha1"
 )
@@ -150,7 +151,18 @@ func Line(r *ledger.Record) string {
 	if r.Error != "" {
 		parts = append(parts, "error: "+r.Error)
 	}
-	return strings.Join(parts, " ")
+	return printable(strings.Join(parts, " "))
+}
+
+// printable takes out what a terminal might take for a command, or show elsewhere: a
+// path is what a client has sent.
+func printable(s string) string {
+	return strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return unicode.ReplacementChar
+		}
+		return r
+	}, s)
 }
 
 // Caller is who has called.
