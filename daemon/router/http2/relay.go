@@ -10,7 +10,7 @@ import (
 )
 
 // Env is what a Relay asks and tells whoever owns the connections. None of its
-// methods may call the Relay, but for NewLink.
+// methods may call the Relay, but for NewLink and Close.
 type Env interface {
 	// Route says where a new stream goes. The request is valid during the call.
 	Route(*Request) Route
