@@ -108,6 +108,7 @@ type member struct {
 	http2     bool
 	redirects []memberRedirect
 	captured  bool
+	watched   bool // see Table.Watched
 	existing  ExistingPolicy
 }
 
@@ -198,6 +199,7 @@ func (c *compiler) resolveRedirects(s *Sandbox) {
 			// Without a key nobody can tag a request for it, so there is nothing
 			// that the router would have to look for.
 			m.captured = m.captured || (info.Key != "" && p.Protocol == TCP)
+			m.watched = m.watched || (info.Key != "" && info.Watched)
 		}
 	}
 }

@@ -57,7 +57,9 @@ func (c *compiler) numberDests() {
 			continue
 		}
 		c.t.dests[k] = d
-		c.t.byID[d.ID] = &destInfo{key: k, class: cl, ports: portsOfMembers(ms), service: ms[0].service}
+		info := &destInfo{key: k, class: cl, ports: portsOfMembers(ms), service: ms[0].service, watched: c.t.classes[cl].watched}
+		c.t.byID[d.ID] = info
+		c.t.watched = c.t.watched || info.watched
 		c.t.captures = c.t.captures || d.Captured || (c.inject && k.Protocol == TCP)
 	}
 }
@@ -140,6 +142,8 @@ func (c *compiler) retire() {
 			continue
 		}
 		info.class = c.classNow(info.ports)
+		info.watched = info.class != 0 && c.t.classes[info.class].watched
+		c.t.watched = c.t.watched || info.watched
 		c.t.byID[id] = &info
 	}
 	c.t.retired = ids
@@ -172,6 +176,9 @@ func (c *compiler) classNow(ports []servicePort) ClassID {
 
 func (c *compiler) addClass(cl ClassID, key string, ms []*member) {
 	c.t.classIDs[key] = cl
-	c.t.classes[cl] = &class{key: key, service: ms[0].service}
+	c.t.classes[cl] = &class{
+		key: key, service: ms[0].service,
+		watched: slices.ContainsFunc(ms, func(m *member) bool { return m.watched }),
+	}
 	c.routeClass(cl, ms)
 }

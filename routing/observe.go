@@ -42,7 +42,7 @@ func (c *compiler) capture(s *Sandbox, svc *Service) {
 	for _, p := range svc.Ports {
 		if p.Protocol == TCP {
 			m := c.member(svc.Name, p)
-			m.captured = true
+			m.captured, m.watched = true, true
 			m.existing = max(m.existing, s.Existing)
 		}
 	}
@@ -90,8 +90,16 @@ func (t *Table) PodAt(a netip.AddrPort) (Name, bool) {
 // Behind reports whether a pod is behind a Service that matters.
 func (t *Table) Behind(pod, service Name) bool { return slices.Contains(t.behind[pod], service) }
 
-// Watched reports whether any sandbox wants to know who loses its key.
-func (t *Table) Watched() bool { return t.watched }
+// Watched reports whether somebody wants to know of calls to a destination that lose
+// a key: a sandbox observes it, or redirects it and observes or propagates. It does
+// not allocate, and where nobody wants to know of any it is one load.
+func (t *Table) Watched(id DestID) bool {
+	if !t.watched {
+		return false
+	}
+	info := t.byID[id]
+	return info != nil && info.watched
+}
 
 // Serves reports whether a pod is behind any Service that matters.
 func (t *Table) Serves(pod Name) bool { return len(t.behind[pod]) > 0 }

@@ -94,3 +94,49 @@ func TestAGroupPropagatesWhereAllItsMembersDo(t *testing.T) {
 		}
 	}
 }
+
+func TestADestinationIsWatchedWhereASandboxOfItsOwnWantsToKnow(t *testing.T) {
+	watched := func(tb *Table, dst string) bool {
+		d, ok := tb.LookupDest(netip.MustParseAddrPort(dst), TCP)
+		return ok && tb.Watched(d.ID)
+	}
+	const redirected, observed = "10.96.0.7:80", "10.96.0.10:443"
+	for _, tc := range []struct {
+		name                 string
+		change               func(*Input)
+		redirected, observed bool
+	}{
+		{"nobody asks", func(*Input) {}, false, false},
+		{"the sandbox observes another Service", func(in *Input) { in.Sandboxes[0].Observe = []string{"other"} }, true, true},
+		{"the sandbox propagates", func(in *Input) { in.Sandboxes[0].Propagate = true }, true, false},
+		{"another sandbox observes another Service", func(in *Input) {
+			in.Sandboxes = append(in.Sandboxes, Sandbox{Name: Name{"shop", "watcher"}, Key: "key-of-watcher", Observe: []string{"other"}})
+		}, false, true},
+		{"one without a key observes", func(in *Input) {
+			in.Sandboxes = append(in.Sandboxes, Sandbox{Name: Name{"shop", "watcher"}, ObserveAll: true})
+		}, false, false},
+	} {
+		in := shop()
+		tc.change(&in)
+		tb := mustCompile(t, in, nil)
+		if !captured(tb, redirected) {
+			t.Fatal("the redirected Service is not captured")
+		}
+		if got := watched(tb, redirected); got != tc.redirected {
+			t.Errorf("%s: the redirected Service is watched: %t", tc.name, got)
+		}
+		if got := watched(tb, observed); got != tc.observed {
+			t.Errorf("%s: the observed Service is watched: %t", tc.name, got)
+		}
+	}
+
+	// One that nobody asks about any more, though a connection to it lives on.
+	in := shop()
+	in.Sandboxes[0].Observe = []string{"other"}
+	before := mustCompile(t, in, nil)
+	d, _ := before.LookupDest(netip.MustParseAddrPort(observed), TCP)
+	in.Sandboxes[0].Observe = nil
+	if after := mustCompile(t, in, before); !before.Watched(d.ID) || after.Watched(d.ID) {
+		t.Errorf("watched before: %t, after: %t", before.Watched(d.ID), after.Watched(d.ID))
+	}
+}

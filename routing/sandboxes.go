@@ -47,7 +47,6 @@ func (c *compiler) numberSandboxes(all []Sandbox) {
 		}
 		info.Watched = len(s.Observe) > 0 || s.ObserveAll || s.Propagate
 		c.watching[info.ID] = info.Key != "" && !s.Group && info.Watched
-		c.t.watched = c.t.watched || info.Watched
 		if s.Deleted {
 			c.deleted[s.Name] = true
 		}

@@ -212,7 +212,7 @@ type Table struct {
 	byName     map[sandboxName]*SandboxInfo
 	byKey      map[string]*SandboxInfo
 	captures   bool
-	watched    bool
+	watched    bool                    // some destination is
 	answering  map[netip.AddrPort]Name // endpoints of Services that matter -> pod
 	behind     map[Name][]Name         // the same pods -> these Services
 
@@ -225,12 +225,14 @@ type destInfo struct {
 	class   ClassID // zero: nobody redirects it at present
 	ports   []servicePort
 	service Name
+	watched bool // see Table.Watched
 }
 
 // class is a set of Service ports that share destinations.
 type class struct {
 	key     string
 	service Name // the first of them names the class in metrics
+	watched bool // some of them is
 }
 
 // route is a redirect that has been resolved. All classes that it applies to

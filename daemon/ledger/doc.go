@@ -11,9 +11,10 @@
 // header, nor a query, nor anything of a body. All methods may be called
 // concurrently; those that the request router calls do not wait for anything but
 // a short lock. An untagged request of a node on which no tagged one was seen lately
-// costs one load; where a sandbox, any of the cluster's, observes or propagates, it
-// costs reading its traceparent, and one of a pod behind a Service that matters is kept
-// for some seconds (see Finish), in memory that has a bound of its own.
+// costs two loads. One to a Service that a sandbox observes, or redirects while it
+// observes or propagates, costs reading its traceparent as well, and one of a pod behind
+// a Service that matters is kept for some seconds (see Finish), in memory that has a
+// bound of its own.
 //
 // # What is kept
 //

@@ -42,14 +42,11 @@ type Pod struct {
 
 // Ledger keeps the records of one node. See the package's comment.
 type Ledger struct {
-	cfg    Config
-	began  time.Time
-	traces traces
-	pods   atomic.Pointer[map[routing.Cookie]*Pod]
-	table  atomic.Pointer[routing.Table]
-	// watched says that some sandbox wants to know who loses its key, and that other
-	// nodes may know of its traces.
-	watched  atomic.Bool
+	cfg      Config
+	began    time.Time
+	traces   traces
+	pods     atomic.Pointer[map[routing.Cookie]*Pod]
+	table    atomic.Pointer[routing.Table]
 	announce func(Announcement) // nil: there are no other nodes
 	pending  pending
 
@@ -94,7 +91,6 @@ func (l *Ledger) podOf(c routing.Cookie) *Pod { return (*l.pods.Load())[c] }
 // and so are traces that are too old.
 func (l *Ledger) SetTable(t *routing.Table) {
 	l.table.Store(t)
-	l.watched.Store(t.Watched() && l.announce != nil)
 	l.traces.tick(time.Now())
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -87,7 +87,7 @@ func call(t *testing.T, l *Ledger, table *routing.Table, source routing.Cookie, 
 	if trace != "" {
 		c.Traceparent = []byte("00-" + trace + "-" + parent + "-01")
 	}
-	if !l.Concerns(&d) {
+	if !l.Concerns(table, dest.ID, &d) {
 		return nil, d
 	}
 	return l.Open(c, &d), d
@@ -157,7 +157,7 @@ func TestUntaggedRequestsCostNothing(t *testing.T) {
 	var keys routing.KeySet
 	untagged := func() {
 		d := table.DecideRequest(other, dest.ID, &keys)
-		if l.Concerns(&d) {
+		if l.Concerns(table, dest.ID, &d) {
 			t.Fatal("the ledger is concerned with an untagged request")
 		}
 	}
@@ -174,6 +174,40 @@ func TestUntaggedRequestsCostNothing(t *testing.T) {
 		}
 	}); n > 0 {
 		t.Errorf("%v allocations for an untagged request of another trace", n)
+	}
+}
+
+func TestUntaggedRequestsCostNothingWhereNoSandboxWantsToKnow(t *testing.T) {
+	l, table := shop(t, func(in *routing.Input) {
+		pay := in.Services[0]
+		pay.Name, pay.Addresses = name("pay"), []netip.Addr{netip.MustParseAddr("10.96.0.9")}
+		in.Services = append(in.Services, pay)
+		in.Sandboxes = append(in.Sandboxes, routing.Sandbox{
+			Name: name("pr-43"), Key: "key-of-pr-43",
+			Redirects: []routing.Redirect{{From: routing.ServiceRef{Service: "pay"}, To: routing.Target{Service: "route-pr-42"}, Field: "spec.redirects[0]"}},
+		})
+	})
+	l.Announce(func(Announcement) {})
+	l.SetTable(table)
+	var keys routing.KeySet
+	for addr, want := range map[string]bool{"10.96.0.7:80": true, "10.96.0.8:80": true, "10.96.0.9:80": false} {
+		dest, ok := table.LookupDest(netip.MustParseAddrPort(addr), routing.TCP)
+		if !ok || !dest.Captured {
+			t.Fatalf("%s is not captured", addr)
+		}
+		if n := testing.AllocsPerRun(100, func() {
+			d := table.DecideRequest(cart, dest.ID, &keys)
+			if got := l.Concerns(table, dest.ID, &d); got != want {
+				t.Fatalf("the ledger is concerned with an untagged request to %s: %t, want %t", addr, got, want)
+			}
+		}); n > 0 {
+			t.Errorf("%v allocations for an untagged request to %s", n, addr)
+		}
+		c := Call{Table: table, Source: cart, Dest: dest.ID, Traceparent: []byte("00-" + trace1 + "-" + parent + "-01")}
+		d := table.DecideRequest(cart, dest.ID, &keys)
+		if e := l.Open(&c, &d); (e != nil) != want {
+			t.Errorf("cart's untagged call to %s waits for word of its trace: %t, want %t", addr, e != nil, want)
+		}
 	}
 }
 

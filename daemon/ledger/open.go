@@ -23,11 +23,18 @@ type Call struct {
 	Traceparent []byte
 }
 
-// Concerns reports whether Open is to be asked about a request that was decided
-// about like this. For nearly all untagged ones it is not. A nil Ledger is
-// concerned with nothing.
-func (l *Ledger) Concerns(d *routing.Decision) bool {
-	return l != nil && (d.Sandbox != nil || l.traces.any() || l.watched.Load())
+// Concerns reports whether Open is to be asked about a request to dest that t has
+// decided about like this. Of untagged ones it is only while a tagged trace is
+// remembered, and where somebody wants to know of calls to dest that lose a key. A nil
+// Ledger is concerned with nothing.
+func (l *Ledger) Concerns(t *routing.Table, dest routing.DestID, d *routing.Decision) bool {
+	return l != nil && (d.Sandbox != nil || l.traces.any() || l.watches(t, dest))
+}
+
+// watches reports whether somebody wants to know of calls to dest that lose a key, and
+// other nodes may know of the trace.
+func (l *Ledger) watches(t *routing.Table, dest routing.DestID) bool {
+	return l.announce != nil && t.Watched(dest)
 }
 
 // Open begins the entry of a request, and returns nil for one that leaves none, which
@@ -90,10 +97,10 @@ func (l *Ledger) noted(id TraceID, owner *routing.SandboxInfo, d *routing.Decisi
 }
 
 // mayHaveLost reports whether an untagged call may turn out to have lost its key: it
-// is of a trace, comes from a pod that somebody could have sent the key to, some
-// sandbox wants to know, and another node may.
+// is of a trace, comes from a pod that somebody could have sent the key to, somebody
+// wants to know of calls to where it goes, and another node may tell of its trace.
 func (l *Ledger) mayHaveLost(c *Call, id TraceID) bool {
-	if c.Keyed || id == (TraceID{}) || !l.watched.Load() {
+	if c.Keyed || id == (TraceID{}) || !l.watches(c.Table, c.Dest) {
 		return false
 	}
 	pod := l.podOf(c.Source)

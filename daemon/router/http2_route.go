@@ -59,7 +59,7 @@ func (h *http2Conn) Route(req *http2.Request) http2.Route {
 	d := t.DecideRequest(c.ns.cookie, c.dest, req.Keys)
 	var w *http2.Watch
 	var e *ledger.Entry
-	if c.loop.router.cfg.Ledger.Concerns(&d) {
+	if c.loop.router.cfg.Ledger.Concerns(t, c.dest, &d) {
 		if e = h.opened(t, &d, req); e != nil {
 			w = &http2.Watch{}
 		}

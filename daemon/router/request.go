@@ -223,7 +223,7 @@ func (c *conn) consumeRequest(b []byte, n, from int) (int, int) {
 	t := c.table()
 	d := t.DecideRequest(c.ns.cookie, c.dest, &l.keys)
 	var e *ledger.Entry
-	if l.router.cfg.Ledger.Concerns(&d) {
+	if l.router.cfg.Ledger.Concerns(t, c.dest, &d) {
 		e = c.opened(t, &d)
 		if until := e.Unannounced(); until != nil {
 			c.holdUntil(until)
