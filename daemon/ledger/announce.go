@@ -63,7 +63,7 @@ func (l *Ledger) Heard(a Announcement) {
 	if owner == nil || !owner.Watched || owner.Key == "" || a.Trace == (TraceID{}) {
 		return
 	}
-	l.traces.note(a.Trace, owner, &hop{service: a.Service, endpoints: a.Endpoints}, time.Now())
+	l.traces.note(t, a.Trace, owner, &hop{service: a.Service, endpoints: a.Endpoints}, time.Now())
 	l.settle(a.Trace)
 }
 

@@ -73,14 +73,14 @@ func (l *Ledger) Open(c *Call, d *routing.Decision) *Entry {
 	}
 	e.Decided(c.Table, c.Dest, d)
 	if keyed && id != (TraceID{}) && d.Verdict != routing.Refuse {
-		e.told = l.noted(id, owner, d, now)
+		e.told = l.noted(c.Table, id, owner, d, now)
 	}
 	return e
 }
 
 // noted remembers where a request goes with a key. It returns what is to be waited
 // for before it does; nil: nothing.
-func (l *Ledger) noted(id TraceID, owner *routing.SandboxInfo, d *routing.Decision, now time.Time) <-chan struct{} {
+func (l *Ledger) noted(t *routing.Table, id TraceID, owner *routing.SandboxInfo, d *routing.Decision, now time.Time) <-chan struct{} {
 	h := &hop{service: d.Service}
 	if d.Verdict == routing.ToFork {
 		h.endpoints = d.Endpoints
@@ -88,7 +88,10 @@ func (l *Ledger) noted(id TraceID, owner *routing.SandboxInfo, d *routing.Decisi
 	if l.announce != nil && owner.Propagate {
 		h.told = make(chan struct{})
 	}
-	h, fresh := l.traces.note(id, owner, h, now)
+	h, fresh := l.traces.note(t, id, owner, h, now)
+	if h == nil {
+		return nil // it is another sandbox's trace
+	}
 	if fresh {
 		l.tell(id, owner, h)
 		l.settle(id)

@@ -106,13 +106,19 @@ func (h *hop) same(o *hop) bool {
 func (t *traces) any() bool { return t.known.Load() > 0 }
 
 // note remembers that a request of a trace has gone somewhere with its owner's key.
-// It returns the hop that is known now, and whether it was not before.
-func (t *traces) note(id TraceID, owner *routing.SandboxInfo, h *hop, at time.Time) (*hop, bool) {
+// It returns the hop that is known now, and whether it was not before. A trace is
+// whose key it was seen with first for as long as it is remembered and its owner is in
+// the table: of another's key nothing is noted, and nil returned. Else whoever knows a
+// trace's id, and has any key, could end what its owner has asked for.
+func (t *traces) note(table *routing.Table, id TraceID, owner *routing.SandboxInfo, h *hop, at time.Time) (*hop, bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.turn(at)
 	tr, ok := t.seen.get(id)
 	next := &trace{owner: owner}
+	if ok && tr.owner.ID != owner.ID && table.Sandbox(tr.owner.ID) != nil {
+		return nil, false
+	}
 	if ok && tr.owner.ID == owner.ID {
 		for _, known := range tr.hops {
 			if known.same(h) {

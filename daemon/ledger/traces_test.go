@@ -86,16 +86,47 @@ func TestADeletedSandboxHealsNothing(t *testing.T) {
 	}
 }
 
+func TestATraceStaysItsFirstOwners(t *testing.T) {
+	var input routing.Input
+	l, table := shop(t, func(in *routing.Input) {
+		in.Sandboxes[0].Propagate = true
+		in.Sandboxes = append(in.Sandboxes, routing.Sandbox{
+			Name: name("pr-43"), Key: "key-of-pr-43", Observe: []string{"cart"}, Propagate: true, Redirects: in.Sandboxes[0].Redirects,
+		})
+		input = *in
+	})
+	l.Announce(func(Announcement) {})
+	call(t, l, table, tester, "cart", "key-of-pr-42", trace1)
+	// Somebody who knows the trace's id sends it with a key of his own, and so does
+	// somebody on another node.
+	if e, d := call(t, l, table, other, "route", "key-of-pr-43", trace1); e == nil || e.Owner.Name != name("pr-43") || d.Verdict != routing.ToFork || e.Unannounced() != nil {
+		t.Errorf("the request with another key: %+v, decided %+v", e, d)
+	}
+	l.Heard(Announcement{Trace: ParseTraceID(trace1), Owner: Owner{Name: name("pr-43")}, Service: name("route")})
+	if e, d := call(t, l, table, cart, "route", "", trace1); e == nil || !e.Lost || !e.Healed || e.Owner.Name != name("pr-42") || d.Inject != "key-of-pr-42" {
+		t.Errorf("cart's call without the key: %+v, decided %+v", e, d)
+	}
+
+	// Where its owner is gone, another may have it.
+	input.Sandboxes = input.Sandboxes[1:]
+	next, _ := routing.Compile(input, table)
+	l.SetTable(next)
+	call(t, l, next, tester, "cart", "key-of-pr-43", trace1)
+	if e, d := call(t, l, next, cart, "route", "", trace1); e == nil || !e.Healed || e.Owner.Name != name("pr-43") || d.Inject != "key-of-pr-43" {
+		t.Errorf("cart's call when the first sandbox is gone: %+v, decided %+v", e, d)
+	}
+}
+
 func TestTracesAreForgotten(t *testing.T) {
-	sb := &routing.SandboxInfo{ID: 1}
+	sb, none := &routing.SandboxInfo{ID: 1}, new(routing.Table)
 	tr := traces{seen: windows[*trace]{length: traceWindow, most: maxTraces}}
 	now := time.Now()
 	id := func(n uint64) (t TraceID) {
 		binary.BigEndian.PutUint64(t[:], n+1)
 		return t
 	}
-	tr.note(id(0), sb, &hop{service: name("cart")}, now)
-	tr.note(id(1), sb, &hop{service: name("cart")}, now.Add(traceWindow+time.Second))
+	tr.note(none, id(0), sb, &hop{service: name("cart")}, now)
+	tr.note(none, id(1), sb, &hop{service: name("cart")}, now.Add(traceWindow+time.Second))
 	if tr.lookup(id(0)) == nil {
 		t.Error("a trace is forgotten too soon")
 	}
@@ -108,7 +139,7 @@ func TestTracesAreForgotten(t *testing.T) {
 		t.Error("a trace is remembered for ever")
 	}
 	for n := range uint64(10 * maxTraces) {
-		tr.note(id(n), sb, &hop{service: name("cart")}, now)
+		tr.note(none, id(n), sb, &hop{service: name("cart")}, now)
 	}
 	if n := tr.known.Load(); n > 2*maxTraces {
 		t.Errorf("%d traces are remembered", n)
@@ -117,7 +148,7 @@ func TestTracesAreForgotten(t *testing.T) {
 		t.Error("the newest trace is not remembered")
 	}
 	for n := range 100 {
-		tr.note(id(0), sb, &hop{service: name("s" + strings.Repeat("x", n))}, now)
+		tr.note(none, id(0), sb, &hop{service: name("s" + strings.Repeat("x", n))}, now)
 	}
 	if n := len(tr.lookup(id(0)).hops); n > maxHops {
 		t.Errorf("%d hops of a trace are remembered", n)
