@@ -239,6 +239,7 @@ func plantedDifference(t *testing.T) {
 	var results []struct {
 		Differences   []struct{ Where, Baseline, Sandbox string }
 		SandboxStatus int
+		Verified      bool
 	}
 	if err := json.Unmarshal([]byte(out), &results); err != nil || len(results) != 1 {
 		t.Fatalf("%v\n%s", err, out)
@@ -248,7 +249,7 @@ func plantedDifference(t *testing.T) {
 		got = append(got, d.Where+" "+d.Baseline+" "+d.Sandbox)
 	}
 	want := []string{`$[2].Sandbox (absent) "cli"`, `$[2].Version "v1" "pr-42"`}
-	if diff := cmp.Diff(want, got); diff != "" || results[0].SandboxStatus != 200 {
+	if diff := cmp.Diff(want, got); diff != "" || results[0].SandboxStatus != 200 || !results[0].Verified {
 		t.Errorf("differences (-want +got):\n%s\n%s", diff, out)
 	}
 	requests := filepath.Join(t.TempDir(), "requests.yaml")
@@ -257,9 +258,12 @@ func plantedDifference(t *testing.T) {
 	}
 	out, _ = sidetrack(t, 4, "diff", "--sandbox", "cli", "-f", requests)
 	mustSay(t, out, "GET http://stock.shop/: no difference (200)", "POST http://cart.shop/: 2 differences", "$[1].Version\n    - \"v1\"\n    + \"pr-42\"")
-	sidetrack(t, 0, "diff", "--sandbox", "cli", "http://stock.shop/")
+	// No fork is asked: that nothing differs says nothing.
+	out, said := sidetrack(t, 5, "diff", "--sandbox", "cli", "http://stock.shop/")
+	mustSay(t, out, "no difference (200)", "NOT VERIFIED", "no call of this request is known to have been answered by a fork")
+	mustSay(t, said, "not verified that a fork answered 1 of 1 requests", "next: ")
 	sidetrack(t, 0, "diff", "--sandbox", "cli", "http://front.shop/", "--ignore", "$[2].Sandbox", "--ignore", "$[*].Version")
-	_, said := sidetrack(t, 1, "diff", "--sandbox", "cli", "http://nobody.shop/")
+	_, said = sidetrack(t, 1, "diff", "--sandbox", "cli", "http://nobody.shop/")
 	mustSay(t, said, "were answered by nobody", "next: ")
 	noPodLeft(t)
 }

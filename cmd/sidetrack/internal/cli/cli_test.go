@@ -107,7 +107,7 @@ func TestAFailureIsToldWithItsDetailsAndTheRemedy(t *testing.T) {
 	}
 	for err, want := range map[error]int{
 		nil: exitOK, errors.New("x"): exitFailed, err: exitNotReady, task.Usagef("x"): exitUsage,
-		&task.Failure{Kind: task.Different}: exitDifferent, exitStatus(42): 42, errors.Join(exitStatus(7), nil): 7, context.Canceled: exitFailed,
+		&task.Failure{Kind: task.Different}: exitDifferent, &task.Failure{Kind: task.Unverified}: exitUnverified, exitStatus(42): 42, errors.Join(exitStatus(7), nil): 7, context.Canceled: exitFailed,
 	} {
 		if got := status(err); got != want {
 			t.Errorf("%v: exit status %d, want %d", err, got, want)

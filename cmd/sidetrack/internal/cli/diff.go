@@ -3,16 +3,20 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"strings"
 
 	"github.com/spf13/cobra"
 
+	"github.com/sidetrack-dev/sidetrack/api/v1alpha1"
 	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/compare"
 	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/exchange"
+	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/proof"
 	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/task"
 )
 
@@ -70,7 +74,11 @@ as their workloads'.
 
 The file is a list in YAML or JSON. Its elements are URL, METHOD URL, or objects with url, method, headers and body.
 
-Exit status: 0 when nothing differs, 4 when something does.`,
+That a fork answered the sandbox's requests is verified by the ledger: where the key is lost on the way, the baseline
+answers both, and nothing differs.
+
+Exit status: 0 when nothing differs and forks have answered, 4 when something differs, 5 when nothing does and it is not
+verified that forks have answered.`,
 		Example: p.example(`
   %[1]s diff --sandbox pr-42 http://frontend.shop/cart
   %[1]s diff --sandbox pr-42 -d '{"item": 7}' -H 'Content-Type: application/json' http://cart.shop/price --ignore '$.id'
@@ -136,40 +144,66 @@ func (p *program) diff(ctx context.Context, tun *tunnelFlags, name string, reque
 	if o.Canonical, err = compare.NamesOfPods(ctx, c, sb.Namespace); err != nil {
 		return err
 	}
+	if err := proof.Covered(ctx, c, sb, p.progress()); err != nil {
+		return err
+	}
 	send := compare.Through(t.DialContext, sb.Status.RoutingKey)
 	var results []compare.Result
-	different, failed := 0, 0
 	for _, r := range requests {
 		res, err := compare.Compare(ctx, send, r, o)
 		if err != nil {
 			return err
 		}
-		results = append(results, res)
-		switch {
-		case res.BaselineError != "" && res.SandboxError != "":
-			failed++
-		case len(res.Differences) > 0:
-			different++
+		if err := compare.Verify(ctx, c, sb, &res); err != nil {
+			return err
 		}
+		results = append(results, res)
 		if output == "" {
-			writeDiff(p, &res)
+			writeDiff(p.streams.Out, &res)
 		}
 	}
 	if done, err := output.print(p.streams.Out, results); done && err != nil {
 		return err
 	}
+	return outcome(results, sb)
+}
+
+// outcome is what all comparisons come to: nil only where nothing differs and forks
+// have answered each request.
+func outcome(results []compare.Result, sb *v1alpha1.Sandbox) error {
+	different, failed, unverified := 0, 0, 0
+	trace := ""
+	for i := range results {
+		r := &results[i]
+		switch {
+		case r.BaselineError != "" && r.SandboxError != "":
+			failed++
+		case len(r.Differences) > 0:
+			different++
+		case !r.Verified:
+			unverified++
+			trace = cmp.Or(trace, r.TraceID)
+		}
+	}
 	switch {
 	case failed > 0:
-		return &task.Failure{Message: fmt.Sprintf("%d of %d requests were answered by nobody", failed, len(requests)),
+		return &task.Failure{Message: fmt.Sprintf("%d of %d requests were answered by nobody", failed, len(results)),
 			Remedy: "correct the URL: names are those of the cluster, such as http://SERVICE." + sb.Namespace}
 	case different > 0:
 		return exitStatus(exitDifferent)
+	case unverified > 0:
+		f := &task.Failure{Kind: task.Unverified,
+			Message: fmt.Sprintf("no difference found, but it is not verified that a fork answered %d of %d requests", unverified, len(results)),
+			Remedy:  fmt.Sprintf("see sidetrack explain %s -n %s", sb.Name, sb.Namespace)}
+		if trace != "" {
+			f.Remedy += " --trace " + trace
+		}
+		return f
 	}
 	return nil
 }
 
-func writeDiff(p *program, r *compare.Result) {
-	out := p.streams.Out
+func writeDiff(out io.Writer, r *compare.Result) {
 	switch {
 	case r.BaselineError != "" && r.SandboxError != "":
 		fmt.Fprintf(out, "%s: no answer: %s\n", r.Request, r.BaselineError)
@@ -180,6 +214,12 @@ func writeDiff(p *program, r *compare.Result) {
 	}
 	for _, d := range r.Differences {
 		fmt.Fprintf(out, "  %s\n    - %s\n    + %s\n", d.Where, d.Baseline, d.Sandbox)
+	}
+	if !r.Verified && (r.BaselineError == "" || r.SandboxError == "") {
+		fmt.Fprintln(out, "  NOT VERIFIED that a fork answered:")
+		for _, why := range r.NotVerified {
+			fmt.Fprintf(out, "    %s\n", why)
+		}
 	}
 	if n := len(r.Noise); n > 0 {
 		fmt.Fprintf(out, "  noise left out, seen among %d answers of the baseline: %s\n", r.BaselineAnswers, strings.Join(r.Noise, ", "))

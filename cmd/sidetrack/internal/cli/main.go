@@ -21,11 +21,12 @@ import (
 
 // The exit statuses. A command that "run" has run to its end gives its own.
 const (
-	exitOK        = 0
-	exitFailed    = 1
-	exitUsage     = 2
-	exitNotReady  = 3
-	exitDifferent = 4
+	exitOK         = 0
+	exitFailed     = 1
+	exitUsage      = 2
+	exitNotReady   = 3
+	exitDifferent  = 4
+	exitUnverified = 5
 )
 
 // exitStatus is an error that has been told already, or needs no words.
@@ -82,6 +83,8 @@ func status(err error) int {
 		return exitNotReady
 	case task.Different:
 		return exitDifferent
+	case task.Unverified:
+		return exitUnverified
 	}
 	return exitFailed
 }

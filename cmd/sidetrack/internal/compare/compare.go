@@ -10,6 +10,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/exchange"
 	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/task"
@@ -53,8 +54,16 @@ type Result struct {
 	// BaselineError and SandboxError say why there was none.
 	BaselineError string `json:"baselineError,omitempty"`
 	SandboxError  string `json:"sandboxError,omitempty"`
-	// TraceID is the trace of the last request to the sandbox.
+	// TraceID is the trace of the last request to the sandbox, or of the first that
+	// is not verified.
 	TraceID string `json:"traceID,omitempty"`
+	// Verified: forks have answered each request to the sandbox, as Verify has found.
+	// Otherwise that nothing differs may mean that the baseline has answered both.
+	Verified bool `json:"verified"`
+	// NotVerified are the reasons why it is not.
+	NotVerified []string `json:"notVerified,omitempty"`
+
+	asked []asked
 }
 
 // Difference is one place in which the answers differ.
@@ -90,6 +99,7 @@ func Compare(ctx context.Context, send Sender, r exchange.Request, o Options) (R
 	res := Result{Request: method + " " + r.URL}
 	var baseline, sandbox []facts
 	ask := func(tagged bool) error {
+		began := time.Now()
 		a, err := send(ctx, r, tagged)
 		if ctx.Err() != nil {
 			return ctx.Err()
@@ -113,9 +123,11 @@ func Compare(ctx context.Context, send Sender, r exchange.Request, o Options) (R
 		if tagged {
 			sandbox = append(sandbox, f)
 			res.SandboxStatus, res.SandboxError = status, text
+			request := asked{began: began}
 			if err == nil {
-				res.TraceID = a.TraceID
+				res.TraceID, request.trace = a.TraceID, a.TraceID
 			}
+			res.asked = append(res.asked, request)
 			return nil
 		}
 		baseline = append(baseline, f)

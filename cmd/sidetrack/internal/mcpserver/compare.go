@@ -10,6 +10,7 @@ import (
 
 	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/compare"
 	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/exchange"
+	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/proof"
 	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/task"
 )
 
@@ -34,13 +35,15 @@ func (in compareInput) wait() time.Duration {
 
 type compareReply struct {
 	Sandbox     string            `json:"sandbox"`
-	Same        bool              `json:"same" jsonschema:"nothing differs beyond noise"`
+	Same        bool              `json:"same" jsonschema:"nothing differs beyond noise; says nothing of your code unless verified"`
+	Verified    bool              `json:"verified" jsonschema:"the ledger shows that pods of the forks answered what they were to answer"`
+	NotVerified []string          `json:"not_verified,omitempty" jsonschema:"why it is not verified"`
 	Differences []differenceReply `json:"differences"`
 	Omitted     int               `json:"omitted,omitempty" jsonschema:"how many more differences there are"`
 	Noise       []string          `json:"noise,omitempty" jsonschema:"places that vary by themselves and were left out"`
 	Baseline    sideReply         `json:"baseline" jsonschema:"what everybody shares"`
 	Fork        sideReply         `json:"fork" jsonschema:"the sandbox"`
-	TraceID     string            `json:"trace_id,omitempty" jsonschema:"of the last request to the sandbox; explain_routing tells its hops"`
+	TraceID     string            `json:"trace_id,omitempty" jsonschema:"of the last request to the sandbox, or of the first that is not verified; explain_routing tells its hops"`
 }
 
 type differenceReply struct {
@@ -57,7 +60,7 @@ type sideReply struct {
 
 func compareResponses() tool {
 	return define("compare_responses", "Compare the sandbox's answers with everybody's", "",
-		`Send one request to the sandbox and to what everybody shares, several times in turn, and say in what the answers differ: status, headers, JSON values. What varies between answers of the same side is left out as noise. The request is really sent up to 8 times to each side: use one that may be repeated.`,
+		`Send one request to the sandbox and to what everybody shares, several times in turn, and say in what the answers differ: status, headers, JSON values; and whether forks really answered ("verified"), since where the key is lost everybody's answer is compared with itself. What varies between answers of the same side is left out as noise. The request is really sent up to 8 times to each side: use one that may be repeated.`,
 		acts, func(p properties) {
 			tuneDetail(p)
 			tuneRequest(p)
@@ -75,6 +78,9 @@ func compareResponses() tool {
 			if o.Canonical, err = compare.NamesOfPods(ctx, c.Cluster, sb.Namespace); err != nil {
 				return nil, err
 			}
+			if err := proof.Covered(ctx, c.Cluster, sb, c.progress); err != nil {
+				return nil, err
+			}
 			var res compare.Result
 			// Beside the sandbox: both sides take the same way, and the key alone tells them
 			// apart.
@@ -88,15 +94,21 @@ func compareResponses() tool {
 			if res.BaselineError != "" && res.SandboxError != "" {
 				return nil, &task.Failure{Message: "nobody answers: " + res.SandboxError, Remedy: "correct the URL: its host is SERVICE." + sb.Namespace + "; list_workloads has the URLs"}
 			}
+			if err := compare.Verify(ctx, c.Cluster, sb, &res); err != nil {
+				return nil, err
+			}
 			return compared(handle(sb.Namespace, sb.Name), &res, in.Detail), nil
 		})
 }
 
 func compared(name string, res *compare.Result, d detail) *compareReply {
 	r := &compareReply{
-		Sandbox: name, Same: len(res.Differences) == 0, Differences: []differenceReply{}, Noise: res.Noise, TraceID: res.TraceID,
+		Sandbox: name, Same: len(res.Differences) == 0, Verified: res.Verified, Differences: []differenceReply{}, Noise: res.Noise, TraceID: res.TraceID,
 		Baseline: sideReply{res.BaselineAnswers, res.BaselineStatus, res.BaselineError},
 		Fork:     sideReply{res.SandboxAnswers, res.SandboxStatus, res.SandboxError},
+	}
+	for _, why := range res.NotVerified {
+		r.NotVerified = append(r.NotVerified, asTools(why))
 	}
 	for i, v := range res.Differences {
 		if d != full && i == mostDifferences {
@@ -117,6 +129,15 @@ func compared(name string, res *compare.Result, d detail) *compareReply {
 
 func (r *compareReply) text() string {
 	var b strings.Builder
+	if !r.Verified {
+		b.WriteString("NOT VERIFIED that a fork answered: what everybody shares may have been compared with itself.\n")
+		for _, why := range r.NotVerified {
+			fmt.Fprintf(&b, "- %s\n", why)
+		}
+		if r.TraceID != "" {
+			b.WriteString("next: call explain_routing with trace_id\n")
+		}
+	}
 	if r.Same {
 		fmt.Fprintf(&b, "No difference beyond noise, in %d and %d answers; status %d.\n", r.Baseline.Answers, r.Fork.Answers, r.Fork.Status)
 	} else {

@@ -18,6 +18,7 @@ import (
 	"github.com/sidetrack-dev/sidetrack/api/v1alpha1"
 	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/exchange"
 	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/hops"
+	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/proof"
 	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/sandbox"
 	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/task"
 	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/tunnel"
@@ -104,7 +105,7 @@ func sendRequest() tool {
 			if err != nil {
 				return nil, err
 			}
-			if err := covered(ctx, c, sb); err != nil {
+			if err := proof.Covered(ctx, c.Cluster, sb, c.progress); err != nil {
 				return nil, err
 			}
 			r.Key = sb.Status.RoutingKey
@@ -119,7 +120,7 @@ func sendRequest() tool {
 			if err != nil {
 				return nil, notAnswered(err, sb)
 			}
-			e, err := gather(ctx, c, sb, a.TraceID, began)
+			e, err := proof.Gather(ctx, c.Cluster, sb, a.TraceID, began)
 			if err != nil {
 				return nil, err
 			}
@@ -144,29 +145,6 @@ func readySandbox(ctx context.Context, c call, text string) (*v1alpha1.Sandbox, 
 		f.Remedy = "call create_sandbox with update: true to mend it, or sandbox_status with wait_seconds to wait longer"
 	}
 	return sb, err
-}
-
-// coverage is how long connections from before the sandbox are waited for: nodes
-// close them as soon as they are idle.
-const coverage = 15 * time.Second
-
-// covered waits until a request cannot reach the baseline by a connection from
-// before the sandbox, for as long as that may help.
-func covered(ctx context.Context, c call, sb *v1alpha1.Sandbox) error {
-	told := task.NewChanges(c.progress)
-	for deadline := time.Now().Add(coverage); sb.Status.UncoveredConnections > 0 && time.Now().Before(deadline); {
-		told.Report(task.Event{Subject: "coverage", State: fmt.Sprintf("%d connections from before the sandbox are open", sb.Status.UncoveredConnections)})
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(settle):
-		}
-		var err error
-		if sb, err = c.sandbox(ctx, handle(sb.Namespace, sb.Name)); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // notAnswered says why there is no answer.
@@ -215,8 +193,8 @@ func answerOf(a *exchange.Answer, in sendInput) *sendReply {
 }
 
 // prove says what the ledger knows of the request.
-func (r *sendReply) prove(ctx context.Context, c call, e *evidence) error {
-	v := e.judge()
+func (r *sendReply) prove(ctx context.Context, c call, e *proof.Evidence) error {
+	v := e.Judge()
 	r.Verified, r.NotVerified, r.Hops, r.ForksReached, r.ForksNotAsked = v.Verified, v.Doubts, hopsOf(e.Records), v.Reached, v.Missed
 	if r.Verified {
 		return nil
@@ -244,8 +222,8 @@ func (r *sendReply) prove(ctx context.Context, c call, e *evidence) error {
 }
 
 // untraced are calls that say of which trace they are by nothing.
-func untraced(ctx context.Context, c call, e *evidence) ([]hopReply, error) {
-	list, err := hops.Read(ctx, c.Cluster, hops.Of{Namespace: e.Sandbox.Namespace, Name: e.Sandbox.Name}, ledger.Options{Since: e.start(), Limit: 200})
+func untraced(ctx context.Context, c call, e *proof.Evidence) ([]hopReply, error) {
+	list, err := hops.Read(ctx, c.Cluster, hops.Of{Namespace: e.Sandbox.Namespace, Name: e.Sandbox.Name}, ledger.Options{Since: e.Start(), Limit: 200})
 	if ctx.Err() != nil {
 		return nil, ctx.Err()
 	}

@@ -20,6 +20,8 @@ const (
 	NotReady
 	// Different: what was compared differs.
 	Different
+	// Unverified: nothing differs, and it is not known that a fork was compared.
+	Unverified
 )
 
 // Failure is an error that says what to do next.

@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"bytes"
+	"strings"
+	"testing"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/sidetrack-dev/sidetrack/api/v1alpha1"
+	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/compare"
+)
+
+func TestNoDifferenceIsASuccessOnlyWhereForksHaveAnswered(t *testing.T) {
+	sb := &v1alpha1.Sandbox{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "pr-42"}}
+	same := compare.Result{Request: "GET http://front.shop/", BaselineStatus: 200, SandboxStatus: 200, Verified: true}
+	lost := compare.Result{Request: "GET http://front.shop/", BaselineStatus: 200, SandboxStatus: 200, TraceID: "4bf9", NotVerified: []string{"cart called route without the routing key"}}
+	other := compare.Result{Verified: true, Differences: []compare.Difference{{Where: "status", Baseline: "200", Sandbox: "500"}}}
+	nobody := compare.Result{BaselineError: "x", SandboxError: "x"}
+	for _, c := range []struct {
+		name    string
+		results []compare.Result
+		want    int
+		says    string
+	}{
+		{"forks have answered", []compare.Result{same, same}, exitOK, ""},
+		{"one of two is not verified", []compare.Result{same, lost}, exitUnverified, "not verified that a fork answered 1 of 2 requests\nnext: see sidetrack explain pr-42 -n shop --trace 4bf9"},
+		{"there is a difference beside it", []compare.Result{lost, other}, exitDifferent, ""},
+		{"nobody has answered", []compare.Result{lost, nobody, other}, exitFailed, "1 of 3 requests were answered by nobody"},
+	} {
+		err := outcome(c.results, sb)
+		var said bytes.Buffer
+		if err != nil {
+			complain(&said, "sidetrack", err)
+		}
+		if got := status(err); got != c.want || !strings.Contains(said.String(), c.says) {
+			t.Errorf("%s: exit status %d, it says %q: want %d and %q", c.name, got, said.String(), c.want, c.says)
+		}
+	}
+	for _, c := range []struct {
+		result compare.Result
+		want   string
+	}{
+		{same, "GET http://front.shop/: no difference (200)\n"},
+		{lost, "GET http://front.shop/: no difference (200)\n  NOT VERIFIED that a fork answered:\n    cart called route without the routing key\n"},
+	} {
+		var out bytes.Buffer
+		if writeDiff(&out, &c.result); out.String() != c.want {
+			t.Errorf("it prints %q, want %q", out.String(), c.want)
+		}
+	}
+	var out bytes.Buffer
+	if _, err := outputFlag("json").print(&out, []compare.Result{lost}); err != nil || !strings.Contains(out.String(), `"verified": false`) || !strings.Contains(out.String(), `"notVerified": [`) {
+		t.Errorf("%v: in JSON it is %s", err, out.String())
+	}
+}

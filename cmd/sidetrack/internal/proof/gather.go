@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package proof
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	ledger "github.com/sidetrack-dev/sidetrack/api/ledger/v1alpha1"
+	"github.com/sidetrack-dev/sidetrack/api/v1alpha1"
+	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/cluster"
+	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/hops"
+	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/sandbox"
+	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/task"
+)
+
+// Records are there when a request is over, at the nodes that it passed; these are
+// asked anew for each read.
+const (
+	settle     = 300 * time.Millisecond
+	settleMost = 5 * time.Second
+)
+
+// Gather reads the records of a trace until there are no more to come: until as
+// many are there as the time before, and one of them is a fork's.
+func Gather(ctx context.Context, c *cluster.Cluster, sb *v1alpha1.Sandbox, trace string, began time.Time) (*Evidence, error) {
+	e := &Evidence{Began: began, Sandbox: sb}
+	of := hops.Of{Namespace: sb.Namespace, Name: sb.Name}
+	last := -1
+	for deadline := time.Now().Add(settleMost); ; {
+		list, err := hops.Read(ctx, c, of, ledger.Options{Trace: trace, Limit: ledger.MaxLimit})
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		if err != nil {
+			e.Unread = err.Error()
+			break
+		}
+		e.Records, e.Nodes = list.Items, list.Nodes
+		forked := slices.ContainsFunc(list.Items, func(r ledger.Record) bool { return r.Decision == ledger.DecisionFork })
+		if forked && len(list.Items) == last || time.Now().After(deadline) {
+			break
+		}
+		last = len(list.Items)
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(settle):
+		}
+	}
+	var err error
+	e.Sandbox, err = sandbox.Get(ctx, c, sb.Namespace, sb.Name)
+	return e, err
+}
+
+// coverage is how long connections from before the sandbox are waited for: nodes
+// close them as soon as they are idle.
+const coverage = 15 * time.Second
+
+// Covered waits until a request cannot reach the baseline by a connection from
+// before the sandbox, for as long as that may help. That they are still open
+// is no error: Judge says so.
+func Covered(ctx context.Context, c *cluster.Cluster, sb *v1alpha1.Sandbox, progress task.Progress) error {
+	told := task.NewChanges(progress)
+	for deadline := time.Now().Add(coverage); sb.Status.UncoveredConnections > 0 && time.Now().Before(deadline); {
+		told.Report(task.Event{Subject: "coverage", State: fmt.Sprintf("%d connections from before the sandbox are open", sb.Status.UncoveredConnections)})
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(settle):
+		}
+		var err error
+		if sb, err = sandbox.Get(ctx, c, sb.Namespace, sb.Name); err != nil {
+			return err
+		}
+	}
+	return nil
+}

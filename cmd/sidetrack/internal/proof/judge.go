@@ -1,0 +1,139 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package proof
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"time"
+
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	ledger "github.com/sidetrack-dev/sidetrack/api/ledger/v1alpha1"
+	"github.com/sidetrack-dev/sidetrack/api/v1alpha1"
+	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/hops"
+)
+
+// Evidence is what the ledger says of one request.
+type Evidence struct {
+	// Records are those of its trace.
+	Records []ledger.Record
+	// Nodes are what became of asking each node.
+	Nodes []ledger.NodeAnswer
+	// Began is when it was sent.
+	Began time.Time
+	// Unread says why there is no ledger.
+	Unread string
+	// Sandbox is as it was after the request.
+	Sandbox *v1alpha1.Sandbox
+}
+
+// Verdict is what evidence comes to.
+type Verdict struct {
+	// Verified: each call of the request that a fork was to answer, a pod of a fork has
+	// answered, and nothing is known to be missing.
+	Verified bool
+	// Doubts are why it is not verified.
+	Doubts []string
+	// Reached and Missed are the redirected Services that it has come to, or not.
+	Reached, Missed []string
+}
+
+// Judge never guesses: whatever the ledger cannot tell is a doubt.
+func (e *Evidence) Judge() Verdict {
+	var v Verdict
+	doubt := func(format string, args ...any) {
+		if text := fmt.Sprintf(format, args...); !slices.Contains(v.Doubts, text) {
+			v.Doubts = append(v.Doubts, text)
+		}
+	}
+	if e.Unread != "" {
+		doubt("the ledger cannot be read: %s", e.Unread)
+		return v
+	}
+	for _, n := range e.Nodes {
+		switch {
+		case !n.Answered:
+			doubt("node %s has not answered, and its hops are not known: %s", n.Node, n.Message)
+		case n.Since != nil && n.Since.After(e.Start()):
+			doubt("the ledger of node %s begins after the request", n.Node)
+		case n.Omitted > 0:
+			doubt("node %s has %d more records of this request", n.Node, n.Omitted)
+		}
+	}
+	if len(e.Nodes) == 0 {
+		doubt("no node has been asked")
+	}
+	e.ready(doubt)
+	redirected := map[string]bool{}
+	for _, r := range e.Sandbox.Status.Redirects {
+		redirected[r.From.Service] = false
+	}
+	for i := range e.Records {
+		e.hop(&e.Records[i], redirected, doubt)
+	}
+	for service, reached := range redirected {
+		if reached {
+			v.Reached = append(v.Reached, service)
+		} else {
+			v.Missed = append(v.Missed, service)
+		}
+	}
+	slices.Sort(v.Reached)
+	slices.Sort(v.Missed)
+	if len(v.Reached) == 0 && len(v.Doubts) == 0 {
+		doubt("no call of this request is known to have been answered by a fork")
+	}
+	v.Verified = len(v.Doubts) == 0
+	return v
+}
+
+// Start is when the request began, by the clock that was earlier.
+func (e *Evidence) Start() time.Time {
+	at := e.Began
+	for i := range e.Records {
+		if t := e.Records[i].Time.Time; t.Before(at) {
+			at = t
+		}
+	}
+	return at
+}
+
+// ready looks at what the sandbox says of itself.
+func (e *Evidence) ready(doubt func(string, ...any)) {
+	sb := e.Sandbox
+	c := meta.FindStatusCondition(sb.Status.Conditions, v1alpha1.ConditionProgrammed)
+	if c == nil || c.Status != metav1.ConditionTrue || c.ObservedGeneration != sb.Generation {
+		doubt("not every node has the sandbox in force")
+	}
+	if n := sb.Status.UncoveredConnections; n > 0 {
+		doubt("%d connections from before the sandbox are still open, whose requests leave no record", n)
+	}
+}
+
+// hop looks at one call, and notes whether it came to a fork.
+func (e *Evidence) hop(r *ledger.Record, redirected map[string]bool, doubt func(string, ...any)) {
+	callee := hops.Callee(r)
+	own := r.Service != nil && r.Service.Namespace == e.Sandbox.Namespace
+	to := ""
+	if own {
+		to = r.Service.Name
+	}
+	_, forked := redirected[to]
+	switch {
+	case r.LostKey && !r.Healed:
+		doubt("%s called %s without the routing key", cmp.Or(r.LostBy, hops.Caller(r)), callee)
+	case r.Error != "":
+		doubt("the call of %s failed: %s", callee, r.Error)
+	case r.Decision == ledger.DecisionReject:
+		doubt("the call of %s was refused: %s", callee, cmp.Or(r.Target, r.Reason))
+	case r.Decision == ledger.DecisionBaseline && forked:
+		doubt("the call of %s was answered by what everybody shares: %s", callee, cmp.Or(r.Target, r.Reason))
+	case r.Decision == ledger.DecisionFork && r.Hook == ledger.HookRouter && (r.Answer == nil || r.Answer.Pod == ""):
+		doubt("which pod has answered the call of %s is not known", callee)
+	case r.Decision == ledger.DecisionFork && forked:
+		redirected[to] = true
+	}
+}

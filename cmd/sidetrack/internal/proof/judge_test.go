@@ -1,0 +1,136 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package proof
+
+import (
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	ledger "github.com/sidetrack-dev/sidetrack/api/ledger/v1alpha1"
+	"github.com/sidetrack-dev/sidetrack/api/v1alpha1"
+)
+
+var sentAt = time.Date(2030, 1, 2, 3, 4, 5, 0, time.UTC)
+
+// record is a call that a fork of the sandbox has answered; change makes another of
+// it.
+func record(service string, change func(*ledger.Record)) ledger.Record {
+	r := ledger.Record{
+		Time: metav1.NewMicroTime(sentAt.Add(10 * time.Millisecond)), Node: "n1", Hook: ledger.HookRouter, Protocol: ledger.ProtocolHTTP1,
+		Source: ledger.Source{Namespace: "shop", Pod: "cart-1", Workload: "Deployment/cart"}, Service: &ledger.Service{Namespace: "shop", Name: service, Port: 80},
+		Decision: ledger.DecisionFork, Reason: "redirected", Answer: &ledger.Answer{Address: "10.0.0.9:80", Namespace: "shop", Pod: service + "-fork-1"},
+		Request: &ledger.Request{Method: "GET", Path: "/"}, Status: 200, LatencyNanos: 1e6, TraceID: "4bf92f3577b34da6a3ce929d0e0e4736",
+	}
+	if change != nil {
+		change(&r)
+	}
+	return r
+}
+
+// convincing is evidence without a doubt; change makes another of it.
+func convincing(change func(*Evidence)) *Evidence {
+	since := metav1.NewMicroTime(sentAt.Add(-time.Hour))
+	e := &Evidence{
+		Began: sentAt, Records: []ledger.Record{record("route", nil)},
+		Nodes: []ledger.NodeAnswer{{Node: "n1", Answered: true, Since: &since}, {Node: "n2", Answered: true, Since: &since, Dropped: 7}},
+		Sandbox: &v1alpha1.Sandbox{
+			ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "pr-42", Generation: 3},
+			Status: v1alpha1.SandboxStatus{
+				Conditions: []metav1.Condition{{Type: v1alpha1.ConditionProgrammed, Status: metav1.ConditionTrue, ObservedGeneration: 3}},
+				Redirects:  []v1alpha1.RedirectStatus{{From: v1alpha1.RedirectFrom{Service: "route"}}, {From: v1alpha1.RedirectFrom{Service: "stock"}}},
+			},
+		},
+	}
+	if change != nil {
+		change(e)
+	}
+	return e
+}
+
+func baseline(r *ledger.Record) {
+	r.Decision, r.Reason, r.Answer = ledger.DecisionBaseline, "no_redirect", &ledger.Answer{Address: "10.96.0.1:80"}
+}
+
+func TestWhatForksHaveAnsweredIsVerified(t *testing.T) {
+	v := convincing(nil).Judge()
+	if !v.Verified || !slices.Equal(v.Reached, []string{"route"}) || !slices.Equal(v.Missed, []string{"stock"}) {
+		t.Errorf("%+v", v)
+	}
+	// Calls to what the sandbox does not redirect belong to everybody's.
+	v = convincing(func(e *Evidence) {
+		e.Records = append(e.Records, record("front", baseline), record("route", func(r *ledger.Record) {
+			baseline(r)
+			r.Service.Namespace = "other"
+		}))
+	}).Judge()
+	if !v.Verified {
+		t.Errorf("with hops of others: %+v", v)
+	}
+	// A flow leaves a record without a pod where its target is no pod.
+	v = convincing(func(e *Evidence) {
+		e.Records = append(e.Records, record("stock", func(r *ledger.Record) {
+			r.Hook, r.Protocol, r.Answer.Pod, r.Request = ledger.HookConnect, ledger.ProtocolTCP, "", nil
+		}))
+	}).Judge()
+	if !v.Verified || len(v.Missed) != 0 {
+		t.Errorf("with a flow: %+v", v)
+	}
+	v = convincing(func(e *Evidence) {
+		e.Records[0].LostKey, e.Records[0].LostBy, e.Records[0].Healed = true, "Deployment/cart", true
+	}).Judge()
+	if !v.Verified {
+		t.Errorf("healed: %+v", v)
+	}
+}
+
+func TestWhatTheLedgerCannotTellIsNeverGuessed(t *testing.T) {
+	late := metav1.NewMicroTime(sentAt.Add(time.Second))
+	for _, c := range []struct {
+		name   string
+		change func(*Evidence)
+		says   string
+	}{
+		{"no ledger", func(e *Evidence) { e.Unread = "it does not answer" }, "the ledger cannot be read: it does not answer"},
+		{"nobody asked", func(e *Evidence) { e.Nodes = nil }, "no node has been asked"},
+		{"a node that does not answer", func(e *Evidence) { e.Nodes[1].Answered, e.Nodes[1].Message = false, "timeout" }, "node n2 has not answered, and its hops are not known: timeout"},
+		{"a ledger that begins later", func(e *Evidence) { e.Nodes[0].Since = &late }, "the ledger of node n1 begins after the request"},
+		{"more than were read", func(e *Evidence) { e.Nodes[0].Omitted = 3 }, "node n1 has 3 more records"},
+		{"no record", func(e *Evidence) { e.Records = nil }, "no call of this request is known to have been answered by a fork"},
+		{"only hops of others", func(e *Evidence) { e.Records = []ledger.Record{record("front", baseline)} }, "no call of this request is known"},
+		{"a fork in another namespace", func(e *Evidence) { e.Records[0].Service.Namespace = "other" }, "no call of this request is known"},
+		{"the baseline answers", func(e *Evidence) { baseline(&e.Records[0]) }, "the call of route.shop:80 was answered by what everybody shares: no_redirect"},
+		{"one of two by the baseline", func(e *Evidence) { e.Records = append(e.Records, record("stock", baseline)) }, "the call of stock.shop:80 was answered by what everybody shares"},
+		{"a lost key", func(e *Evidence) {
+			e.Records = append(e.Records, record("stock", func(r *ledger.Record) {
+				baseline(r)
+				r.LostKey, r.LostBy = true, "Deployment/route"
+			}))
+		}, "Deployment/route called stock.shop:80 without the routing key"},
+		{"a lost key on the way to a Service of others", func(e *Evidence) {
+			e.Records = append(e.Records, record("front", func(r *ledger.Record) {
+				baseline(r)
+				r.LostKey = true
+			}))
+		}, "Deployment/cart called front.shop:80 without the routing key"},
+		{"refused", func(e *Evidence) {
+			e.Records[0].Decision, e.Records[0].Answer, e.Records[0].Target = ledger.DecisionReject, nil, "no endpoint is ready"
+		}, "the call of route.shop:80 was refused: no endpoint is ready"},
+		{"a failure on the way", func(e *Evidence) { e.Records[0].Error = "connection reset" }, "the call of route.shop:80 failed: connection reset"},
+		{"an unknown pod", func(e *Evidence) { e.Records[0].Answer.Pod = "" }, "which pod has answered the call of route.shop:80 is not known"},
+		{"no answer", func(e *Evidence) { e.Records[0].Answer = nil }, "which pod has answered"},
+		{"not in force everywhere", func(e *Evidence) { e.Sandbox.Generation = 4 }, "not every node has the sandbox in force"},
+		{"not in force", func(e *Evidence) { e.Sandbox.Status.Conditions[0].Status = metav1.ConditionFalse }, "not every node has the sandbox in force"},
+		{"connections from before", func(e *Evidence) { e.Sandbox.Status.UncoveredConnections = 2 }, "2 connections from before the sandbox are still open"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			v := convincing(c.change).Judge()
+			if v.Verified || !strings.Contains(strings.Join(v.Doubts, "\n"), c.says) {
+				t.Errorf("verified %t, %q: want %q", v.Verified, v.Doubts, c.says)
+			}
+		})
+	}
+}
