@@ -26,6 +26,12 @@ type Reader interface {
 	Follow(ctx context.Context, o Owner, want ledgerv1alpha1.Options, send func(*ledgerv1alpha1.RecordList) error) error
 }
 
+// TooMuch is the error of a Reader that has no room for what it is asked for. It says
+// so to whoever asks, who may ask again or for less.
+type TooMuch string
+
+func (e TooMuch) Error() string { return string(e) }
+
 // Records returns what this node's ledger has of an owner.
 func (l *Ledger) Records(_ context.Context, o Owner, want ledgerv1alpha1.Options) (*ledgerv1alpha1.RecordList, error) {
 	list, _ := l.List(o, QueryOf(want))
@@ -110,6 +116,10 @@ func Handler(from Reader) http.Handler {
 			return
 		}
 		list, err := from.Records(r.Context(), resource.Owner, want)
+		if _, many := errors.AsType[TooMuch](err); many {
+			fail(w, http.StatusTooManyRequests, metav1.StatusReasonTooManyRequests, err.Error())
+			return
+		}
 		if err != nil {
 			fail(w, http.StatusServiceUnavailable, metav1.StatusReasonServiceUnavailable, err.Error())
 			return

@@ -5,6 +5,7 @@ package collector
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -20,6 +21,8 @@ import (
 type hub struct {
 	patience time.Duration // for a node's answer
 	expected func(ctx context.Context) (map[string]string, error)
+
+	room room
 
 	mu       sync.Mutex
 	next     uint64
@@ -58,7 +61,7 @@ func newHub(patience time.Duration, expected func(ctx context.Context) (map[stri
 	// An agent may still answer what the collector before this one has asked. That
 	// must never pass for the answer to another reader's question.
 	first := rand.Uint64()
-	return &hub{patience: patience, expected: expected, next: first, sessions: map[sessionKey]*session{}, asked: map[uint64]*asked{}, changed: make(chan struct{})}
+	return &hub{patience: patience, expected: expected, room: room{most: maxGathered}, next: first, sessions: map[sessionKey]*session{}, asked: map[uint64]*asked{}, changed: make(chan struct{})}
 }
 
 // connect begins an agent's session; one of the same agent that is there has lost its
@@ -108,7 +111,7 @@ func (h *hub) ask(s *session, q wire.Question) (a *asked, end func(), ok bool) {
 	h.mu.Lock()
 	h.next++
 	q.ID = h.next
-	a = &asked{node: s.node, answers: make(chan wire.Answer, 4), over: make(chan struct{})}
+	a = &asked{node: s.node, answers: make(chan wire.Answer, 1), over: make(chan struct{})}
 	h.asked[q.ID] = a
 	h.mu.Unlock()
 	end = func() {
@@ -203,18 +206,13 @@ func question(o ledger.Owner, want ledgerv1alpha1.Options) wire.Question {
 	}
 }
 
-// part is what has become of asking one agent.
-type part struct {
-	items []ledgerv1alpha1.Record
-	node  ledgerv1alpha1.NodeAnswer
-}
-
 const notAsked = "the node has too many questions to answer already; ask again"
 
-// collect asks one agent and waits for all of its answer.
-func (h *hub) collect(ctx context.Context, s *session, q wire.Question) part {
-	failed := func(why string) part {
-		return part{node: ledgerv1alpha1.NodeAnswer{Node: s.node, Message: why}}
+// collect asks one agent, waits for all of its answer, and says what became of it.
+// What has come of an answer that ends early stays; the answer is no whole one then.
+func (h *hub) collect(ctx context.Context, s *session, q wire.Question, g *gathering) (ledgerv1alpha1.NodeAnswer, error) {
+	failed := func(why string) (ledgerv1alpha1.NodeAnswer, error) {
+		return ledgerv1alpha1.NodeAnswer{Node: s.node, Message: why}, nil
 	}
 	a, end, ok := h.ask(s, q)
 	defer end()
@@ -223,20 +221,22 @@ func (h *hub) collect(ctx context.Context, s *session, q wire.Question) part {
 	}
 	patience := time.NewTimer(h.patience)
 	defer patience.Stop()
-	var p part
+	var node ledgerv1alpha1.NodeAnswer
 	for {
 		select {
 		case answer := <-a.answers:
 			if answer.Refused != "" {
 				return failed(answer.Refused)
 			}
-			p.items = append(p.items, answer.Records.Items...)
+			if !g.add(answer.Records.Items) {
+				return node, errTooMuch
+			}
 			if len(answer.Records.Nodes) > 0 {
-				p.node = answer.Records.Nodes[0]
+				node = answer.Records.Nodes[0]
 			}
 			if answer.Done {
-				p.node.Node, p.node.Answered = s.node, true
-				return p
+				node.Node, node.Answered = s.node, true
+				return node, nil
 			}
 		case <-s.gone:
 			return failed("the connection to its agent was lost while it answered")
@@ -248,7 +248,8 @@ func (h *hub) collect(ctx context.Context, s *session, q wire.Question) part {
 	}
 }
 
-// Records implements ledger.Reader.
+// Records implements ledger.Reader. The list counts as being in memory until ctx is
+// over.
 func (h *hub) Records(ctx context.Context, o ledger.Owner, want ledgerv1alpha1.Options) (*ledgerv1alpha1.RecordList, error) {
 	sessions, _ := h.connected()
 	silent, err := h.silent(ctx, sessions)
@@ -256,37 +257,27 @@ func (h *hub) Records(ctx context.Context, o ledger.Owner, want ledgerv1alpha1.O
 		return nil, err
 	}
 	want.Follow = false
-	parts := make([]part, len(sessions))
+	asking, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	g := newGathering(&h.room, want.Limit)
+	nodes := make([]ledgerv1alpha1.NodeAnswer, len(sessions))
 	var waiting sync.WaitGroup
 	for i, s := range sessions {
-		waiting.Go(func() { parts[i] = h.collect(ctx, s, question(o, want)) })
+		waiting.Go(func() {
+			var err error
+			if nodes[i], err = h.collect(asking, s, question(o, want), g); err != nil {
+				cancel(err)
+			}
+		})
 	}
 	waiting.Wait()
-	list := newList()
-	for i := range parts {
-		list.Items = append(list.Items, parts[i].items...)
-		list.Nodes = append(list.Nodes, parts[i].node)
+	if errors.Is(context.Cause(asking), errTooMuch) {
+		g.close()
+		return nil, errTooMuch
 	}
-	list.Nodes = append(list.Nodes, silent...)
-	finish(list)
-	if n := len(list.Items) - want.Limit; want.Limit > 0 && n > 0 {
-		omit(list, n)
-	}
+	list := g.list(append(nodes, silent...))
+	context.AfterFunc(ctx, g.close)
 	return list, nil
-}
-
-// omit leaves out the oldest n records.
-func omit(list *ledgerv1alpha1.RecordList, n int) {
-	left := map[string]int64{}
-	for i := range list.Items[:n] {
-		left[list.Items[i].Node]++
-	}
-	list.Items = list.Items[n:]
-	for i := range list.Nodes {
-		node := &list.Nodes[i]
-		node.Omitted += left[node.Node]
-		delete(left, node.Node) // of two agents of a node, say it once
-	}
 }
 
 func newList() *ledgerv1alpha1.RecordList {
