@@ -21,9 +21,16 @@ type http2Conn struct {
 	heard bool        // the client has what the relay says now
 }
 
-// maxLinkBytes is how much may wait for an upstream other than the primary, or
-// for the client, before nothing more is read that might add to it.
-const maxLinkBytes = 256 << 10
+const (
+	// maxLinkBytes is how much may wait for an upstream other than the primary before
+	// the relay keeps the streams' data, and for the client before nothing more is read
+	// that might add to it.
+	maxLinkBytes = 256 << 10
+	// maxBuffers is how many times HTTP2.BufferBytes may wait in the relay before
+	// nothing more is read from the client: by then so many streams are stuck that its
+	// window for the connection has not held it back.
+	maxBuffers = 8
+)
 
 // isHTTP2 finds out whether b begins with HTTP/2's preface. It reports whether
 // nothing else is to be made of b now.
@@ -144,8 +151,12 @@ func (h *http2Conn) flush() {
 		c.toClient(nil)
 	}
 	for i := 0; !c.dead && i < len(c.ups); i++ {
-		if u := c.ups[i]; u.out.len() > 0 && u.state == connected && u.sock.writable {
+		u := c.ups[i]
+		if u.out.len() > 0 && u.state == connected && u.sock.writable {
 			u.send(nil)
+		}
+		if !c.dead && u.link.Full && u.out.len() <= maxLinkBytes/2 {
+			h.relay.Resumed(u.link)
 		}
 	}
 }
@@ -153,14 +164,15 @@ func (h *http2Conn) flush() {
 // mayTake reports whether bytes of the client can be dealt with now.
 func (h *http2Conn) mayTake() bool {
 	c := h.c
-	if c.end != goOn || c.out.len() > maxLinkBytes || h.relay.Buffered() > 2*c.loop.router.cfg.HTTP2.BufferBytes {
+	if c.end != goOn || c.out.len() > maxLinkBytes || h.relay.Buffered() > maxBuffers*c.loop.router.cfg.HTTP2.BufferBytes {
 		return false
 	}
 	if u := c.cur; u != nil && !u.eof && (u.broken || u.out.len() > 0 && u.state == connected) {
 		return false
 	}
 	for _, u := range c.ups {
-		if u.out.len() > maxLinkBytes {
+		// Data do not come so far: see ToLink.
+		if u.out.len() > 2*maxLinkBytes {
 			return false
 		}
 	}

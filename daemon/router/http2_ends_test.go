@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/netip"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -565,6 +566,72 @@ func TestAForkThatAsksAndDoesNotListenIsGivenUp(t *testing.T) {
 	f.headers(3, true, asking()...)
 	f.answer(3, "200")
 	f.conn.Close()
+	w.noConnections()
+}
+
+// TestAForkThatAllowsAllAndDoesNotReadStallsNobodyElse: as one that a debugger has
+// stopped does.
+func TestAForkThatAllowsAllAndDoesNotReadStallsNobodyElse(t *testing.T) {
+	w := newWorld(t)
+	w.serveHTTP2(w.base, telling(w.base))
+	done := make(chan struct{})
+	w.script(w.fork, func(c *peer) {
+		c.expect(wire.ClientPreface)
+		f := newFrames(c)
+		_ = f.WriteSettings(wire.Setting{ID: wire.SettingInitialWindowSize, Val: 1 << 30})
+		_ = f.WriteWindowUpdate(0, 1<<30)
+		<-done
+	})
+	client := w.http2(w.client)
+	r, feed := io.Pipe()
+	stuck := mustRequest(t, http.MethodPost, r)
+	stuck.Header.Set("X-Sidetrack-Key", key)
+	ended := make(chan error, 1)
+	go func() {
+		resp, err := client.Do(stuck)
+		if err == nil {
+			resp.Body.Close()
+		}
+		ended <- err
+	}()
+	var fed atomic.Int64
+	go func() {
+		b := make([]byte, 16<<10)
+		for {
+			n, err := feed.Write(b)
+			fed.Add(int64(n))
+			if err != nil {
+				return
+			}
+		}
+	}()
+	// It goes on until nobody takes any more: the fork's kernel, the router, the client.
+	last, same := int64(-1), 0
+	w.eventually("the upload is stuck", func() bool {
+		n := fed.Load()
+		if same++; n != last {
+			last, same = n, 0
+		}
+		return n > 0 && same > 20
+	})
+	for i := range 5 {
+		body := bytes.Repeat([]byte("x"), 200_000)
+		resp, err := client.Do(mustRequest(t, http.MethodPost, bytes.NewReader(body)))
+		if err != nil {
+			t.Fatalf("request %d beside a stream that is stuck at %d bytes: %v", i, fed.Load(), err)
+		}
+		got, err := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		if err != nil || len(got) != len(body) || resp.Header.Get("X-Served-By") != w.base.Name {
+			t.Fatalf("request %d: %d bytes of %s, %v", i, len(got), resp.Header.Get("X-Served-By"), err)
+		}
+	}
+	close(done) // its connection ends
+	if err := <-ended; err == nil {
+		t.Error("the request that was stuck has been answered")
+	}
+	feed.Close()
+	client.CloseIdleConnections()
 	w.noConnections()
 }
 

@@ -191,8 +191,13 @@ func (h *http2Conn) ToClient(b []byte) {
 
 // ToLink sends bytes to an upstream.
 func (h *http2Conn) ToLink(l *http2.Link, b []byte) {
-	if !h.c.dead {
-		l.Peer.(*upstream).send(b)
+	if h.c.dead {
+		return
+	}
+	u := l.Peer.(*upstream)
+	u.send(b)
+	if u != h.c.cur && u.out.len() > maxLinkBytes {
+		l.Full = true // until flush finds that it is not
 	}
 }
 

@@ -74,6 +74,11 @@ func (l Limits) Validate() error {
 	return nil
 }
 
+// streamWindow is how much of a stream a client may send ahead of a link other than
+// the primary, at most: some streams may have as much waiting before the client's
+// connection is slowed down.
+func (l *Limits) streamWindow() int64 { return max(int64(l.BufferBytes)/4, initialWindow) }
+
 // Reason is why something went another way than the plain one.
 type Reason uint8
 

@@ -14,6 +14,11 @@ import (
 type Link struct {
 	// Peer is the caller's: whatever stands for the connection.
 	Peer any
+	// Full says that the connection does not take what it has been sent. It is the
+	// caller's to set, at any time; when it is over Resumed is to be called. Until then
+	// data, and streams, wait here as if the server had allowed no more. It means
+	// nothing for the primary link.
+	Full bool
 
 	relay *Relay
 	in    reader
@@ -183,8 +188,13 @@ func (r *Relay) linkReset(l *Link, h head, raw []byte) {
 		}
 		return
 	}
-	if len(raw) == headLen+4 && wire.ErrCode(binary.BigEndian.Uint32(raw[headLen:])) != wire.ErrCodeNo {
-		r.spend(resetCost)
+	if len(raw) == headLen+4 {
+		// A server that is overloaded refuses streams, which is no fault of the client's.
+		switch wire.ErrCode(binary.BigEndian.Uint32(raw[headLen:])) {
+		case wire.ErrCodeNo, wire.ErrCodeRefusedStream:
+		default:
+			r.spend(resetCost)
+		}
 	}
 	if s.watch != nil && len(raw) == headLen+4 {
 		if code := wire.ErrCode(binary.BigEndian.Uint32(raw[headLen:])); code != wire.ErrCodeNo {
@@ -449,7 +459,7 @@ func (r *Relay) promised(l *Link, id uint32) {
 func (r *Relay) openOn(l *Link, s *stream, flags wire.Flags, prio []byte, fields []hpack.HeaderField, end bool) {
 	s.clientDone = false
 	o := &opening{flags: flags &^ (wire.FlagHeadersPadded | wire.FlagHeadersEndHeaders | wire.FlagHeadersEndStream), prio: prio, fields: fields}
-	if l.streams > l.most || len(l.waiting) > 0 {
+	if l.Full || l.streams > l.most || len(l.waiting) > 0 {
 		o.prio, o.fields = slices.Clone(prio), slices.Clone(fields)
 		if !r.keepBlock(fields, waitingRequests) {
 			r.env.Count(TooManyStreams)
@@ -479,9 +489,19 @@ func (r *Relay) open(l *Link, s *stream, o *opening, end bool) {
 	}
 }
 
+// Resumed goes on with a link that was full.
+func (r *Relay) Resumed(l *Link) {
+	l.Full = false
+	r.openHeld(l)
+	for _, s := range r.streamsOf(l) {
+		r.sendUp(s)
+	}
+	r.flush()
+}
+
 // openHeld opens the streams that have waited for others to end.
 func (r *Relay) openHeld(l *Link) {
-	for len(l.waiting) > 0 && l.streams-len(l.waiting) < l.most && !l.gone {
+	for len(l.waiting) > 0 && !l.Full && l.streams-len(l.waiting) < l.most && !l.gone {
 		s := l.waiting[0]
 		l.waiting = slices.Delete(l.waiting, 0, 1)
 		o := s.held

@@ -11,6 +11,62 @@ import (
 	"golang.org/x/net/http2/hpack"
 )
 
+// TestALinkThatIsFullStallsNobodyElse: its server allows more than anybody would
+// keep, and does not read.
+func TestALinkThatIsFullStallsNobodyElse(t *testing.T) {
+	s := newScene(t, Limits{})
+	c := s.client
+	s.settle()
+	c.headers(1, false, keyed(keyA)...)
+	c.headers(3, false, keyed(keyB)...)
+	s.settle()
+	a, b, link := s.servers["a"], s.servers["b"], s.links["a"]
+	a.myInitial, a.mayGetConn = 1<<30, a.mayGetConn+1<<30
+	for _, x := range a.streams {
+		x.mayGet += 1<<30 - initialWindow
+	}
+	a.must(a.write.WriteSettings(wire.Setting{ID: wire.SettingInitialWindowSize, Val: 1 << 30}))
+	a.must(a.write.WriteWindowUpdate(0, 1<<30))
+	s.settle()
+	// As long as it reads it gets all, without having to ask.
+	sent := 0
+	for range 20 {
+		sent += c.data(1, 60_000, false)
+		s.settle()
+	}
+	before := sent
+	if got := len(a.streams[1].got.data); got != sent || sent != 1_200_000 {
+		t.Fatalf("the fork has got %d of %d bytes, of 1,200,000", got, sent)
+	}
+	link.Full = true
+	c.headers(5, true, keyed(keyA)...)
+	for range 100 {
+		sent += c.data(1, 50_000, false)
+		c.data(3, 10_000, false)
+		s.settle()
+		b.pay()
+	}
+	kept := s.relay.Buffered()
+	if got := len(a.streams[1].got.data); got != before || kept != sent-got || int64(kept) > s.limits.streamWindow() || kept == 0 {
+		t.Errorf("the fork has got %d bytes, %d of %d are kept", got, kept, sent)
+	}
+	if a.streams[5] != nil {
+		t.Error("a stream has been opened on a link that is full")
+	}
+	if got := len(b.streams[3].got.data); got != 1_000_000 || s.relay.withheld != 0 {
+		t.Errorf("the other fork has got %d bytes, %d are withheld from the client", got, s.relay.withheld)
+	}
+	s.relay.Resumed(link)
+	s.settle()
+	for range 5 {
+		sent += c.data(1, 100_000, false)
+		s.settle()
+	}
+	if got := len(a.streams[1].got.data); got != sent || s.relay.Buffered() != 0 || a.streams[5] == nil || !a.streams[5].got.end {
+		t.Errorf("the fork has got %d of %d bytes, stream 5: %+v", got, sent, a.streams[5])
+	}
+}
+
 // TestAForkCannotFillTheMemoryForAClientThatDoesNotRead: windows bound nothing but
 // the payload of DATA.
 func TestAForkCannotFillTheMemoryForAClientThatDoesNotRead(t *testing.T) {

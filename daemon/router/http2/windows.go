@@ -135,7 +135,7 @@ func (r *Relay) delivered(l *Link, n int) {
 // uploadWhole passes a DATA frame of the client on as it came, if it can.
 func (r *Relay) uploadWhole(s *stream, h head, raw []byte, end bool) bool {
 	l, n := s.link, int64(h.length)
-	if s.held != nil || !s.up.empty() || n > l.window || n > l.initial+s.maySend || h.length > l.frame {
+	if l.Full || s.held != nil || !s.up.empty() || n > l.window || n > l.initial+s.maySend || h.length > l.frame {
 		return false
 	}
 	l.window -= n
@@ -200,7 +200,7 @@ func (r *Relay) sendUp(s *stream) {
 		return
 	}
 	sent := 0
-	for sent < len(u.data) {
+	for sent < len(u.data) && !l.Full {
 		n := int(min(int64(len(u.data)-sent), l.window, l.initial+s.maySend, int64(l.frame)))
 		if n <= 0 {
 			break
@@ -250,11 +250,14 @@ func (r *Relay) sendUp(s *stream) {
 }
 
 // widen lets the client send what the link allows.
+//
+// A server may allow any amount and then not take it, so that it would wait here:
+// the client is allowed a part of it at a time, and nothing while some of it waits.
 func (r *Relay) widen(s *stream) {
-	if s.clientDone || s.up.end {
+	if s.clientDone || s.up.end || len(s.up.data) > 0 {
 		return
 	}
-	n := s.link.initial + s.maySend - int64(len(s.up.data)) - r.primary.initial - s.mayTake
+	n := min(s.link.initial+s.maySend, r.sh.limits.streamWindow()) - r.primary.initial - s.mayTake
 	if n <= 0 {
 		return
 	}
