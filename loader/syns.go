@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	"os"
 	"slices"
 	"time"
 	"unsafe"
@@ -97,7 +98,9 @@ func (s *SYNs) Next(syn *SYN) (bool, error) {
 	if s.ring.AvailableBytes() == 0 {
 		return false, nil
 	}
-	if err := s.ring.ReadInto(&s.record); err != nil {
+	if err := s.ring.ReadInto(&s.record); errors.Is(err, os.ErrDeadlineExceeded) {
+		return false, nil // what was there has been discarded
+	} else if err != nil {
 		return false, fmt.Errorf("read %s: %w", bpf.SdMapSdSyns, err)
 	}
 	if n := len(s.record.RawSample); n != int(unsafe.Sizeof(bpf.SdSyn{})) {

@@ -194,6 +194,7 @@ type place struct {
 	looks  int      // how often to list sockets still
 	diag   *diag
 	found  map[uint64]*found // by socket cookie
+	rest   time.Time         // not to be looked at before, because that has failed
 }
 
 // found is a connection that is to be closed, or only counted.
@@ -307,11 +308,16 @@ func (s *sweeper) run() {
 func (s *sweeper) pass(now time.Time) bool {
 	s.mu.Lock()
 	places := make([]*place, 0, len(s.todo))
+	var resting []*place
 	list := map[*place]coverage{}
 	for c, p := range s.todo {
 		if p.looks < 0 || p.looks == 0 && len(p.found) == 0 {
 			p.letGo()
 			delete(s.todo, c)
+			continue
+		}
+		if now.Before(p.rest) {
+			resting = append(resting, p)
 			continue
 		}
 		if p.looks > 0 {
@@ -337,14 +343,27 @@ func (s *sweeper) pass(now time.Time) bool {
 		if p.cgroup != "" && before != nil {
 			mine = membersOf(p.cgroup)
 		}
-		if err := s.visit(p, cover, before, mine, now, left); err != nil {
-			if errors.Is(err, errNoDiag) {
-				s.cannot(err)
-			} else {
-				s.log.Warn("connections from before a redirect may stay on the baseline", "err", err)
-			}
+		switch err := s.visit(p, cover, before, mine, now); {
+		case errors.Is(err, errNoDiag):
+			s.cannot(err)
 			clear(p.found)
+		case err != nil:
+			// What has been found is still there, as far as anybody knows.
+			s.log.Warn("connections from before a redirect are looked at again in a while", "err", err)
+			s.mu.Lock()
+			if p.rest = now.Add(leaveInterval); before != nil && p.looks >= 0 {
+				p.looks++
+			}
+			s.mu.Unlock()
+			if p.diag != nil {
+				p.diag.close()
+				p.diag = nil
+			}
 		}
+		p.count(cover, left)
+	}
+	for _, p := range resting {
+		p.count(cover, left)
 	}
 	s.mu.Lock()
 	s.untold = s.untold || !maps.Equal(s.left, left)
@@ -357,12 +376,21 @@ func (s *sweeper) pass(now time.Time) bool {
 		default:
 		}
 	}
-	return len(places) > 0
+	return len(places)+len(resting) > 0
+}
+
+// count counts what has been found by the Service that it leads to.
+func (p *place) count(cover coverage, left map[routing.Name]int) {
+	for _, f := range p.found {
+		if _, service, covered := cover.of(p.cookie, f.socket.peer); covered {
+			left[service]++
+		}
+	}
 }
 
 // visit closes what it may in a namespace. With before it first lists the sockets
 // there that are inside and were not covered then.
-func (s *sweeper) visit(p *place, cover coverage, before *coverage, inside func(*tcpSocket) bool, now time.Time, left map[routing.Name]int) error {
+func (s *sweeper) visit(p *place, cover coverage, before *coverage, inside func(*tcpSocket) bool, now time.Time) error {
 	if p.diag == nil {
 		d, err := openDiag(p.fd)
 		if err != nil {
@@ -388,7 +416,7 @@ func (s *sweeper) visit(p *place, cover coverage, before *coverage, inside func(
 		}
 	}
 	for c, f := range p.found {
-		dest, service, covered := cover.of(p.cookie, f.socket.peer)
+		dest, _, covered := cover.of(p.cookie, f.socket.peer)
 		if !covered {
 			delete(p.found, c) // the redirect is gone again
 			continue
@@ -426,8 +454,6 @@ func (s *sweeper) visit(p *place, cover coverage, before *coverage, inside func(
 		}
 		if gone {
 			delete(p.found, c)
-		} else {
-			left[service]++
 		}
 	}
 	return nil

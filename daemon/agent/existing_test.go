@@ -306,6 +306,55 @@ func TestAConnectionThatIsNeverIdleIsClosedAfterTheLimit(t *testing.T) {
 	}
 }
 
+func TestWhatCannotBeLookedAtStaysCounted(t *testing.T) {
+	s := newScene(t)
+	c := s.dial("tcp4")
+	s.redirect(routing.Leave, false)
+	counted := func(what string) {
+		t.Helper()
+		deadline := time.Now().Add(20 * time.Second)
+		for s.sweeper.uncovered()[shopService.Name] != 1 {
+			if time.Now().After(deadline) {
+				t.Fatalf("the connection is not counted %s", what)
+			}
+			time.Sleep(time.Millisecond)
+		}
+	}
+	counted("at first")
+	s.sweeper.close()
+	// The sweeper's one goroutine has ended, so the test may do its work.
+	p := s.sweeper.todo[s.ns.Cookie]
+	if p == nil || len(p.found) != 1 {
+		t.Fatalf("it is not remembered: %+v", p)
+	}
+	fd, err := unix.FcntlInt(uintptr(s.ns.FD), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	p.fd, p.diag = -1, nil // nothing can be opened there
+	p.looks, p.rest = 1, time.Time{}
+	for _, f := range p.found {
+		f.next = time.Time{}
+	}
+	now := time.Now()
+	if !s.sweeper.pass(now) || p.looks != 1 || s.sweeper.uncovered()[shopService.Name] != 1 {
+		t.Errorf("after a failure: %d looks are left, %v connections counted", p.looks, s.sweeper.uncovered())
+	}
+	// It rests, and is counted meanwhile.
+	p.fd = fd
+	if !s.sweeper.pass(now.Add(time.Second)) || p.diag != nil || s.sweeper.uncovered()[shopService.Name] != 1 {
+		t.Errorf("a moment later: %v connections counted", s.sweeper.uncovered())
+	}
+	if !s.sweeper.pass(now.Add(leaveInterval)) || p.diag == nil || p.looks != 0 || s.sweeper.uncovered()[shopService.Name] != 1 {
+		t.Errorf("later: %d looks are left, %v connections counted", p.looks, s.sweeper.uncovered())
+	}
+	if p.diag != nil {
+		p.diag.close()
+	}
+	s.use(c, "hello")
+}
+
 func TestOfDeclaredHTTP2TheClientsLastWordIsNoRequest(t *testing.T) {
 	for _, tt := range []struct {
 		name  string
