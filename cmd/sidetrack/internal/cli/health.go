@@ -155,7 +155,7 @@ func (p *program) doctorCommand() *cobra.Command {
 		Use:   "doctor",
 		Short: "Say what a cluster lacks for sandboxes, and what you may not do in it",
 		Long: `Look, line by line, whether everything is there that sandboxes need: Kubernetes' version, resource definitions,
-the controller, an agent that works on every node, the ledger's API, and your permissions in the namespace.
+the controller, an agent that works on every node, the names under which agents look for routing keys, the ledger's API, and your permissions in the namespace.
 
 Exit status: 0 when nothing is missing, 3 when something is.`,
 		GroupID: "look",

@@ -36,24 +36,34 @@ func (c *Cluster) AgentImage(ctx context.Context, version string) string {
 	if image := os.Getenv(imageVariable); image != "" {
 		return image
 	}
-	var sets appsv1.DaemonSetList
-	if err := c.Objects.List(ctx, &sets, client.MatchingLabels(AgentLabels)); err == nil {
-		// Anybody may label a DaemonSet of his own namespace like this: the usual
-		// installation goes before whatever is elsewhere.
-		slices.SortStableFunc(sets.Items, func(a, b appsv1.DaemonSet) int {
-			return cmp.Compare(elsewhere(&a), elsewhere(&b))
-		})
-		for i := range sets.Items {
-			for _, container := range sets.Items[i].Spec.Template.Spec.Containers {
-				return container.Image
-			}
-		}
+	if container, err := c.Agent(ctx); err == nil && container != nil {
+		return container.Image
 	}
 	version = strings.TrimPrefix(version, "v")
 	if version == "" || strings.ContainsAny(version, "-+()") || version == "unknown" || version == "test" {
 		version = latest
 	}
 	return released + version
+}
+
+// Agent returns the agents' container, as their DaemonSet has it; nil where there is
+// none. The error is the API server's.
+func (c *Cluster) Agent(ctx context.Context) (*corev1.Container, error) {
+	var sets appsv1.DaemonSetList
+	if err := c.Objects.List(ctx, &sets, client.MatchingLabels(AgentLabels)); err != nil {
+		return nil, err
+	}
+	// Anybody may label a DaemonSet of his own namespace like this: the usual
+	// installation goes before whatever is elsewhere.
+	slices.SortStableFunc(sets.Items, func(a, b appsv1.DaemonSet) int {
+		return cmp.Compare(elsewhere(&a), elsewhere(&b))
+	})
+	for i := range sets.Items {
+		if all := sets.Items[i].Spec.Template.Spec.Containers; len(all) > 0 {
+			return &all[0], nil
+		}
+	}
+	return nil, nil
 }
 
 func elsewhere(d *appsv1.DaemonSet) int {

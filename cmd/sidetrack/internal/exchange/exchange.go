@@ -127,6 +127,14 @@ func parseURL(text string) (*url.URL, error) {
 // README.
 var keyNames = []string{"sidetrack", "sd-routing-key"}
 
+// KeyHeader is the plain header in which it is looked for by default.
+const KeyHeader = "X-Sidetrack-Key"
+
+// KeyNames returns the members of baggage and tracestate in which a routing key is
+// looked for; Tag uses the first. An installation may have others, which requests of
+// this program do not follow.
+func KeyNames() []string { return slices.Clone(keyNames) }
+
 // Tag adds a routing key to a request that has none, as a member of baggage. An
 // empty key changes nothing.
 func Tag(h http.Header, key string) {
@@ -138,7 +146,7 @@ func Tag(h http.Header, key string) {
 
 // HasKey reports whether a request's headers have a routing key.
 func HasKey(h http.Header) bool {
-	if h.Get("X-Sidetrack-Key") != "" {
+	if h.Get(KeyHeader) != "" {
 		return true
 	}
 	for _, header := range []string{"Baggage", "Tracestate"} {

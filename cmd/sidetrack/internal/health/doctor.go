@@ -63,6 +63,7 @@ func Doctor(ctx context.Context, c *cluster.Cluster, namespace, program string) 
 	}
 	d.controller(ctx)
 	d.agents(ctx)
+	d.keyNames(ctx)
 	d.ledger()
 	if err := d.permissions(ctx); err != nil {
 		return nil, err
