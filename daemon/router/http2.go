@@ -194,7 +194,7 @@ func (h *http2Conn) takeGreeting() {
 // sendAway ends the connection when the client has been told.
 func (h *http2Conn) sendAway() {
 	c := h.c
-	h.relay.Ended()
+	h.relay.Ended("")
 	c.h2 = nil
 	c.sendAway()
 	c.run()

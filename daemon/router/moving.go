@@ -232,17 +232,13 @@ func (l *loop) unwatch(s *socket) {
 // reset its peers learn of it; without, another process goes on with it.
 func (c *conn) letGo(reset bool) {
 	l := c.loop
-	switch {
-	case reset:
-		c.endExchanges("")
-		if c.h2 != nil {
-			c.h2.relay.Ended()
-		}
-	default:
-		c.endExchanges(movedAway)
-		if c.h2 != nil {
-			c.h2.relay.Moved(movedAway)
-		}
+	why := movedAway
+	if reset {
+		why = ""
+	}
+	c.endExchanges(why)
+	if c.h2 != nil {
+		c.h2.relay.Ended(why)
 	}
 	for _, s := range c.sockets() {
 		if reset {

@@ -80,17 +80,14 @@ func (r *Relay) unwatch(s *stream, why string) {
 // resetBy is why a stream ended that a server has reset.
 func resetBy(code wire.ErrCode) string { return serverReset + code.String() }
 
-// Ended tells the Env of all streams that are left: the client's connection has
-// ended.
-func (r *Relay) Ended() { r.endWatches(connectionEnd) }
-
-// Moved is Ended for a connection that another process goes on with, and why says
-// so.
-func (r *Relay) Moved(why string) { r.endWatches(why) }
-
-func (r *Relay) endWatches(why string) {
+// Ended tells the Env of all streams that are left, and why nothing more is known
+// of them. why is empty where the client's connection has ended.
+func (r *Relay) Ended(why string) {
 	if r.watching == 0 {
 		return
+	}
+	if why == "" {
+		why = connectionEnd
 	}
 	for _, s := range r.streams {
 		r.unwatch(s, why)
