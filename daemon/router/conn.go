@@ -511,7 +511,7 @@ func (c *conn) drain() {
 	case c.served || c.cur == nil:
 		c.close()
 	default:
-		c.later(drainGrace, func() {
+		c.later(c.loop.router.drainGrace, func() {
 			if c.idle() {
 				c.close()
 			}

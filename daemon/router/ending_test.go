@@ -368,6 +368,7 @@ func TestADrainLetsRequestsFinish(t *testing.T) {
 
 func TestAClientThatHasJustDialledMayAskDuringADrain(t *testing.T) {
 	w := newWorld(t)
+	w.router.drainGrace = patience // however slow this machine is
 	w.names(w.base, w.fork)
 	c := w.dial(w.client)
 	done := make(chan error, 1)

@@ -33,6 +33,9 @@ import (
 const (
 	// maxSYNs is how many SYNs are dealt with at once, like maxAccepts.
 	maxSYNs = 64
+	// allSYNs is how often that is done where all are wanted that have come so far:
+	// there are no more of them than the ring has room for.
+	allSYNs = 64
 	// holdSweep is how often it is looked for clients that have given up.
 	holdSweep = time.Second
 	// holdPatience is how much later than expected a SYN may be sent again.
@@ -91,14 +94,29 @@ func (l *loop) takeSYNs() bool {
 	return true
 }
 
+// takeAllSYNs deals with what clients have sent before it is called.
+func (l *loop) takeAllSYNs() {
+	for range allSYNs {
+		if !l.takeSYNs() {
+			return
+		}
+	}
+}
+
 // hold begins a connection whose client has sent a SYN.
 func (l *loop) hold(in *loader.SYN) {
 	d := l.holding[in.Listener]
-	if d == nil {
-		return // the listener has been closed
-	}
-	if in.Early {
+	switch {
+	case d == nil:
+		return // the listener was closed long ago
+	case in.Early && d.ns.closed:
+		return
+	case in.Early:
 		l.early(d, in)
+		return
+	case d.ns.closed || l.stopped:
+		// As the kernel would, had the SYN come a moment later.
+		l.refuse(d, in)
 		return
 	}
 	ns, now := d.ns, l.timers.now()
@@ -115,8 +133,7 @@ func (l *loop) hold(in *loader.SYN) {
 	a := arrival{ns: ns, fd: -1}
 	if !l.originalDestination(&a, in.From, in.To) {
 		l.stats.errors[unknownDestination]++
-		l.made = appendRefusal(l.made[:0], in.From, in.To, h.tcp())
-		sendRaw(d.raw, l.made, in.From.Addr())
+		l.refuse(d, in)
 		return
 	}
 	c := a.conn(l)
@@ -131,6 +148,12 @@ func (l *loop) hold(in *loader.SYN) {
 	}
 	c.dialDefault()
 	c.proceed()
+}
+
+// refuse has the client's connect(2) fail at once.
+func (l *loop) refuse(d *door, in *loader.SYN) {
+	l.made = appendRefusal(l.made[:0], in.From, in.To, in.Header)
+	sendRaw(d.raw, l.made, in.From.Addr())
 }
 
 // early deals with data that the listener was kept from. They will be sent again,
@@ -237,7 +260,9 @@ func (c *conn) unhold() {
 		// Not at once: the listener may be in use further up.
 		ns.hold()
 		end := func() {
-			l.closeListeners(ns)
+			if len(ns.held) == 0 { // or another one has come
+				l.closeListeners(ns)
+			}
 			ns.release()
 		}
 		if !l.post(end) {

@@ -390,7 +390,7 @@ func (h *http2Conn) beginDrain() {
 	h.drain++
 	h.relay.Drain(h.drain > 1)
 	if c := h.c; !c.dead && h.drain == 1 {
-		c.later(drainGrace, func() {
+		c.later(c.loop.router.drainGrace, func() {
 			h.beginDrain()
 			if !c.dead {
 				c.run()

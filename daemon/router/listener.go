@@ -15,6 +15,9 @@ import (
 // storm of new ones does not starve those that are there.
 const maxAccepts = 64
 
+// lastSYNs is how long a door refuses SYNs when its listeners are closed.
+const lastSYNs = time.Second
+
 // complainEvery bounds how often it is logged that connections are not accepted.
 const complainEvery = 10 * time.Second
 
@@ -224,8 +227,7 @@ func (l *loop) unlisten(ns *namespace) {
 	if ns.closed || ns.closing {
 		return
 	}
-	for l.takeSYNs() {
-	}
+	l.takeAllSYNs()
 	if len(ns.held) > 0 {
 		ns.closing = true
 		return
@@ -233,20 +235,52 @@ func (l *loop) unlisten(ns *namespace) {
 	l.closeListeners(ns)
 }
 
+// closeListeners closes what clients come in by. Those that come later are refused
+// by the kernel; those whose SYN had been kept from the listener already, by us.
 func (l *loop) closeListeners(ns *namespace) {
 	if ns.closed {
 		return
 	}
 	ns.closed = true
+	held := false
 	for _, d := range ns.doors {
+		held = held || d.holds()
 		for _, s := range d.listeners() {
-			l.accept(s)
+			// There are no more of them than the backlog has room for.
+			for range backlog {
+				if !l.acceptOne(s) {
+					break
+				}
+			}
 			l.forget(s)
+			closeFD(s.fd)
+			s.fd = -1
 		}
-		delete(l.holding, d.cookie)
-		d.closeAll()
 	}
 	if ns.diag >= 0 {
 		unix.Close(ns.diag)
+		ns.diag = -1
 	}
+	if !held {
+		l.closeDoors(ns)
+		return
+	}
+	// No SYN comes any more but one that has found the listener before and is with
+	// it on another CPU in this moment. So the doors stay a little longer.
+	l.takeAllSYNs()
+	ns.hold()
+	ns.last.fire = func() {
+		l.closeDoors(ns)
+		ns.release()
+	}
+	l.timers.set(&ns.last, lastSYNs)
+}
+
+// closeDoors closes what is left of doors when their listeners are closed.
+func (l *loop) closeDoors(ns *namespace) {
+	for _, d := range ns.doors {
+		delete(l.holding, d.cookie)
+		d.closeAll()
+	}
+	ns.doors = nil
 }

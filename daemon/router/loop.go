@@ -325,6 +325,15 @@ func (l *loop) shut() {
 	for c := l.held.first; c != nil; c = l.held.first {
 		c.turnAway(unix.ECONNREFUSED)
 	}
+	if l.syns != nil {
+		l.takeAllSYNs()
+	}
+	for _, d := range l.holding {
+		if d.ns.last.at != 0 {
+			l.timers.clear(&d.ns.last)
+			d.ns.last.fire()
+		}
+	}
 	for _, c := range l.parting {
 		c.letGo(true)
 	}

@@ -46,6 +46,7 @@ type namespace struct {
 	held    map[synKey]*conn
 	closing bool // the listeners wait for those that are held
 	closed  bool
+	last    timer // closes the doors after their listeners
 }
 
 func newNamespace(cookie routing.Cookie, name string, fd int) *namespace {
