@@ -208,7 +208,7 @@ func (c *conn) greets(b []byte) bool {
 		return false
 	}
 	if c.timer.at == 0 {
-		c.later(unlikelyDelay, func() {
+		c.later(c.loop.delays.unlikely, func() {
 			if c.phase == atHead && !c.begun && c.rin.len() > 0 {
 				c.passGreeting()
 				c.run()

@@ -137,27 +137,39 @@ type request struct {
 	keepAlive bool
 }
 
-// Patience.
+// Patience. What decides about a client that is slow is also in delays.
 const (
 	acceptPause = 50 * time.Millisecond
-	// refusalDelay is how long a client that says nothing is left connected to a
-	// baseline that has refused: it may be about to send a tagged request.
-	refusalDelay = 100 * time.Millisecond
-	// refusedHeadDelay is the same for a client that has sent a part of a head.
-	refusedHeadDelay = 3 * time.Second
-	// unlikelyDelay is how long a client may pause after bytes that do not look
-	// like HTTP before they are taken for another protocol's.
-	unlikelyDelay = 100 * time.Millisecond
 	// lingerDelay is how long a client that has been sent away may go on sending.
 	lingerDelay = 10 * time.Second
-	// drainGrace is how long a drain lets a new client wait with its first request.
-	drainGrace = 500 * time.Millisecond
 	// An RST waits for the client's kernel to take what came before it.
 	resetPoll  = 10 * time.Millisecond
 	resetPolls = 1000
 	// forkDialLimit is how long one endpoint of a fork is tried.
 	forkDialLimit = 3 * time.Second
 )
+
+// delays are how long a client may take for something before it is taken for one
+// that is not going to do it. Tests of slow clients change them.
+type delays struct {
+	// refusal is how long a client that says nothing is left connected to a baseline
+	// that has refused: it may be about to send a tagged request.
+	refusal time.Duration
+	// refusedHead is the same for a client that has sent a part of a head.
+	refusedHead time.Duration
+	// unlikely is how long a client may pause after bytes that do not look like HTTP
+	// before they are taken for another protocol's.
+	unlikely time.Duration
+	// drain is how long a drain lets a new client wait with its first request.
+	drain time.Duration
+}
+
+func defaultDelays() delays {
+	return delays{
+		refusal: 100 * time.Millisecond, refusedHead: 3 * time.Second,
+		unlikely: 100 * time.Millisecond, drain: 500 * time.Millisecond,
+	}
+}
 
 // turnReads is how many reads each side of a connection gets in one turn.
 const turnReads = 4
@@ -197,7 +209,7 @@ func (c *conn) begin(fd int32) {
 	l.conns.add(c)
 	if u := c.cur; u == nil {
 		c.refused = true
-		c.later(refusalDelay, c.refuseSilent)
+		c.later(l.delays.refusal, c.refuseSilent)
 	} else if u.state == dialFailed || u.state == connected && u.sock.readable {
 		c.run()
 	}
@@ -511,7 +523,7 @@ func (c *conn) drain() {
 	case c.served || c.cur == nil:
 		c.close()
 	default:
-		c.later(c.loop.router.drainGrace, func() {
+		c.later(c.loop.delays.drain, func() {
 			if c.idle() {
 				c.close()
 			}

@@ -157,13 +157,13 @@ func TestAServersResetReachesTheClientAfterItsData(t *testing.T) {
 				}
 				c.send(answer)
 				// The router has it all before the RST overtakes it.
-				time.Sleep(50 * time.Millisecond)
+				c.acknowledged()
 				c.rst()
 			})
 		}
 		c := w.dial(w.client)
 		c.send(get(header))
-		time.Sleep(150 * time.Millisecond)
+		time.Sleep(150 * time.Millisecond) // for the reset to come while nobody reads
 		if b := string(c.expectRST()); b != answer {
 			t.Errorf("%d bytes arrived before the reset, want %d", len(b), len(answer))
 		}
@@ -218,7 +218,7 @@ func TestAnotherIdleUpstreamMayCloseUnnoticed(t *testing.T) {
 			t.Fatalf("served by %s", resp.Header.Get(lab.ServedBy))
 		}
 		bye <- i%2 == 0
-		time.Sleep(20 * time.Millisecond)
+		w.eventually("the router has seen it", func() bool { return w.upstreams() == 1 })
 	}
 }
 
@@ -368,7 +368,7 @@ func TestADrainLetsRequestsFinish(t *testing.T) {
 
 func TestAClientThatHasJustDialledMayAskDuringADrain(t *testing.T) {
 	w := newWorld(t)
-	w.router.drainGrace = patience // however slow this machine is
+	w.setDelays(func(d *delays) { d.drain = patience }) // however slow this machine is
 	w.names(w.base, w.fork)
 	c := w.dial(w.client)
 	done := make(chan error, 1)

@@ -242,6 +242,7 @@ func TestAnInjectedPodWithoutAReadyForkIsRefused(t *testing.T) {
 	c := w.dial(w.runner)
 	c.send("\x16\x03\x01")
 	c.expectRST()
+	w.setDelays(func(d *delays) { d.refusal = patience })
 	c = w.dial(w.runner)
 	c.send(get(""))
 	if resp, _ := c.response("GET"); resp.StatusCode != http.StatusServiceUnavailable {

@@ -390,7 +390,7 @@ func (h *http2Conn) beginDrain() {
 	h.drain++
 	h.relay.Drain(h.drain > 1)
 	if c := h.c; !c.dead && h.drain == 1 {
-		c.later(c.loop.router.drainGrace, func() {
+		c.later(c.loop.delays.drain, func() {
 			h.beginDrain()
 			if !c.dead {
 				c.run()
@@ -459,7 +459,7 @@ func (h *http2Conn) abortUnlessBegun() {
 	if h.relay.Begun() {
 		return
 	}
-	h.c.later(refusalDelay, func() {
+	h.c.later(h.c.loop.delays.refusal, func() {
 		if !h.relay.Begun() {
 			h.c.abort()
 		}

@@ -107,7 +107,7 @@ func TestAnHTTP2ServerMaySpeakFirst(t *testing.T) {
 			}
 		})
 	}
-	for _, pause := range []time.Duration{0, 20 * time.Millisecond, 3 * unlikelyDelay} {
+	for _, pause := range []time.Duration{0, 20 * time.Millisecond, 3 * defaultDelays().unlikely} {
 		c := w.dial(w.client)
 		time.Sleep(pause) // for the server to be first, or not; and the router out of patience
 		f := w.frames(c)
@@ -147,7 +147,7 @@ func TestAServerWhoseGreetingLooksLikeHTTP2AtFirstIsHeardOnce(t *testing.T) {
 	w.script(w.base, func(c *peer) {
 		for _, part := range []string{"\x00\x00", "\x06", "and what else is to be said"} {
 			c.send(part)
-			time.Sleep(unlikelyDelay / 10) // for the parts to come one by one
+			time.Sleep(defaultDelays().unlikely / 10) // for the parts to come one by one
 		}
 		c.expect("hello")
 		c.send("bye")
@@ -165,9 +165,9 @@ func TestAServerThatGoesOnAfterItsGreetingIsHeardOnce(t *testing.T) {
 	prefaces := make(chan string, 1)
 	w.script(w.base, func(c *peer) {
 		c.send(greeting)
-		time.Sleep(3 * unlikelyDelay) // for the router to be out of patience
+		time.Sleep(3 * defaultDelays().unlikely) // for the router to be out of patience
 		c.send(more[:5])
-		time.Sleep(unlikelyDelay / 10)
+		time.Sleep(defaultDelays().unlikely / 10)
 		c.send(more[5:] + more[:7])
 		c.expect(<-prefaces)
 		c.send(more[7:])
@@ -248,6 +248,7 @@ func TestAForkThatCannotBeReachedOverHTTP2(t *testing.T) {
 
 func TestAForkServesOverHTTP2WhereTheBaselineDoesNot(t *testing.T) {
 	w := newWorld(t, connectedFirst)
+	w.setDelays(func(d *delays) { d.refusal = patience })
 	w.serveHTTP2(w.fork, telling(w.fork))
 	f := w.frames(w.dial(w.client))
 	f.headers(1, true, asking("baggage", "sidetrack="+key)...)
@@ -256,6 +257,7 @@ func TestAForkServesOverHTTP2WhereTheBaselineDoesNot(t *testing.T) {
 	f.headers(3, true, asking()...)
 	f.expectReset()
 	// Also to who says nothing.
+	w.setDelays(func(d *delays) { *d = defaultDelays() })
 	w.frames(w.dial(w.client)).expectReset()
 	g := w.frames(w.dial(w.client))
 	g.headers(1, true, asking()...)

@@ -34,6 +34,7 @@ type loop struct {
 	sockets []slot
 	free    []int32 // unused places in sockets
 	timers  timers
+	delays  delays
 	bufs    pool
 	conns   connList
 	syns    *loader.SYNs     // nil: SYNs are not held
@@ -102,8 +103,8 @@ type socket struct {
 func newLoop(r *Router, home int) (*loop, error) {
 	l := &loop{
 		router: r, home: home, epoll: -1, wakeFD: -1,
-		read: make([]byte, readSize),
-		done: make(chan struct{}), holding: map[uint64]*door{},
+		read:   make([]byte, readSize),
+		delays: defaultDelays(), done: make(chan struct{}), holding: map[uint64]*door{},
 		//nolint:gosec // which endpoint comes first is no secret
 		random: rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())),
 	}

@@ -107,9 +107,9 @@ func (c *conn) unreachable() {
 		}
 		c.refused = true
 		if c.in.len() == 0 {
-			c.later(refusalDelay, c.refuseSilent)
+			c.later(c.loop.delays.refusal, c.refuseSilent)
 		} else {
-			c.later(refusedHeadDelay, c.refuseSilent)
+			c.later(c.loop.delays.refusedHead, c.refuseSilent)
 		}
 	case !u.fork || c.phase == opaque || c.asked.len() == 0:
 		c.why = nobodyReached

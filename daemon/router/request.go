@@ -328,10 +328,10 @@ func (c *conn) hold() {
 func (c *conn) wait() {
 	c.waiting = true
 	if c.refused && !c.served {
-		c.later(refusedHeadDelay, c.refuseSilent)
+		c.later(c.loop.delays.refusedHead, c.refuseSilent)
 	}
 	if c.partial.Unlikely && !c.served && c.asked.len() == 0 {
-		c.later(unlikelyDelay, func() {
+		c.later(c.loop.delays.unlikely, func() {
 			if c.waiting && c.partial.Unlikely && c.phase == atHead {
 				c.loop.stats.errors[notHTTP]++
 				c.becomeOpaque(true)

@@ -97,8 +97,6 @@ type Router struct {
 	draining   bool
 	closed     bool
 
-	drainGrace time.Duration // a test may change it
-
 	parted chan struct{} // some loop has parted with a connection
 }
 
@@ -120,7 +118,7 @@ func New(cfg Config) (*Router, error) {
 	if want := cfg.Loops + spareProcs; runtime.GOMAXPROCS(0) < want {
 		runtime.GOMAXPROCS(want)
 	}
-	r := &Router{cfg: cfg, home: home, namespaces: map[routing.Cookie]*namespace{}, parted: make(chan struct{}, 1), drainGrace: drainGrace}
+	r := &Router{cfg: cfg, home: home, namespaces: map[routing.Cookie]*namespace{}, parted: make(chan struct{}, 1)}
 	r.table.Store(new(routing.Table))
 	for range cfg.Loops {
 		l, err := newLoop(r, home)

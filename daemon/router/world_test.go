@@ -146,6 +146,13 @@ func (w *world) listen(p *lab.Pod) {
 	w.ports[p] = ports
 }
 
+// setDelays changes how much time the router gives to clients from now on.
+func (w *world) setDelays(change func(*delays)) {
+	for _, l := range w.router.loops {
+		l.call(func() { change(&l.delays) })
+	}
+}
+
 // captured is where the kernel sends p's connections to the Service.
 func (w *world) captured(p *lab.Pod) string { return w.capturedAt(p, "10.96.0.7:80") }
 
@@ -183,7 +190,8 @@ type peer struct {
 	server bool
 }
 
-const patience = 20 * time.Second
+// patience is how long a test waits for what takes no time on an idle machine.
+var patience = lab.Patience(20 * time.Second)
 
 func newPeer(t *testing.T, c net.Conn) *peer {
 	if err := c.SetDeadline(time.Now().Add(patience)); err != nil {
@@ -260,6 +268,35 @@ func (p *peer) rst() {
 		p.t.Fatal(err)
 	}
 	p.conn.Close()
+}
+
+// acknowledged waits until the other side's kernel has all that was sent.
+func (p *peer) acknowledged() {
+	p.t.Helper()
+	raw, err := p.conn.SyscallConn()
+	if err != nil {
+		p.t.Error(err)
+		return
+	}
+	left := 1
+	for end := time.Now().Add(patience); left > 0 && time.Now().Before(end); time.Sleep(time.Millisecond) {
+		if err := raw.Control(func(fd uintptr) { left = unacknowledged(int32(fd)) }); err != nil {
+			p.t.Error(err)
+			return
+		}
+	}
+}
+
+// upstreams is how many connections there are to upstreams.
+func (w *world) upstreams() (n int) {
+	for _, l := range w.router.loops {
+		l.call(func() {
+			for c := l.conns.first; c != nil; c = c.next {
+				n += len(c.ups)
+			}
+		})
+	}
+	return n
 }
 
 // script serves each connection to a pod's server by the test's own hand.
@@ -406,8 +443,10 @@ func (w *world) http(p *lab.Pod) *http.Client {
 // eventually waits for something that another process or the kernel does.
 func (w *world) eventually(what string, ok func() bool) {
 	w.t.Helper()
-	for end := time.Now().Add(patience); !ok(); time.Sleep(2 * time.Millisecond) {
-		if time.Now().After(end) {
+	// A machine that has stood still for long has its chance all the same.
+	end := time.Now().Add(patience)
+	for tries := 0; !ok(); time.Sleep(2 * time.Millisecond) {
+		if tries++; tries > 500 && time.Now().After(end) {
 			w.t.Fatalf("waited in vain: %s; %+v", what, w.router.Stats())
 		}
 	}

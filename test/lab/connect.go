@@ -9,7 +9,7 @@ import (
 )
 
 // connectWithin is how long a connection may take that a signal has interrupted.
-const connectWithin = 10 * time.Second
+const connectWithin = time.Minute
 
 // Connect is connect(2) of a blocking socket. Go's own signals interrupt it on
 // sockets that have a timeout (signal(7)); the connection goes on then, and is

@@ -54,12 +54,13 @@ func New(tb TB) *World {
 func InVM() bool { return os.Getenv("SIDETRACK_VM") == "1" }
 
 // Patience is how long a test should wait for what normally takes less than d
-// before it calls it missing: longer where everything is slow.
+// before it calls it missing: longer where everything is slow, and never so short
+// that a busy machine looks like a fault.
 func Patience(d time.Duration) time.Duration {
 	if InVM() {
 		return 6 * d
 	}
-	return d
+	return 3 * d
 }
 
 // check ends the test when err is not nil; without a test it panics.
