@@ -33,11 +33,17 @@ type Flow struct {
 	Endpoint  netip.AddrPort // where it goes instead; the zero AddrPort: where it was going, or nowhere
 }
 
-// FlowReader reads flows as they begin. One goroutine may read; Close may be
-// called from any.
+// flowsDelay is how long flows gather that follow on one another. Who waits for each
+// of them is woken by each, on a CPU that the flows' own processes could use; the
+// kernel wakes nobody while there are some that have not been read.
+const flowsDelay = 20 * time.Millisecond
+
+// FlowReader reads flows as they begin, or flowsDelay later. One goroutine may read;
+// Close may be called from any.
 type FlowReader struct {
 	ring *ringbuf.Reader
 	rec  ringbuf.Record
+	read bool // some, since it has slept
 }
 
 // Flows returns a reader of the flows that begin from now on. There must be one at
@@ -56,9 +62,14 @@ func (k *Kernel) Flows() (r *FlowReader, err error) {
 
 // Read waits for the next flow. The error is os.ErrClosed after Close.
 func (r *FlowReader) Read() (Flow, error) {
+	if r.read && r.ring.AvailableBytes() == 0 {
+		r.read = false
+		time.Sleep(flowsDelay)
+	}
 	if err := r.ring.ReadInto(&r.rec); err != nil {
 		return Flow{}, err
 	}
+	r.read = true
 	const size = int(unsafe.Sizeof(bpf.SdFlowEvent{}))
 	if len(r.rec.RawSample) < size {
 		return Flow{}, fmt.Errorf("an event of %d bytes: want %d", len(r.rec.RawSample), size)

@@ -82,12 +82,12 @@ func (p *pending) put(id TraceID, all []*Entry) {
 		p.bytes = 0
 	}
 	for _, e := range all[len(p.calls.now[id]):] {
-		p.bytes += e.size()
+		p.bytes += e.weight()
 	}
 	if p.bytes > maxPendingBytes {
 		p.calls.older, p.calls.now, p.bytes = p.calls.now, nil, 0
 		for _, e := range all {
-			p.bytes += e.size()
+			p.bytes += e.weight()
 		}
 	}
 	p.calls.put(id, all)

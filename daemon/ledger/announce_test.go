@@ -155,7 +155,7 @@ func TestCallsThatWaitForTheirTracesWordAreBoundedByBytes(t *testing.T) {
 	for _, w := range []map[TraceID][]*Entry{l.pending.calls.now, l.pending.calls.older} {
 		for _, all := range w {
 			for _, e := range all {
-				bytes += e.size()
+				bytes += e.weight()
 			}
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"strings"
 	"time"
+	"unicode/utf8"
 	"unsafe"
 
 	"github.com/sidetrack-dev/sidetrack/routing"
@@ -35,9 +36,9 @@ const (
 	Opaque
 )
 
-// Entry is a record in the making, and then one that is kept. Whoever has it from
-// Open fills in what it learns, and hands it to Add, once; nothing may change it
-// afterwards.
+// Entry is a record in the making, or one that has been read. Whoever has it from Open
+// or OpenConnection fills in what it learns, and hands it to Finish, once: from then
+// on it is another request's.
 type Entry struct {
 	At       time.Time // of the wall, with the monotonic clock
 	Latency  time.Duration
@@ -57,7 +58,7 @@ type Entry struct {
 	Target  string
 	Answer  netip.AddrPort // the zero AddrPort: nobody was asked
 
-	Method, Authority, Path string
+	Method, Authority, Path []byte // in text, or nobody's; never changed
 	Status                  int
 	GRPCStatus              int32 // when HasGRPC
 	HasGRPC                 bool
@@ -69,11 +70,13 @@ type Entry struct {
 	Healed bool
 	Error  string
 
+	text      []byte
 	seq       uint64
 	dest      routing.DestID
 	told      <-chan struct{} // see Unannounced
 	caller    *Pod            // nil: not known
 	answering routing.Name    // pod; the zero Name: not known
+	finished  bool
 }
 
 // Bounds of what is taken from a request.
@@ -87,7 +90,7 @@ const (
 // Ask fills in what a request's head says. The bytes may change afterwards.
 // target is the request's target or :path; its query is left out.
 func (e *Entry) Ask(method, authority, target []byte) {
-	e.Method = text(method, maxMethod)
+	e.Method = e.keep(method, maxMethod)
 	if i := bytes.Index(target, []byte("://")); i > 0 && target[0] != '/' {
 		// The absolute form has the authority in it (RFC 9112, section 3.2.2).
 		target = target[i+3:]
@@ -100,30 +103,35 @@ func (e *Entry) Ask(method, authority, target []byte) {
 			authority = authority[i+1:]
 		}
 	}
-	e.Authority = text(authority, maxAuthority)
+	e.Authority = e.keep(authority, maxAuthority)
 	if i := bytes.IndexAny(target, "?#"); i >= 0 {
 		target = target[:i]
 	}
-	e.Path = text(target, maxPath)
+	e.Path = e.keep(target, maxPath)
+}
+
+// keep returns a copy of b, cut at a bound and made valid UTF-8.
+func (e *Entry) keep(b []byte, most int) []byte {
+	if len(b) > most {
+		b = b[:most]
+	}
+	if !utf8.Valid(b) {
+		return bytes.ToValidUTF8(b, []byte("\uFFFD"))
+	}
+	from := len(e.text)
+	e.text = append(e.text, b...)
+	return e.text[from:len(e.text):len(e.text)]
 }
 
 // Fail notes what went wrong; what is noted first stays.
 func (e *Entry) Fail(why string) {
 	if e.Error == "" {
-		e.Error = text([]byte(why), maxError)
+		e.Error = strings.ToValidUTF8(why[:min(len(why), maxError)], "\uFFFD")
 	}
 }
 
-// text is a copy of b, cut at a bound and made valid UTF-8.
-func text(b []byte, most int) string {
-	if len(b) > most {
-		b = b[:most]
-	}
-	return strings.ToValidUTF8(string(b), "\uFFFD")
-}
-
-// size is how many bytes an entry takes, names that are shared left out.
-func (e *Entry) size() int64 {
-	return int64(unsafe.Sizeof(*e)) + int64(unsafe.Sizeof(e)) +
-		int64(len(e.Method)+len(e.Authority)+len(e.Path)+len(e.Target)+len(e.Error))
+// weight is how many bytes an entry takes that is not kept yet, names that are shared
+// left out.
+func (e *Entry) weight() int64 {
+	return int64(unsafe.Sizeof(*e)) + int64(unsafe.Sizeof(e)) + int64(cap(e.text)+len(e.Target)+len(e.Error))
 }

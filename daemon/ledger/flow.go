@@ -29,7 +29,7 @@ func (l *Ledger) AddFlow(f Flow) {
 	if sb == nil {
 		return
 	}
-	e := &Entry{
+	e := Entry{
 		At: f.At, Hook: AtConnect, Protocol: TCP,
 		Owner: sb, Source: f.Source, Dialled: f.Dialled,
 		Verdict: f.Verdict, Reason: f.Reason, Answer: f.Endpoint,
@@ -47,5 +47,5 @@ func (l *Ledger) AddFlow(f Flow) {
 		e.Service, e.Target = t.Leads(sb, d.ID)
 		e.Port = t.ServicePort(d.ID, e.Service)
 	}
-	l.Add(e)
+	l.Add(&e)
 }

@@ -18,7 +18,7 @@ type Config struct {
 	// Node is the name of the node, for records.
 	Node string
 	// MaxBytes bounds all records together, and MaxSandboxBytes those of one Sandbox.
-	// Zero: 64 MiB and 8 MiB. A record takes about 500 bytes.
+	// Zero: 64 MiB and 8 MiB. A record takes about 300 bytes.
 	MaxBytes, MaxSandboxBytes int64
 }
 
@@ -49,25 +49,20 @@ type Ledger struct {
 	table    atomic.Pointer[routing.Table]
 	announce func(Announcement) // nil: there are no other nodes
 	pending  pending
+	spare    sync.Pool // of *Entry
 
 	mu    sync.Mutex
 	seq   uint64
 	bytes int64
 	books map[Owner]*book
-	added chan struct{} // closed, and another one made, when a record is added and somebody waits
-	wants bool
+	// last is the book of lastOf, which most records are for that were made last.
+	last   *book
+	lastOf *routing.SandboxInfo
+	added  chan struct{} // closed, and another one made, when a record is added and somebody waits
+	wants  bool
 
 	dropped uint64
 	unread  uint64 // see Missed
-}
-
-// book is one owner's records, the oldest first.
-type book struct {
-	id      routing.SandboxID
-	entries []*Entry // from first on
-	first   int
-	bytes   int64
-	dropped int64
 }
 
 // New returns an empty Ledger.
@@ -95,7 +90,7 @@ func (l *Ledger) SetTable(t *routing.Table) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for o, b := range l.books {
-		if sb := t.SandboxNamed(o.Name, o.Group); sb == nil || sb.ID != b.id {
+		if sb := t.SandboxNamed(o.Name, o.Group); sb == nil || sb.ID != b.owner.ID {
 			l.forget(o)
 		}
 	}
@@ -105,41 +100,32 @@ func (l *Ledger) forget(o Owner) {
 	if b := l.books[o]; b != nil {
 		l.bytes -= b.bytes
 		delete(l.books, o)
+		l.last, l.lastOf = nil, nil
 	}
 }
 
 func ownerOf(sb *routing.SandboxInfo) Owner { return Owner{sb.Name, sb.Group} }
 
-// Add takes in an entry, which must not be changed any more.
+// Add takes in an entry. It does not keep it, but what it says.
 func (l *Ledger) Add(e *Entry) {
 	e.caller = l.podOf(e.Source)
 	if e.Answer.IsValid() {
 		e.answering, _ = l.table.Load().PodAt(e.Answer)
 	}
-	o := ownerOf(e.Owner)
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	b := l.books[o]
-	switch {
-	case b != nil && b.id > e.Owner.ID:
-		return // of a Sandbox that was deleted, and made anew
-	case b != nil && b.id < e.Owner.ID:
-		l.forget(o)
-		b = nil
-	}
+	b := l.bookOf(e.Owner)
 	if b == nil {
-		b = &book{id: e.Owner.ID}
-		l.books[o] = b
+		return
 	}
 	l.seq++
 	e.seq = l.seq
-	b.entries = append(b.entries, e)
-	l.grow(b, e.size())
+	l.bytes += b.add(e, l.cfg.MaxSandboxBytes)
 	for b.bytes > l.cfg.MaxSandboxBytes {
-		l.drop(b)
+		l.shrink(b)
 	}
 	for l.bytes > l.cfg.MaxBytes {
-		l.drop(l.largest())
+		l.shrink(l.largest())
 	}
 	if l.wants {
 		l.wants = false
@@ -148,22 +134,34 @@ func (l *Ledger) Add(e *Entry) {
 	}
 }
 
-func (l *Ledger) grow(b *book, n int64) {
-	b.bytes += n
-	l.bytes += n
+// bookOf returns an owner's book, or nil: it was deleted, and another one of its name
+// made. The caller holds the lock.
+func (l *Ledger) bookOf(owner *routing.SandboxInfo) *book {
+	if owner == l.lastOf {
+		return l.last
+	}
+	o := ownerOf(owner)
+	b := l.books[o]
+	if b != nil && b.owner.ID > owner.ID {
+		return nil
+	}
+	if b != nil && b.owner.ID < owner.ID {
+		l.forget(o)
+		b = nil
+	}
+	if b == nil {
+		b = &book{owner: routing.SandboxInfo{ID: owner.ID, Name: owner.Name, Group: owner.Group}}
+		l.books[o] = b
+	}
+	l.last, l.lastOf = b, owner
+	return b
 }
 
-// drop forgets a book's oldest record.
-func (l *Ledger) drop(b *book) {
-	l.grow(b, -b.entries[b.first].size())
-	b.entries[b.first] = nil
-	b.first++
-	b.dropped++
-	l.dropped++
-	if b.first > len(b.entries)/2 {
-		b.entries = slices.Clone(b.entries[b.first:])
-		b.first = 0
-	}
+// shrink forgets a book's oldest records.
+func (l *Ledger) shrink(b *book) {
+	bytes, records := b.shrink()
+	l.bytes -= bytes
+	l.dropped += uint64(records)
 }
 
 func (l *Ledger) largest() (most *book) {
@@ -215,29 +213,20 @@ type Page struct {
 // an empty one.
 func (l *Ledger) Read(o Owner, q Query) Page {
 	l.mu.Lock()
-	defer l.mu.Unlock()
 	p := Page{Next: l.seq, Since: l.began, Unread: int64(l.unread)}
+	var chunks []chunk
 	b := l.books[o]
-	if b == nil {
+	if b != nil {
+		p.Dropped, chunks = b.dropped, slices.Clone(b.chunks)
+	}
+	l.mu.Unlock()
+	if len(chunks) == 0 {
 		return p
 	}
-	all := b.entries[b.first:]
-	p.Dropped = b.dropped
-	if b.dropped > 0 && len(all) > 0 {
-		p.Since = all[0].At
+	if p.Dropped > 0 {
+		p.Since = began(chunks)
 	}
-	from, _ := slices.BinarySearchFunc(all, q.After+1, func(e *Entry, seq uint64) int { return cmp.Compare(e.seq, seq) })
-	for i := len(all) - 1; i >= from; i-- {
-		e := all[i]
-		switch {
-		case e.At.Before(q.Since) || q.Trace != (TraceID{}) && e.Trace != q.Trace:
-		case q.Limit > 0 && len(p.Entries) == q.Limit:
-			p.Omitted++
-		default:
-			p.Entries = append(p.Entries, e)
-		}
-	}
-	slices.Reverse(p.Entries)
+	q.choose(&p, chunks, &b.owner)
 	return p
 }
 
@@ -277,7 +266,7 @@ func (l *Ledger) Stats() Stats {
 	defer l.mu.Unlock()
 	s := Stats{Bytes: l.bytes, Added: l.seq, Dropped: l.dropped, Unread: l.unread, Traces: l.traces.known.Load()}
 	for _, b := range l.books {
-		s.Records += int64(len(b.entries) - b.first)
+		s.Records += b.records
 	}
 	return s
 }

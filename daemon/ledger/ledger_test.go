@@ -30,7 +30,7 @@ func name(n string) routing.Name { return routing.Name{Namespace: "shop", Name: 
 
 // shop is a table with two Services: route is redirected, cart observed. Pods of
 // this node are cart's, one of nobody's, and a test runner.
-func shop(t *testing.T, change ...func(*routing.Input)) (*Ledger, *routing.Table) {
+func shop(t testing.TB, change ...func(*routing.Input)) (*Ledger, *routing.Table) {
 	t.Helper()
 	ports := []routing.ServicePort{{Name: "http", Port: 80, Protocol: routing.TCP}}
 	slice := func(service, pod, addr string) routing.EndpointSlice {
@@ -140,7 +140,7 @@ func TestQueriesAreNotKeptHoweverTheyAreWritten(t *testing.T) {
 	} {
 		var e Entry
 		e.Ask([]byte("GET"), []byte(tc.host), []byte(tc.target))
-		if e.Authority != tc.authority || e.Path != tc.path {
+		if string(e.Authority) != tc.authority || string(e.Path) != tc.path {
 			t.Errorf("%q of %q: authority %q, path %q; want %q, %q", tc.target, tc.host, e.Authority, e.Path, tc.authority, tc.path)
 		}
 	}

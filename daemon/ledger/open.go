@@ -66,11 +66,10 @@ func (l *Ledger) Open(c *Call, d *routing.Decision) *Entry {
 	if owner == nil && !l.mayHaveLost(c, id) {
 		return nil
 	}
-	e := &Entry{
-		At: now, Hook: AtRouter, Protocol: c.Protocol,
-		Owner: owner, Source: c.Source, Dialled: c.Dialled, dest: c.Dest,
-		Trace: id, Parent: parent, Lost: lost, Healed: healed,
-	}
+	e := l.entry()
+	e.At, e.Hook, e.Protocol = now, AtRouter, c.Protocol
+	e.Owner, e.Source, e.Dialled, e.dest = owner, c.Source, c.Dialled, c.Dest
+	e.Trace, e.Parent, e.Lost, e.Healed = id, parent, lost, healed
 	e.Decided(c.Table, c.Dest, d)
 	if keyed && id != (TraceID{}) && d.Verdict != routing.Refuse {
 		e.told = l.noted(c.Table, id, owner, d, now)
@@ -132,10 +131,9 @@ func (l *Ledger) OpenConnection(c *Call, d *routing.Decision) *Entry {
 	if l == nil || d.Sandbox == nil {
 		return nil
 	}
-	e := &Entry{
-		At: time.Now(), Hook: AtRouter, Protocol: Opaque,
-		Owner: d.Sandbox, Source: c.Source, Dialled: c.Dialled,
-	}
+	e := l.entry()
+	e.At, e.Hook, e.Protocol = time.Now(), AtRouter, Opaque
+	e.Owner, e.Source, e.Dialled = d.Sandbox, c.Source, c.Dialled
 	e.Decided(c.Table, c.Dest, d)
 	return e
 }
@@ -149,14 +147,29 @@ func (e *Entry) Decided(t *routing.Table, dest routing.DestID, d *routing.Decisi
 	}
 }
 
-// Finish takes in an entry whose request or connection is over now. One of an untagged
-// call is kept for a few seconds, and recorded only if the word comes by then that
-// its trace is a tagged one.
+// entry returns an empty one.
+func (l *Ledger) entry() *Entry {
+	e, ok := l.spare.Get().(*Entry)
+	if !ok {
+		return &Entry{text: make([]byte, 0, 128)}
+	}
+	*e = Entry{text: e.text[:0]}
+	return e
+}
+
+// Finish takes in an entry whose request or connection is over now; the caller has it
+// no more. One of an untagged call is kept for a few seconds, and recorded only if the
+// word comes by then that its trace is a tagged one.
 func (l *Ledger) Finish(e *Entry) {
+	if e.finished {
+		panic("ledger: an entry is finished twice")
+	}
+	e.finished = true
 	e.Latency = time.Since(e.At)
 	if e.Owner == nil {
 		l.wait(e)
 		return
 	}
 	l.Add(e)
+	l.spare.Put(e)
 }

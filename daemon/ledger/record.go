@@ -67,8 +67,8 @@ func (l *Ledger) Record(e *Entry) ledgerv1alpha1.Record {
 	if e.Answer.IsValid() {
 		r.Answer = &ledgerv1alpha1.Answer{Address: e.Answer.String(), Namespace: e.answering.Namespace, Pod: e.answering.Name}
 	}
-	if e.Method != "" {
-		r.Request = &ledgerv1alpha1.Request{Method: e.Method, Authority: e.Authority, Path: e.Path}
+	if len(e.Method) > 0 {
+		r.Request = &ledgerv1alpha1.Request{Method: string(e.Method), Authority: string(e.Authority), Path: string(e.Path)}
 	}
 	if e.HasGRPC {
 		r.GRPCStatus = &e.GRPCStatus

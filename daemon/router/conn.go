@@ -106,7 +106,7 @@ type conn struct {
 	resetting bool
 
 	// What the ledger is to be told, see exchange.go.
-	exchanges []*exchange   // in the order of their requests
+	exchanges []exchange    // in the order of their requests
 	flow      *ledger.Entry // of the connection, where it is no HTTP or has become a tunnel
 	why       string        // it ended, if not as connections do
 	// announcing says that a request is held until other nodes have been told of it.

@@ -83,23 +83,24 @@ func (c *conn) record(e *ledger.Entry, u *upstream) {
 		c.loop.router.finish(e)
 		return
 	}
-	c.exchanges = append(c.exchanges, &exchange{entry: e, turn: c.asked.asked - 1})
+	c.exchanges = append(c.exchanges, exchange{entry: e, turn: c.asked.asked - 1})
 }
 
-// exchange returns the one that the next answer belongs to, or nil.
+// exchange returns the one that the next answer belongs to, or nil; valid until
+// another one begins or ends.
 func (c *conn) exchange() *exchange {
 	if len(c.exchanges) > 0 {
-		if x := c.exchanges[0]; x.turn == c.asked.answered {
+		if x := &c.exchanges[0]; x.turn == c.asked.answered {
 			return x
 		}
 	}
 	return nil
 }
 
-// sending returns the exchange whose body is being read, or nil.
+// sending returns the exchange whose body is being read, or nil; valid like the other.
 func (c *conn) sending() *exchange {
 	if n := len(c.exchanges); n > 0 {
-		if x := c.exchanges[n-1]; x.turn+1 == c.asked.asked {
+		if x := &c.exchanges[n-1]; x.turn+1 == c.asked.asked {
 			return x
 		}
 	}
@@ -147,8 +148,10 @@ func (c *conn) take() *ledger.Entry {
 	if x == nil {
 		return nil
 	}
-	c.exchanges = c.exchanges[1:]
-	return x.entry
+	e := x.entry
+	// The first place is the next one's: most connections need no other.
+	c.exchanges = c.exchanges[:copy(c.exchanges, c.exchanges[1:])]
+	return e
 }
 
 // tunnels goes on with the record of the request after whose answer the connection

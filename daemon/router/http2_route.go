@@ -49,6 +49,15 @@ func (u *upstream) countPending() {
 	u.pending = nil
 }
 
+// forgetEntry is told that a record is over.
+func (u *upstream) forgetEntry(e *ledger.Entry) {
+	for i := range u.pending {
+		if p := &u.pending[i]; p.entry == e {
+			p.entry = nil
+		}
+	}
+}
+
 // Route decides about a stream.
 func (h *http2Conn) Route(req *http2.Request) http2.Route {
 	c := h.c
@@ -139,6 +148,9 @@ func (h *http2Conn) Ended(w *http2.Watch, why string) {
 	}
 	if why != "" {
 		e.Fail(why)
+	}
+	if x.up != nil {
+		x.up.forgetEntry(e)
 	}
 	h.c.loop.router.finish(e)
 }

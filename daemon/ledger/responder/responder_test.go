@@ -93,7 +93,7 @@ func ask(id uint64, follow bool) wire.Question {
 }
 
 func record(l *ledger.Ledger, path string) {
-	l.Add(&ledger.Entry{At: time.Now(), Owner: pr42, Method: "GET", Path: path})
+	l.Add(&ledger.Entry{At: time.Now(), Owner: pr42, Method: []byte("GET"), Path: []byte(path)})
 }
 
 func TestAStreamGoesOnAfterAnAnswerThatDidNotArrive(t *testing.T) {
