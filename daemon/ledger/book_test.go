@@ -94,14 +94,29 @@ func TestAnEntryIsNotFinishedTwice(t *testing.T) {
 
 func TestWhatAnEntrySaidIsNotTheNextOnes(t *testing.T) {
 	l, table := shop(t)
+	owner := table.SandboxNamed(name("pr-42"), false)
+	var spare *Entry
+	open := func(traceparent string) *Entry {
+		e := l.Open(&Call{Table: table, Source: tester, Keyed: true, Traceparent: []byte(traceparent), Spare: spare}, &routing.Decision{Sandbox: owner})
+		if spare != nil && e != spare {
+			t.Fatal("the spare entry is not used")
+		}
+		return e
+	}
+	finish := func(e *Entry) {
+		if !l.Finish(e) {
+			t.Fatal("an entry may not be used again")
+		}
+		spare = e
+	}
 	for range 100 {
-		e, _ := call(t, l, table, tester, "route", "key-of-pr-42", trace1)
+		e := open("00-" + trace1 + "-" + parent + "-01")
 		e.Ask([]byte("POST"), []byte("first.shop"), []byte("/first"))
 		e.Fail("the first one's")
-		l.Finish(e)
-		e, _ = call(t, l, table, tester, "route", "key-of-pr-42", "")
+		finish(e)
+		e = open("")
 		e.Ask([]byte("GET"), nil, []byte("/2"))
-		l.Finish(e)
+		finish(e)
 	}
 	p := l.Read(Owner{Name: name("pr-42")}, Query{})
 	if len(p.Entries) != 200 {

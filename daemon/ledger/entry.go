@@ -37,8 +37,7 @@ const (
 )
 
 // Entry is a record in the making, or one that has been read. Whoever has it from Open
-// or OpenConnection fills in what it learns, and hands it to Finish, once: from then
-// on it is another request's.
+// or OpenConnection fills in what it learns, and hands it to Finish, once.
 type Entry struct {
 	At       time.Time // of the wall, with the monotonic clock
 	Latency  time.Duration
@@ -76,6 +75,7 @@ type Entry struct {
 	told      <-chan struct{} // see Unannounced
 	caller    *Pod            // nil: not known
 	answering routing.Name    // pod; the zero Name: not known
+	ended     bool
 	finished  bool
 }
 

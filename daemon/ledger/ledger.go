@@ -49,7 +49,6 @@ type Ledger struct {
 	table    atomic.Pointer[routing.Table]
 	announce func(Announcement) // nil: there are no other nodes
 	pending  pending
-	spare    sync.Pool // of *Entry
 
 	mu    sync.Mutex
 	seq   uint64

@@ -21,6 +21,8 @@ type Call struct {
 	// Traceparent is the value of the header of this name; empty where there is
 	// none, or more than one.
 	Traceparent []byte
+	// Spare is an entry that may be used again (see Finish); nil: there is none.
+	Spare *Entry
 }
 
 // Concerns reports whether Open is to be asked about a request to dest that t has
@@ -66,7 +68,7 @@ func (l *Ledger) Open(c *Call, d *routing.Decision) *Entry {
 	if owner == nil && !l.mayHaveLost(c, id) {
 		return nil
 	}
-	e := l.entry()
+	e := c.entry()
 	e.At, e.Hook, e.Protocol = now, AtRouter, c.Protocol
 	e.Owner, e.Source, e.Dialled, e.dest = owner, c.Source, c.Dialled, c.Dest
 	e.Trace, e.Parent, e.Lost, e.Healed = id, parent, lost, healed
@@ -131,7 +133,7 @@ func (l *Ledger) OpenConnection(c *Call, d *routing.Decision) *Entry {
 	if l == nil || d.Sandbox == nil {
 		return nil
 	}
-	e := l.entry()
+	e := c.entry()
 	e.At, e.Hook, e.Protocol = time.Now(), AtRouter, Opaque
 	e.Owner, e.Source, e.Dialled = d.Sandbox, c.Source, c.Dialled
 	e.Decided(c.Table, c.Dest, d)
@@ -148,28 +150,39 @@ func (e *Entry) Decided(t *routing.Table, dest routing.DestID, d *routing.Decisi
 }
 
 // entry returns an empty one.
-func (l *Ledger) entry() *Entry {
-	e, ok := l.spare.Get().(*Entry)
-	if !ok {
+func (c *Call) entry() *Entry {
+	e := c.Spare
+	if e == nil {
 		return &Entry{text: make([]byte, 0, 128)}
 	}
 	*e = Entry{text: e.text[:0]}
 	return e
 }
 
-// Finish takes in an entry whose request or connection is over now; the caller has it
-// no more. One of an untagged call is kept for a few seconds, and recorded only if the
-// word comes by then that its trace is a tagged one.
-func (l *Ledger) Finish(e *Entry) {
+// End notes that an entry's request or connection is over now, or panics: it was before.
+func (e *Entry) End() {
+	if e.ended {
+		panic("ledger: an entry has ended twice")
+	}
+	e.ended = true
+	e.Latency = time.Since(e.At)
+}
+
+// Finish takes in an entry that has ended, or ends now. It reports whether the entry may
+// be used again: one of an untagged call is kept for a few seconds, and recorded only if
+// the word comes by then that its trace is a tagged one.
+func (l *Ledger) Finish(e *Entry) (free bool) {
 	if e.finished {
 		panic("ledger: an entry is finished twice")
 	}
+	if !e.ended {
+		e.End()
+	}
 	e.finished = true
-	e.Latency = time.Since(e.At)
 	if e.Owner == nil {
 		l.wait(e)
-		return
+		return false
 	}
 	l.Add(e)
-	l.spare.Put(e)
+	return true
 }

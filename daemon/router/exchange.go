@@ -45,9 +45,10 @@ func (c *conn) opened(t *routing.Table, d *routing.Decision) *ledger.Entry {
 	r := &l.req
 	e := l.router.cfg.Ledger.Open(&ledger.Call{
 		Table: t, Source: c.ns.cookie, Dest: c.dest, Dialled: c.addr, Protocol: ledger.HTTP1,
-		Keyed: l.keys.Seen(), Traceparent: r.Traceparent,
+		Keyed: l.keys.Seen(), Traceparent: r.Traceparent, Spare: l.spareEntry(),
 	}, d)
 	if e != nil {
+		l.used(e)
 		e.Ask(r.Verb, r.Authority, r.Target)
 		e.Sent = int64(r.Len)
 	}
@@ -80,7 +81,7 @@ func (c *conn) record(e *ledger.Entry, u *upstream) {
 	if c.answer == blind {
 		// Nobody can tell which answer is its.
 		e.Fail(doubtfulAnswers)
-		c.loop.router.finish(e)
+		c.loop.finish(e)
 		return
 	}
 	c.exchanges = append(c.exchanges, exchange{entry: e, turn: c.asked.asked - 1})
@@ -138,7 +139,7 @@ func (c *conn) answerBegins(r *http1.Response) {
 // complete ends the exchange that the answer which has just ended belongs to.
 func (c *conn) complete() {
 	if e := c.take(); e != nil {
-		c.loop.router.finish(e)
+		c.loop.finish(e)
 	}
 }
 
@@ -179,7 +180,7 @@ func (c *conn) endExchanges(why string) {
 		default:
 			x.entry.Fail(noAnswer)
 		}
-		c.loop.router.finish(x.entry)
+		c.loop.finish(x.entry)
 	}
 	c.exchanges = nil
 	if e := c.flow; e != nil {
@@ -187,7 +188,7 @@ func (c *conn) endExchanges(why string) {
 		if why != "" && why != callerReset {
 			e.Fail(why)
 		}
-		c.loop.router.finish(e)
+		c.loop.finish(e)
 	}
 }
 
@@ -202,14 +203,14 @@ func (c *conn) refusedRequest(e *ledger.Entry, received int, why string) {
 	if why != "" {
 		e.Fail(why)
 	}
-	c.loop.router.finish(e)
+	c.loop.finish(e)
 }
 
 // lastOf records a request that was read and went nowhere. e may be nil.
 func (c *conn) lastOf(e *ledger.Entry, why string) {
 	if e != nil {
 		e.Fail(why)
-		c.loop.router.finish(e)
+		c.loop.finish(e)
 	}
 }
 
@@ -266,7 +267,7 @@ func (c *conn) refuseKeyed(b []byte, status, why string) {
 		}
 		e.Protocol, e.Sent = ledger.HTTP1, int64(len(b))
 		e.Status, _ = strconv.Atoi(status[:3])
-		l.router.finish(e)
+		l.finish(e)
 	}
 }
 
@@ -281,5 +282,58 @@ func (c *conn) refuseFound(why string) *ledger.Entry {
 	return e
 }
 
-// finish hands a record over.
-func (r *Router) finish(e *ledger.Entry) { r.cfg.Ledger.Finish(e) }
+const (
+	// A record is made when its request is over and the loop has nothing else to do: it
+	// would take longer than all else that is done for a lonely request, because the
+	// code and the memory are not at hand. At the latest it is made after so many turns
+	// of the loop, or when so many wait.
+	recordTurns = 64
+	recordBatch = 64
+)
+
+// finish has a record made soon. Its entry is not to be changed any more.
+func (l *loop) finish(e *ledger.Entry) {
+	e.End()
+	l.finished = append(l.finished, e)
+}
+
+// makeRecords makes those that wait.
+func (l *loop) makeRecords() {
+	for i, e := range l.finished {
+		if l.router.cfg.Ledger.Finish(e) && len(l.spare) < recordBatch {
+			l.spare = append(l.spare, e)
+		}
+		l.finished[i] = nil
+	}
+	l.finished, l.unrecorded = l.finished[:0], 0
+}
+
+// recordsSoon reports whether the loop is to wait only for a moment, because there are
+// records to be made, and makes them where they have waited long enough.
+func (l *loop) recordsSoon() bool {
+	if len(l.finished) == 0 {
+		return false
+	}
+	if l.unrecorded++; l.unrecorded > recordTurns || len(l.finished) >= recordBatch {
+		l.makeRecords()
+		return false
+	}
+	return true
+}
+
+// spareEntry returns an entry that may be used again, or nil. It stays the loop's
+// until used is called.
+func (l *loop) spareEntry() *ledger.Entry {
+	if n := len(l.spare); n > 0 {
+		return l.spare[n-1]
+	}
+	return nil
+}
+
+// used is told which entry a request has got, of those that could have been the spare
+// one.
+func (l *loop) used(e *ledger.Entry) {
+	if n := len(l.spare); n > 0 && l.spare[n-1] == e {
+		l.spare = l.spare[:n-1]
+	}
+}

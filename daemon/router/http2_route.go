@@ -126,13 +126,14 @@ func (h *http2Conn) opened(t *routing.Table, d *routing.Decision, req *http2.Req
 	c := h.c
 	call := ledger.Call{
 		Table: t, Source: c.ns.cookie, Dest: c.dest, Dialled: c.addr, Protocol: ledger.HTTP2,
-		Keyed: req.Keys.Seen(), Traceparent: []byte(req.Traceparent),
+		Keyed: req.Keys.Seen(), Traceparent: []byte(req.Traceparent), Spare: c.loop.spareEntry(),
 	}
 	if req.GRPC {
 		call.Protocol = ledger.GRPC
 	}
 	e := c.loop.router.cfg.Ledger.Open(&call, d)
 	if e != nil {
+		c.loop.used(e)
 		e.Ask([]byte(req.Method), []byte(req.Authority), []byte(req.Path))
 	}
 	return e
@@ -152,7 +153,7 @@ func (h *http2Conn) Ended(w *http2.Watch, why string) {
 	if x.up != nil {
 		x.up.forgetEntry(e)
 	}
-	h.c.loop.router.finish(e)
+	h.c.loop.finish(e)
 }
 
 // upstreamFor returns an upstream that a decision allows, an open one if there

@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/sidetrack-dev/sidetrack/daemon/ledger"
 	"github.com/sidetrack-dev/sidetrack/daemon/router/http1"
 	"github.com/sidetrack-dev/sidetrack/daemon/router/http2"
 	"github.com/sidetrack-dev/sidetrack/loader"
@@ -56,6 +57,11 @@ type loop struct {
 	resp http1.Response
 	h2   *http2.Shared
 	syn  loader.SYN
+
+	// finished are the records to be made, which have waited for so many turns.
+	finished   []*ledger.Entry
+	unrecorded int
+	spare      []*ledger.Entry
 
 	waiter   waiter
 	draining bool
@@ -243,7 +249,13 @@ func (l *loop) run() {
 		if len(l.again) > 0 {
 			timeout = 0
 		}
+		if l.recordsSoon() && (timeout < 0 || timeout > holdFor) {
+			timeout = holdFor
+		}
 		n := l.waiter.wait(l.epoll, events, timeout)
+		if n == 0 {
+			l.makeRecords()
+		}
 		for i := range n {
 			l.event(&events[i])
 		}
@@ -339,6 +351,7 @@ func (l *loop) shut() {
 		c.letGo(true)
 	}
 	l.parting = nil
+	l.makeRecords()
 	l.leave()
 	l.closeAll()
 }

@@ -96,7 +96,7 @@ func (c *conn) scanEnd() {
 func (c *conn) keyInOpaque() {
 	c.loop.stats.errors[keyInOpaque]++
 	if e := c.refuseFound(keyInBytes); e != nil {
-		c.loop.router.finish(e)
+		c.loop.finish(e)
 	}
 	c.abort()
 }
