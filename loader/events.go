@@ -62,7 +62,7 @@ func (k *Kernel) Flows() (r *FlowReader, err error) {
 
 // Read waits for the next flow. The error is os.ErrClosed after Close.
 func (r *FlowReader) Read() (Flow, error) {
-	if r.read && r.ring.AvailableBytes() == 0 {
+	if r.read && r.rec.Remaining == 0 {
 		r.read = false
 		time.Sleep(flowsDelay)
 	}
