@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -37,10 +38,17 @@ type Filled struct {
 	Compile time.Duration // of all
 	Load    time.Duration // of the programs and empty maps
 	Apply   time.Duration // of all, and attaching
-	// Again is compiling and ApplyAgain applying with one redirect changed.
-	Again, ApplyAgain time.Duration
-	Maps              int64 // bytes that the kernel accounts for the maps
-	Resident          memory
+	Changes []Changed
+	Maps    int64 // bytes that the kernel accounts for the maps
+	// Resident is what the process takes with all changes in force.
+	Resident memory
+}
+
+// Changed is what a change of one object took, the median of several.
+type Changed struct {
+	What           string
+	Steps          int // that the kernel's maps took
+	Compile, Apply time.Duration
 }
 
 // memory is in bytes, as /proc/PID/status says.
@@ -101,16 +109,38 @@ func (f *Fill) fill(k *loader.Kernel, res *Filled) error {
 	}
 	res.Apply = time.Since(began)
 
-	in.Sandboxes[0].Redirects[0].To.Address = nthEndpoint(1 << 23)
-	began = time.Now()
-	next, _ := routing.Compile(in, table)
-	res.Again = time.Since(began)
-	began = time.Now()
-	if err := k.Apply(next); err != nil {
-		return fmt.Errorf("fill: change: %w", err)
+	for _, c := range changesOfOne {
+		changed := Changed{What: c.what}
+		var compiling, applying []time.Duration
+		for n := range repeats {
+			// As sources do it: the lists of objects are new ones, and so is what the
+			// object leads to that has changed.
+			in = routing.Input{
+				Services: slices.Clone(in.Services), Slices: slices.Clone(in.Slices), Pods: in.Pods, Sandboxes: slices.Clone(in.Sandboxes),
+			}
+			c.change(&in, n)
+			began := time.Now()
+			next, problems := routing.Compile(in, table)
+			compiling = append(compiling, time.Since(began))
+			if len(problems) > 0 {
+				return fmt.Errorf("fill: %s: %d problems, the first: %s", c.what, len(problems), problems[0])
+			}
+			changed.Steps = 0
+			next.Diff(table, func(*routing.Step) bool { changed.Steps++; return true })
+			if changed.Steps == 0 {
+				return fmt.Errorf("fill: %s: nothing changes", c.what)
+			}
+			began = time.Now()
+			if err := k.Apply(next); err != nil {
+				return fmt.Errorf("fill: %s: %w", c.what, err)
+			}
+			applying = append(applying, time.Since(began))
+			table = next
+		}
+		changed.Compile, changed.Apply = middle(compiling), middle(applying)
+		res.Changes = append(res.Changes, changed)
 	}
-	res.ApplyAgain = time.Since(began)
-	res.Size = next.Size()
+	res.Size = table.Size()
 
 	in, table = routing.Input{}, nil
 	debug.FreeOSMemory()
@@ -122,16 +152,64 @@ func (f *Fill) fill(k *loader.Kernel, res *Filled) error {
 	return err
 }
 
+// repeats is how often each change is made.
+const repeats = 9
+
+// changesOfOne are what changes nearly always: one object.
+var changesOfOne = []struct {
+	what   string
+	change func(in *routing.Input, n int)
+}{
+	{"a redirect leads elsewhere", func(in *routing.Input, n int) {
+		s := &in.Sandboxes[len(in.Sandboxes)/2]
+		s.Redirects = slices.Clone(s.Redirects)
+		s.Redirects[0].To.Address = nthEndpoint(1<<23 + n)
+	}},
+	{"a sandbox more", func(in *routing.Input, n int) {
+		s := in.Sandboxes[0]
+		s.Name.Name += fmt.Sprintf("-%d", n)
+		s.Key += fmt.Sprintf("-%d", n)
+		in.Sandboxes = append(in.Sandboxes, s)
+	}},
+	{"a sandbox less", func(in *routing.Input, n int) { in.Sandboxes = in.Sandboxes[:len(in.Sandboxes)-1] }},
+	{"a redirected Service's pod is another", func(in *routing.Input, n int) {
+		s := &in.Slices[len(in.Slices)-1]
+		s.Endpoints = []routing.Endpoint{{Addr: nthAddr(netip.MustParseAddr("10.99.0.0"), n), Ready: true}}
+	}},
+	{"a Service is redirected that was not", func(in *routing.Input, n int) {
+		in.Services = append(in.Services, routing.Service{
+			Name: routing.Name{Namespace: namespace, Name: fmt.Sprintf("first-%d", n)}, Addresses: []netip.Addr{nthAddr(netip.MustParseAddr("10.100.0.0"), n)},
+			Ports: []routing.ServicePort{{Name: "http", Port: port, Protocol: routing.TCP}},
+		})
+		s := &in.Sandboxes[1]
+		s.Redirects = append(slices.Clip(s.Redirects), routing.Redirect{
+			From: routing.ServiceRef{Service: fmt.Sprintf("first-%d", n)}, To: routing.Target{Address: nthEndpoint(1<<22 + n)}, Field: "spec.redirects[0]",
+		})
+	}},
+}
+
+func middle(ds []time.Duration) time.Duration {
+	slices.Sort(ds)
+	return ds[len(ds)/2]
+}
+
+// namespace is where all objects are.
+const namespace = "bench"
+
 // input makes sandboxes that redirect some of the Services each, every redirect
 // to an address of its own.
 func (f *Fill) input() routing.Input {
-	const namespace = "bench"
 	var in routing.Input
 	for i := range f.Services {
 		name := routing.Name{Namespace: namespace, Name: "web-" + strconv.Itoa(i)}
 		in.Services = append(in.Services, routing.Service{
 			Name: name, Addresses: []netip.Addr{nthAddr(netip.MustParseAddr("10.97.0.0"), i)},
 			Ports: []routing.ServicePort{{Name: "http", Port: port, Protocol: routing.TCP}},
+		})
+		in.Slices = append(in.Slices, routing.EndpointSlice{
+			Name: routing.Name{Namespace: namespace, Name: name.Name + "-x"}, Service: name.Name,
+			Ports:     []routing.EndpointPort{{Name: "http", Port: port, Protocol: routing.TCP}},
+			Endpoints: []routing.Endpoint{{Addr: nthAddr(netip.MustParseAddr("10.98.0.0"), i), Ready: true}},
 		})
 	}
 	in.Services[0].Addresses = []netip.Addr{f.Address}

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/cilium/ebpf"
+
 	"github.com/sidetrack-dev/sidetrack/bpf"
 	"github.com/sidetrack-dev/sidetrack/routing"
 )
@@ -166,15 +168,22 @@ func (k *Kernel) forgetHits(gone map[routing.RouteKey]bool) error {
 	if len(gone) == 0 {
 		return nil
 	}
-	hits, err := k.hits()
-	if err != nil {
-		return err
-	}
-	for key := range hits {
-		if !gone[key] {
-			continue
+	// Most routes have no counter, since no flow has used them. Of a few it is
+	// cheaper to try.
+	const few = 256
+	if len(gone) > few {
+		hits, err := k.hits()
+		if err != nil {
+			return err
 		}
-		if err := k.kept(bpf.SdMapSdHits).Delete(bpfRouteKey(key)); err != nil {
+		for key := range gone {
+			if _, there := hits[key]; !there {
+				delete(gone, key)
+			}
+		}
+	}
+	for key := range gone {
+		if err := k.kept(bpf.SdMapSdHits).Delete(bpfRouteKey(key)); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 			return fmt.Errorf("delete the counter of a route: %w", err)
 		}
 	}

@@ -138,7 +138,7 @@ func (s *scene) apply() {
 
 func (s *scene) compile() {
 	s.Helper()
-	t, problems := routing.Compile(s.input, s.table)
+	t, problems := routing.Compile(s.input.Clone(), s.table)
 	for _, p := range problems {
 		s.Fatalf("compile: %s", p)
 	}

@@ -65,7 +65,7 @@ func shop() Input {
 
 func mustCompile(t *testing.T, in Input, prev *Table) *Table {
 	t.Helper()
-	tb, problems := Compile(in, prev)
+	tb, problems := compileBothWays(t, in, prev)
 	for _, p := range problems {
 		t.Errorf("unexpected problem: %s", p)
 	}
@@ -188,7 +188,7 @@ func TestATaggedRequestIsNeverSilentlyTheBaselines(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			in := shop()
 			tc.change(&in)
-			tb, _ := Compile(in, nil)
+			tb, _ := compileBothWays(t, in, nil)
 			if d := request(t, tb, client, "10.96.0.7:80", key); d.Verdict != tc.want || d.Reason != Unavailable || d.Sandbox == nil || d.Target == "" {
 				t.Errorf("request: %+v, want verdict %s for reason unavailable, with sandbox and target", d, tc.want)
 			}
@@ -232,7 +232,7 @@ func TestProblemsNameTheObjectTheFieldAndTheRemedy(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			in := shop()
 			tc.change(&in)
-			_, problems := Compile(in, nil)
+			_, problems := compileBothWays(t, in, nil)
 			var got []string
 			for _, p := range problems {
 				got = append(got, p.String())
@@ -248,7 +248,7 @@ func TestANewcomerCannotTakeOverARoutingKey(t *testing.T) {
 	in := shop()
 	first := mustCompile(t, in, nil)
 	in.Sandboxes = append(in.Sandboxes, Sandbox{Name: Name{"attack", "aaa"}, Key: "key-of-pr-42"})
-	second, problems := Compile(in, first)
+	second, problems := compileBothWays(t, in, first)
 	if len(problems) != 1 {
 		t.Errorf("problems: %v, want one", problems)
 	}
@@ -308,7 +308,7 @@ func TestIdsOutliveChangesAndAreNotUsedAgain(t *testing.T) {
 	if d2, _ := second.LookupDest(cluster, TCP); d2 != d1 {
 		t.Errorf("another fork endpoint changed the destination from %+v to %+v", d1, d2)
 	}
-	if first.byName[sandboxName{Name: Name{"shop", "pr-42"}}].ID != second.byName[sandboxName{Name: Name{"shop", "pr-42"}}].ID {
+	if first.SandboxNamed(Name{"shop", "pr-42"}, false).ID != second.SandboxNamed(Name{"shop", "pr-42"}, false).ID {
 		t.Error("the sandbox's id changed")
 	}
 
@@ -388,7 +388,7 @@ func TestPortsThatPeopleHaveNotNamedAlike(t *testing.T) {
 		t.Errorf("to an endpoint: %+v, want the fork", d)
 	}
 	in.Services[0].Ports = append(in.Services[0].Ports, ServicePort{Name: "admin", Port: 81, Protocol: TCP})
-	_, problems := Compile(in, nil)
+	_, problems := compileBothWays(t, in, nil)
 	var got []string
 	for _, p := range problems {
 		if p.Kind == "Service" {
@@ -410,7 +410,7 @@ func TestDeletedDestinationsAreForgottenInTheEnd(t *testing.T) {
 	for i := range 3 * maxRetired / 2 {
 		in.Services[0].Addresses = []netip.Addr{netip.AddrFrom4([4]byte{10, 97, byte(i >> 8), byte(i)})}
 		if i%3 == 0 { // fewer generations, more destinations in each
-			tb, _ = Compile(in, tb)
+			tb, _ = compileBothWays(t, in, tb)
 		}
 		if i > 600 {
 			break
@@ -424,7 +424,7 @@ func TestDeletedDestinationsAreForgottenInTheEnd(t *testing.T) {
 func TestTheOrderOfTheInputDoesNotMatter(t *testing.T) {
 	for seed := range 50 {
 		in := world{rand.New(rand.NewPCG(uint64(seed), 3))}.input()
-		a, pa := Compile(in, nil)
+		a, pa := compileBothWays(t, in, nil)
 		r := rand.New(rand.NewPCG(uint64(seed), 4))
 		for _, shuffle := range []func(){
 			func() { r.Shuffle(len(in.Services), swapper(in.Services)) },
@@ -434,7 +434,7 @@ func TestTheOrderOfTheInputDoesNotMatter(t *testing.T) {
 		} {
 			shuffle()
 		}
-		b, pb := Compile(in, nil)
+		b, pb := compileBothWays(t, in, nil)
 		if diff := cmp.Diff(pa, pb); diff != "" {
 			t.Fatalf("problems differ:\n%s", diff)
 		}
@@ -474,8 +474,8 @@ func BenchmarkCompileAMillionRoutes(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		tb, problems := Compile(in, nil)
-		if len(problems) > 0 || len(tb.routes) != 1_000_000 {
-			b.Fatalf("%d routes, %d problems", len(tb.routes), len(problems))
+		if len(problems) > 0 || tb.Size().Routes != 1_000_000 {
+			b.Fatalf("%d routes, %d problems", tb.Size().Routes, len(problems))
 		}
 		runtime.KeepAlive(tb)
 	}

@@ -2,7 +2,10 @@
 
 package routing
 
-import "net/netip"
+import (
+	"net/netip"
+	"slices"
+)
 
 // Map names a kernel map in a Step.
 type Map uint8
@@ -43,11 +46,7 @@ type Size struct{ Backends, Routes, Dests, Identities int }
 
 // Size returns how many entries t needs in each kernel map.
 func (t *Table) Size() Size {
-	s := Size{Routes: len(t.routes), Dests: len(t.dests), Identities: len(t.identities)}
-	for _, g := range t.groups {
-		s.Backends += len(g.v4) + len(g.v6)
-	}
-	return s
+	return Size{Backends: t.backends, Routes: t.routes, Dests: len(t.dests), Identities: len(t.identities)}
 }
 
 // Diff calls yield with each step that takes the kernel's maps from old (nil:
@@ -55,6 +54,9 @@ func (t *Table) Size() Size {
 // by one, so their order matters: after every prefix of the steps, each flow is
 // answered as by old or as by t. (A pod that moves from one sandbox to another
 // in one generation is in between answered as t answers its old sandbox.)
+//
+// It looks at what the two do not share, so after a small change it is quick,
+// however large they are.
 //
 // What makes that true:
 //   - groups are immutable and their ids never used again, so a route changes
@@ -68,6 +70,7 @@ func (t *Table) Diff(old *Table, yield func(*Step) bool) {
 		old = &Table{}
 	}
 	d := differ{old: old, new: t, yield: yield}
+	d.compareClasses()
 	for _, phase := range []func() bool{
 		d.newBackends,
 		func() bool { return d.putRoutes(true) },
@@ -90,6 +93,9 @@ type differ struct {
 	old, new *Table
 	yield    func(*Step) bool
 	step     Step // one for all: a million steps need not be a million allocations
+
+	// ports are those in classes that only one of the two has.
+	ports []portID
 }
 
 func (d *differ) emit(s Step) bool {
@@ -98,82 +104,125 @@ func (d *differ) emit(s Step) bool {
 }
 
 func (d *differ) newBackends() bool {
-	for id, g := range d.new.groups {
-		if _, ok := d.old.groups[id]; ok {
-			continue
+	return d.new.groups.since(&d.old.groups, func(_ string, g, was groupUse, had bool) bool {
+		if had && was.id == g.id {
+			return true
 		}
-		for i, n := 0, g.len(); i < n; i++ {
-			if !d.emit(Step{Map: Backends, BackendKey: BackendKey{id, uint32(i)}, Backend: g.at(i)}) {
+		for i, ep := range g.all {
+			if !d.emit(Step{Map: Backends, BackendKey: BackendKey{g.id, uint32(i)}, Backend: ep}) {
 				return false
 			}
 		}
-	}
-	return true
+		return true
+	})
 }
 
 func (d *differ) oldBackends() bool {
-	for id, g := range d.old.groups {
-		if _, ok := d.new.groups[id]; ok {
-			continue
+	return d.old.groups.since(&d.new.groups, func(_ string, g, now groupUse, has bool) bool {
+		if has && now.id == g.id {
+			return true
 		}
-		for i, n := 0, g.len(); i < n; i++ {
-			if !d.emit(Step{Map: Backends, Delete: true, BackendKey: BackendKey{id, uint32(i)}}) {
+		for i := range g.all {
+			if !d.emit(Step{Map: Backends, Delete: true, BackendKey: BackendKey{g.id, uint32(i)}}) {
 				return false
 			}
 		}
-	}
-	return true
+		return true
+	})
 }
 
-func (g *group) len() int { return len(g.v4) + len(g.v6) }
-
-func (g *group) at(i int) netip.AddrPort {
-	if i < len(g.v4) {
-		return g.v4[i]
+// compareClasses finds the ports of classes that have come or gone. A class that
+// both tables have has the same ports in both.
+func (d *differ) compareClasses() {
+	if d.old.made == d.new.made {
+		return
 	}
-	return g.v6[i-len(g.v4)]
+	seen := map[portID]bool{}
+	only := func(these, others map[ClassID]*class) {
+		for id, cl := range these {
+			if others[id] != nil {
+				continue
+			}
+			for _, p := range cl.ports {
+				if !seen[p] {
+					seen[p] = true
+					d.ports = append(d.ports, p)
+				}
+			}
+		}
+	}
+	only(d.new.classes, d.old.classes)
+	only(d.old.classes, d.new.classes)
+}
+
+// newRoutes calls yield with every route that is new or changed, and with what it
+// was.
+func (d *differ) newRoutes(yield func(RouteKey, *route) bool) bool {
+	return d.routes(d.new, d.old, func(k RouteKey, r, o *route) bool {
+		return o != nil && o.Route == r.Route || yield(k, r)
+	})
+}
+
+// goneRoutes calls yield with every route that is gone.
+func (d *differ) goneRoutes(yield func(RouteKey) bool) bool {
+	return d.routes(d.old, d.new, func(k RouteKey, _, o *route) bool { return o != nil || yield(k) })
+}
+
+// routes calls yield with routes of a and what b has instead: with all that differ,
+// and few others.
+func (d *differ) routes(a, b *Table, yield func(k RouteKey, r, o *route) bool) bool {
+	of := func(s, o *SandboxInfo) bool {
+		return a.routesOf(s, func(c ClassID, r *route) bool {
+			return yield(RouteKey{s.ID, c}, r, b.route(o, c))
+		})
+	}
+	if !a.sandboxes.since(&b.sandboxes, func(_ SandboxID, s, o *SandboxInfo, _ bool) bool { return s == o || of(s, o) }) {
+		return false
+	}
+	if len(d.ports) == 0 {
+		return true
+	}
+	// A sandbox that has not changed has other routes all the same, where its
+	// destinations are in other classes.
+	whole := true
+	a.sandboxes.all(func(id SandboxID, s *SandboxInfo) bool {
+		if slices.ContainsFunc(d.ports, func(p portID) bool { return s.find(p) != nil }) && b.sandboxes.of(id) == s {
+			whole = of(s, s)
+		}
+		return whole
+	})
+	return whole
 }
 
 // putRoutes writes routes that nothing leads to yet (unreachable), or the
 // others that are new or changed.
 func (d *differ) putRoutes(unreachable bool) bool {
-	for k, r := range d.new.routes {
-		if unreachable == d.inOld(k) {
-			continue
-		}
-		if o := d.old.routes[k]; o != nil && o.Route == r.Route {
-			continue
-		}
-		if !d.emit(Step{Map: Routes, RouteKey: k, Route: r.Route}) {
-			return false
-		}
+	if !unreachable && d.old.sandboxes.size == 0 {
+		return true
 	}
-	return true
+	return d.newRoutes(func(k RouteKey, r *route) bool {
+		return unreachable == d.inOld(k) || d.emit(Step{Map: Routes, RouteKey: k, Route: r.Route})
+	})
 }
 
 // inOld reports whether a flow could already find a route of this key.
 func (d *differ) inOld(k RouteKey) bool {
-	return d.old.classes[k.Class] != nil && d.old.sandboxes[k.Sandbox] != nil
+	return d.old.classes[k.Class] != nil && d.old.sandboxes.of(k.Sandbox) != nil
 }
 
 // deleteRoutes deletes routes that are gone: those of sandboxes and classes
 // that stay (live), or the rest, which nothing leads to any more.
 func (d *differ) deleteRoutes(live bool) bool {
-	for k := range d.old.routes {
-		if d.new.routes[k] != nil {
-			continue
-		}
-		if live != (d.new.classes[k.Class] != nil && d.new.sandboxes[k.Sandbox] != nil) {
-			continue
-		}
-		if !d.emit(Step{Map: Routes, Delete: true, RouteKey: k}) {
-			return false
-		}
-	}
-	return true
+	return d.goneRoutes(func(k RouteKey) bool {
+		stays := d.new.classes[k.Class] != nil && d.new.sandboxes.of(k.Sandbox) != nil
+		return live != stays || d.emit(Step{Map: Routes, Delete: true, RouteKey: k})
+	})
 }
 
 func (d *differ) deleteDests() bool {
+	if d.old.made == d.new.made {
+		return true
+	}
 	for k := range d.old.dests {
 		if _, ok := d.new.dests[k]; ok {
 			continue
@@ -187,6 +236,9 @@ func (d *differ) deleteDests() bool {
 
 // putDests writes the destinations that are new, or those that have changed.
 func (d *differ) putDests(added bool) bool {
+	if d.old.made == d.new.made {
+		return true
+	}
 	for k, v := range d.new.dests {
 		o, ok := d.old.dests[k]
 		if added == ok {

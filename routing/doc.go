@@ -28,6 +28,13 @@
 // DecideRequest for each request: the fork for those that carry the key, the
 // address that was dialled for all others.
 //
+// # Large tables
+//
+// A table shares with the one before it what has not changed: Compile compiles the
+// objects that differ from prev's and what depends on them, and Diff looks at what
+// the two tables do not share. Both still pass by every object, at some hundred
+// nanoseconds each; see basis for what depends on what.
+//
 // The package imports nothing beyond the standard library, does no I/O and
 // logs nothing. Compile and Diff are pure functions; a Table may be read from
 // any number of goroutines; a KeySet belongs to one at a time.

@@ -144,7 +144,7 @@ func TestWhatIsWrongWithAMembersRedirectIsSaidOnce(t *testing.T) {
 			}
 		}
 	}
-	_, problems := Compile(in, nil)
+	_, problems := compileBothWays(t, in, nil)
 	if len(problems) != 1 || problems[0].Kind != "Sandbox" || problems[0].Object.Name != "pr-43" {
 		t.Errorf("problems %v, want pr-43's alone", problems)
 	}
@@ -154,7 +154,7 @@ func TestAGroupsKeyIsAGroups(t *testing.T) {
 	in := withGroup()
 	first := mustCompile(t, in, nil)
 	in.Sandboxes[2].Key = "key-of-pr-43"
-	second, problems := Compile(in, first)
+	second, problems := compileBothWays(t, in, first)
 	if len(problems) != 1 || problems[0].Kind != "RouteGroup" || strings.Contains(problems[0].Message, "pr-43") {
 		t.Errorf("problems %v, want one of the group that does not say whose key it is", problems)
 	}

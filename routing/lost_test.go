@@ -40,7 +40,7 @@ func TestATaggedConnectionOutlivesItsService(t *testing.T) {
 			in.Services = slices.Clone(in.Services[1:])
 			// Twice: it is gone for a while.
 			for range 2 {
-				tb, _ = Compile(in, tb)
+				tb, _ = compileBothWays(t, in, tb)
 				for _, id := range ids {
 					d := tb.DecideRequest(client, id, &tagged)
 					if d.Verdict != tc.want || d.FallBack {
@@ -70,7 +70,7 @@ func TestATaggedConnectionOutlivesItsService(t *testing.T) {
 			}
 			// The redirect is taken back.
 			in.Sandboxes[0].Redirects = in.Sandboxes[0].Redirects[1:]
-			tb, _ = Compile(in, tb)
+			tb, _ = compileBothWays(t, in, tb)
 			if d := tb.DecideRequest(client, ids[0], &tagged); d.Verdict != ToBaseline {
 				t.Errorf("without the redirect: %+v", d)
 			}
@@ -82,11 +82,11 @@ func TestAnotherPortsRedirectIsNotMissed(t *testing.T) {
 	in := shop()
 	in.Services[0].Ports = append(in.Services[0].Ports, ServicePort{Name: "admin", Port: 81, Protocol: TCP})
 	in.Sandboxes[0].Redirects[0].From.Port = "81"
-	in.Pods[1].Inject = true  // so that all ports are known
-	tb, _ := Compile(in, nil) // nobody answers at 81
+	in.Pods[1].Inject = true             // so that all ports are known
+	tb, _ := compileBothWays(t, in, nil) // nobody answers at 81
 	d, _ := tb.LookupDest(netip.MustParseAddrPort("10.96.0.7:80"), TCP)
 	in.Services = in.Services[1:]
-	tb, _ = Compile(in, tb)
+	tb, _ = compileBothWays(t, in, tb)
 	if got := tb.DecideRequest(tester, d.ID, &KeySet{}); got.Verdict != ToBaseline {
 		t.Errorf("a request to port 80, where port 81 is redirected: %+v", got)
 	}

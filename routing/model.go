@@ -5,6 +5,7 @@ package routing
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 )
 
 // Name names a namespaced object.
@@ -57,11 +58,34 @@ type Cookie uint64
 // Input is everything that Compile looks at: plain values that daemon/source
 // has made from Kubernetes objects and daemon/pods has completed with network
 // namespaces. The order of the slices does not matter.
+//
+// A table that was compiled from it shares memory with it: see Compile for what may
+// be changed afterwards.
 type Input struct {
 	Services  []Service
 	Slices    []EndpointSlice
 	Pods      []Pod
 	Sandboxes []Sandbox
+}
+
+// Clone returns a copy that shares no slice with in, for whoever goes on to change
+// what Compile was given.
+func (in Input) Clone() Input {
+	in.Services, in.Slices = slices.Clone(in.Services), slices.Clone(in.Slices)
+	in.Pods, in.Sandboxes = slices.Clone(in.Pods), slices.Clone(in.Sandboxes)
+	for i := range in.Services {
+		s := &in.Services[i]
+		s.Addresses, s.Ports = slices.Clone(s.Addresses), slices.Clone(s.Ports)
+	}
+	for i := range in.Slices {
+		s := &in.Slices[i]
+		s.Ports, s.Endpoints = slices.Clone(s.Ports), slices.Clone(s.Endpoints)
+	}
+	for i := range in.Sandboxes {
+		s := &in.Sandboxes[i]
+		s.Members, s.Redirects, s.Observe = slices.Clone(s.Members), slices.Clone(s.Redirects), slices.Clone(s.Observe)
+	}
+	return in
 }
 
 // Service is what routing needs of a core/v1 Service.

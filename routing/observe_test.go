@@ -55,7 +55,7 @@ func TestWhatCannotBeObservedIsAProblemOnlyWhereItIsNamed(t *testing.T) {
 	in := shop()
 	in.Services = append(in.Services, Service{Name: Name{"shop", "alias"}, ExternalName: "example.com"})
 	in.Sandboxes[0].Observe = []string{"nobody", "alias"}
-	_, problems := Compile(in, nil)
+	_, problems := compileBothWays(t, in, nil)
 	var got []string
 	for _, p := range problems {
 		got = append(got, p.String())

@@ -40,7 +40,8 @@ func (t *Table) Remember(id DestID) (Remembered, bool) {
 // destinations as if they had just left it. Tables compiled after it give their
 // ids to nobody else, and answer for them.
 func Recall(all []Remembered) *Table {
-	t := &Table{byID: map[DestID]*destInfo{}}
+	t := &Table{}
+	t.byID = map[DestID]*destInfo{}
 	for _, r := range all {
 		if r.ID == 0 || r.ID > MaxDestID || len(r.Ports) == 0 || t.byID[r.ID] != nil {
 			continue

@@ -22,7 +22,7 @@ func TestAnotherProcessAnswersForRememberedDestinations(t *testing.T) {
 		Services:  []Service{service("first", "10.0.0.1"), service("second", "10.0.0.2"), service("third", "10.0.0.3")},
 		Sandboxes: []Sandbox{redirect("a", "key-of-a", "second"), redirect("b", "key-of-b", "third")},
 	}
-	old, problems := Compile(in, nil)
+	old, problems := compileBothWays(t, in, nil)
 	if len(problems) > 0 {
 		t.Fatal(problems)
 	}
@@ -48,7 +48,7 @@ func TestAnotherProcessAnswersForRememberedDestinations(t *testing.T) {
 
 	// The new process numbers in its own way, and third has lost its redirect.
 	in.Sandboxes = []Sandbox{redirect("a", "key-of-a", "second"), redirect("c", "key-of-c", "first")}
-	now, problems := Compile(in, Recall(all))
+	now, problems := compileBothWays(t, in, Recall(all))
 	if len(problems) > 0 {
 		t.Fatal(problems)
 	}
@@ -82,7 +82,7 @@ func TestAnotherProcessAnswersForRememberedDestinations(t *testing.T) {
 
 	// And back: the redirect of third returns, under whatever class.
 	in.Sandboxes = append(in.Sandboxes, redirect("b", "key-of-b", "third"))
-	now, _ = Compile(in, now)
+	now, _ = compileBothWays(t, in, now)
 	if d := ask(third, "key-of-b"); d.Verdict != ToFork {
 		t.Errorf("%v, %v; want fork", d.Verdict, d.Reason)
 	}

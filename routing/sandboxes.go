@@ -4,76 +4,116 @@ package routing
 
 import "slices"
 
-// numberSandboxes gives each sandbox its id and its key. Whoever has a key
-// already keeps it, so that a newcomer cannot take traffic over by choosing
-// somebody else's key.
-func (c *compiler) numberSandboxes(all []Sandbox) {
-	for i := range all {
-		c.sandboxes = append(c.sandboxes, &all[i])
+// release takes back what a sandbox has taken part in, before it is compiled anew.
+func (c *compiler) release(name sandboxName) {
+	s := c.base.byName.of(name)
+	if s == nil {
+		return
 	}
-	slices.SortStableFunc(c.sandboxes, func(a, b *Sandbox) int { return a.key().compare(b.key()) })
-	c.deleted, c.watching = map[Name]bool{}, map[SandboxID]bool{}
-	c.sandboxes = slices.CompactFunc(c.sandboxes, func(a, b *Sandbox) bool { return a.key() == b.key() })
-
-	claimed := make(map[string]sandboxName, len(c.sandboxes))
-	for _, s := range c.sandboxes {
-		if old := c.prev.byName[s.key()]; s.Key != "" && old != nil && old.Key == s.Key {
-			claimed[s.Key] = s.key()
-		}
+	c.stale = append(c.stale, s)
+	for i := range s.routes {
+		c.leave(s.routes[i].group)
 	}
-	for _, s := range c.sandboxes {
-		info := &SandboxInfo{Name: s.Name, Group: s.Group, Key: s.Key, Propagate: s.Propagate}
-		if old := c.prev.byName[s.key()]; old != nil {
-			info.ID = old.ID
+	c.count(s, -1)
+	if s.Key != "" {
+		c.byKey.delete(s.Key)
+	} else if waiting := c.waiting.of(s.given.Key); slices.Contains(waiting, name) {
+		waiting = slices.DeleteFunc(slices.Clone(waiting), func(o sandboxName) bool { return o == name })
+		if len(waiting) > 0 {
+			c.waiting.put(s.given.Key, waiting)
 		} else {
-			c.t.next.sandbox++
-			info.ID = c.t.next.sandbox
+			c.waiting.delete(s.given.Key)
 		}
-		switch holder, taken := claimed[s.Key]; {
-		case s.Key == "":
-		case !ValidKey(s.Key):
-			info.Key = ""
-			c.problem(s.kind(), s.Name, "spec.routingKey",
-				"is not a routing key: use %d to %d of A-Z a-z 0-9 - . _ ~; until then only flows of the sandbox's own pods are tagged", MinKeyLen, MaxKeyLen)
-		case taken && holder != s.key():
-			info.Key = ""
-			// Not whose: the key is a secret, and who guesses one should not be told
-			// what it opens.
-			c.problem(s.kind(), s.Name, "spec.routingKey",
-				"is in use already: choose another; until then only flows of the sandbox's own pods are tagged")
-		default:
-			claimed[s.Key] = s.key()
-			c.t.byKey[s.Key] = info
-		}
-		info.Watched = len(s.Observe) > 0 || s.ObserveAll || s.Propagate
-		c.watching[info.ID] = info.Key != "" && !s.Group && info.Watched
-		if s.Deleted {
-			c.deleted[s.Name] = true
-		}
-		c.t.sandboxes[info.ID] = info
-		c.t.byName[s.key()] = info
 	}
-	c.grouped = map[SandboxID]bool{}
-	for _, s := range c.sandboxes {
-		if info := c.t.byName[s.key()]; s.Group && info.Key != "" {
-			c.join(info, s.Members)
+	c.troubled.delete(s.ID)
+	c.sandboxes.delete(s.ID)
+	c.byName.delete(name)
+	c.joins.delete(name)
+	for id := range s.members {
+		if n := c.grouped.of(id); n > 1 {
+			c.grouped.put(id, n-1)
+		} else {
+			c.grouped.delete(id)
 		}
+	}
+}
+
+// numberSandboxes gives those that are compiled anew their ids and their keys.
+// Whoever has a key already keeps it, so that a newcomer cannot take traffic over by
+// choosing somebody else's key.
+func (c *compiler) numberSandboxes() {
+	for _, name := range c.order() {
+		s := c.todo[name]
+		if s == nil {
+			continue
+		}
+		info := &SandboxInfo{Name: s.Name, Group: s.Group, Propagate: s.Propagate, given: *s}
+		info.Watched = len(s.Observe) > 0 || s.ObserveAll || s.Propagate
+		if old := c.prev.byName.of(name); old != nil {
+			info.ID = old.ID
+			if s.Key != "" && old.Key == s.Key {
+				info.Key = s.Key
+				c.byKey.put(s.Key, info)
+			}
+		} else {
+			c.next.sandbox++
+			info.ID = c.next.sandbox
+		}
+		c.fresh = append(c.fresh, info)
+		c.sandboxes.put(info.ID, info)
+		c.byName.put(name, info)
+	}
+	for _, info := range c.fresh {
+		c.claim(info)
+	}
+	for _, info := range c.fresh {
+		if info.Group {
+			c.join(info)
+		}
+	}
+}
+
+// claim gives a sandbox the key that it asks for.
+func (c *compiler) claim(info *SandboxInfo) {
+	key := info.given.Key
+	switch {
+	case key == "" || info.Key != "":
+	case !ValidKey(key):
+		info.problem("spec.routingKey",
+			"is not a routing key: use %d to %d of A-Z a-z 0-9 - . _ ~; until then only flows of the sandbox's own pods are tagged", MinKeyLen, MaxKeyLen)
+	case c.byKey.of(key) != nil:
+		// Not whose: the key is a secret, and who guesses one should not be told
+		// what it opens.
+		info.problem("spec.routingKey",
+			"is in use already: choose another; until then only flows of the sandbox's own pods are tagged")
+		c.waiting.put(key, append(slices.Clip(c.waiting.of(key)), info.given.key()))
+	default:
+		info.Key = key
+		c.byKey.put(key, info)
 	}
 }
 
 // join notes whose pods a group's key counts for, and whether a trace id may stand
 // for it: where one member's owner has not asked for that, none of the members'
 // forks may be reached by it.
-func (c *compiler) join(group *SandboxInfo, members []string) {
-	group.members = make(map[SandboxID]bool, len(members))
+func (c *compiler) join(group *SandboxInfo) {
+	c.joins.put(group.given.key(), group)
+	if group.Key == "" {
+		return
+	}
+	group.members = make(map[SandboxID]bool, len(group.given.Members))
 	all := true
-	for _, m := range members {
-		if s := c.t.byName[sandboxName{Name: Name{group.Name.Namespace, m}}]; s != nil {
-			group.members[s.ID] = true
-			c.grouped[s.ID] = true
-			all = all && s.Propagate
-			group.Watched = group.Watched || s.Watched
+	for _, m := range group.given.Members {
+		s := c.byName.of(sandboxName{Name: Name{group.Name.Namespace, m}})
+		if s == nil {
+			continue
 		}
+		if !group.members[s.ID] {
+			group.members[s.ID] = true
+			c.grouped.put(s.ID, c.grouped.of(s.ID)+1)
+		}
+		all = all && s.Propagate
+		group.Watched = group.Watched || s.Watched
 	}
 	group.Propagate = all && len(group.members) > 0
 }

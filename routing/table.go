@@ -3,6 +3,7 @@
 package routing
 
 import (
+	"hash/maphash"
 	"iter"
 	"net/netip"
 )
@@ -175,6 +176,12 @@ type SandboxInfo struct {
 
 	members map[SandboxID]bool // a group's
 	lost    map[Name][]*lost   // redirects of Services that are not there
+	routes  []route            // by their ports' ids
+
+	given    Sandbox       // what it was made from
+	names    nameFilter    // the Services that given names
+	observed []servicePort // captured though not redirected
+	problems []Problem
 }
 
 // Label is the name for metrics: a group's is told from that of a sandbox.
@@ -196,27 +203,26 @@ func (s *SandboxInfo) Title() string {
 // Table is one immutable generation of everything that decides about traffic.
 // All its methods may be called concurrently; those that decide do not
 // allocate. The zero Table is empty: everything goes to the baseline.
+//
+// What has not changed since the generation before is shared with it.
 type Table struct {
 	generation uint64
+	next       counters
 
-	dests      map[DestKey]Dest
-	byID       map[DestID]*destInfo
-	retired    []DestID // ids whose destination has left, oldest first
-	classes    map[ClassID]*class
-	classIDs   map[string]ClassID
-	routes     map[RouteKey]*route
-	groups     map[GroupID]*group
-	groupIDs   map[string]GroupID
+	destinations
 	identities map[Cookie]Identity
-	sandboxes  map[SandboxID]*SandboxInfo
-	byName     map[sandboxName]*SandboxInfo
-	byKey      map[string]*SandboxInfo
-	captures   bool
-	watched    bool                    // some destination is
-	answering  map[netip.AddrPort]Name // endpoints of Services that matter -> pod
-	behind     map[Name][]Name         // the same pods -> these Services
 
-	next counters
+	sandboxes shared[SandboxID, *SandboxInfo, countedHash[SandboxID]]
+	byName    shared[sandboxName, *SandboxInfo, plainHash[sandboxName]]
+	byKey     shared[string, *SandboxInfo, stringHash]
+	groups    shared[string, groupUse, stringHash] // by their endpoints
+	routes    int                                  // of all sandboxes, by class
+	backends  int                                  // of all groups
+
+	answering shared[endpointKey, []Name, plainHash[endpointKey]] // endpoints of Services that matter -> their pods
+	behind    shared[Name, []Name, plainHash[Name]]               // the same pods -> these Services
+
+	basis // what the next generation is compiled from
 }
 
 // destInfo is a destination as the router finds it, by its id.
@@ -231,24 +237,83 @@ type destInfo struct {
 // class is a set of Service ports that share destinations.
 type class struct {
 	key     string
-	service Name // the first of them names the class in metrics
-	watched bool // some of them is
+	service Name     // the first of them names the class in metrics
+	ports   []portID // in the order of their names
+	watched bool     // some of them is
 }
 
-// route is a redirect that has been resolved. All classes that it applies to
-// share it.
+// route is a sandbox's redirect of one port, resolved. All classes that the port is
+// in share it.
 type route struct {
 	Route
+	id      portID
 	group   *group
-	service Name
+	from    servicePort
 	target  string
 	refused string
 }
 
-// group is an immutable list of endpoints, sorted.
+// group is an immutable list of endpoints, sorted: IPv4 first.
 type group struct {
-	key    string
-	v4, v6 []netip.AddrPort
+	id  GroupID
+	key string // what makes it the same in every generation
+	n4  int
+	all []netip.AddrPort
+}
+
+func (g *group) v4() []netip.AddrPort { return g.all[:g.n4] }
+func (g *group) v6() []netip.AddrPort { return g.all[g.n4:] }
+
+// groupUse is a group and how many routes lead to it.
+type groupUse struct {
+	*group
+	routes int
+}
+
+// find returns the sandbox's redirect of a port, or nil.
+func (s *SandboxInfo) find(id portID) *route {
+	// Not slices.BinarySearchFunc: this is on the way of each tagged request.
+	low, high := 0, len(s.routes)
+	for low < high {
+		if mid := (low + high) / 2; s.routes[mid].id < id {
+			low = mid + 1
+		} else {
+			high = mid
+		}
+	}
+	if low < len(s.routes) && s.routes[low].id == id {
+		return &s.routes[low]
+	}
+	return nil
+}
+
+// route returns a sandbox's redirect of a class, or nil. Where it redirects several
+// of the class's Services differently, the first in order of name holds: the
+// address alone does not say which of them was meant.
+func (t *Table) route(s *SandboxInfo, c ClassID) *route {
+	cl := t.classes[c]
+	if cl == nil || s == nil {
+		return nil
+	}
+	for _, id := range cl.ports {
+		if r := s.find(id); r != nil {
+			return r
+		}
+	}
+	return nil
+}
+
+// routesOf calls yield with each of a sandbox's routes, until it returns false.
+func (t *Table) routesOf(s *SandboxInfo, yield func(ClassID, *route) bool) bool {
+	for i := range s.routes {
+		r := &s.routes[i]
+		for _, c := range t.classesOf[r.id] {
+			if t.route(s, c) == r && !yield(c, r) {
+				return false
+			}
+		}
+	}
+	return true
 }
 
 // counters are the ids given out last.
@@ -257,6 +322,8 @@ type counters struct {
 	class   ClassID
 	group   GroupID
 	sandbox SandboxID
+	port    portID
+	object  uint32 // a Service or an EndpointSlice
 }
 
 // Generation counts tables: each Compile adds one to its predecessor's.
@@ -300,11 +367,12 @@ func (t *Table) Identity(source Cookie) Identity { return t.identities[source] }
 
 // Describe names the sandbox or group and the Service of a route, for metrics.
 func (t *Table) Describe(k RouteKey) (sandbox, service Name, ok bool) {
-	r, sb := t.routes[k], t.sandboxes[k.Sandbox]
-	if r == nil || sb == nil {
+	sb := t.sandboxes.of(k.Sandbox)
+	r := t.route(sb, k.Class)
+	if r == nil {
 		return Name{}, Name{}, false
 	}
-	return sb.Label(), r.service, true
+	return sb.Label(), r.from.service, true
 }
 
 // ServiceOf names the Service that a class of destinations belongs to, the
@@ -330,12 +398,12 @@ func (t *Table) DecideRequest(source Cookie, dest DestID, keys *KeySet) Decision
 	switch {
 	case id.Sandbox == 0 || id.Inject:
 		keys.Keys(func(key []byte) bool {
-			sb = t.byKey[string(key)]
+			sb = t.SandboxOf(key)
 			return sb == nil
 		})
 	case id.Grouped && !t.redirects(id.Sandbox, dest):
 		keys.Keys(func(key []byte) bool {
-			if sb = t.byKey[string(key)]; sb != nil && !sb.members[id.Sandbox] {
+			if sb = t.SandboxOf(key); sb != nil && !sb.members[id.Sandbox] {
 				sb = nil
 			}
 			return sb == nil
@@ -343,7 +411,7 @@ func (t *Table) DecideRequest(source Cookie, dest DestID, keys *KeySet) Decision
 	}
 	inject := ""
 	if sb == nil && id.Sandbox != 0 {
-		sb = t.sandboxes[id.Sandbox]
+		sb = t.sandboxes.of(id.Sandbox)
 		if id.Inject && sb != nil && !keys.Seen() {
 			inject = sb.Key
 		}
@@ -364,7 +432,7 @@ func (t *Table) DecideRequest(source Cookie, dest DestID, keys *KeySet) Decision
 // HTTP requests, or none yet: by the source's identity alone.
 func (t *Table) DecideConnection(source Cookie, dest DestID) Decision {
 	if id := t.identities[source]; id.Sandbox != 0 {
-		if sb := t.sandboxes[id.Sandbox]; sb != nil {
+		if sb := t.sandboxes.of(id.Sandbox); sb != nil {
 			return t.decide(sb, dest)
 		}
 	}
@@ -374,12 +442,20 @@ func (t *Table) DecideConnection(source Cookie, dest DestID) Decision {
 // redirects reports whether a sandbox's own redirect is what decides. Of what has
 // left the table nobody knows, and the sandbox's own refusal holds.
 func (t *Table) redirects(s SandboxID, dest DestID) bool {
-	info := t.byID[dest]
-	return info == nil || t.routes[RouteKey{s, info.class}] != nil || t.sandboxes[s].lostTo(info) != nil
+	info, sb := t.byID[dest], t.sandboxes.of(s)
+	return info == nil || t.route(sb, info.class) != nil || sb.lostTo(info) != nil
 }
 
 // SandboxOf returns the sandbox that has this routing key, or nil.
-func (t *Table) SandboxOf(key []byte) *SandboxInfo { return t.byKey[string(key)] }
+func (t *Table) SandboxOf(key []byte) *SandboxInfo {
+	entries := t.byKey.leaf(maphash.Bytes(seed, key))
+	for i := range entries {
+		if entries[i].key == string(key) {
+			return entries[i].value
+		}
+	}
+	return nil
+}
 
 func (t *Table) toBaseline(dest DestID, sb *SandboxInfo, why Reason) Decision {
 	d := Decision{Verdict: ToBaseline, Reason: why, Sandbox: sb}
@@ -398,7 +474,7 @@ func (t *Table) decide(sb *SandboxInfo, dest DestID) Decision {
 		// sandbox redirects it cannot be told, so the baseline is no answer.
 		return Decision{Verdict: Refuse, Reason: UnknownDest, Sandbox: sb, Target: "an unknown place"}
 	}
-	r := t.routes[RouteKey{sb.ID, info.class}]
+	r := t.route(sb, info.class)
 	if r == nil {
 		if l := sb.lostTo(info); l != nil {
 			return Decision{Verdict: Refuse, Reason: Unavailable, Sandbox: sb, Service: info.service, Target: l.target, Refused: l.why}
@@ -409,7 +485,7 @@ func (t *Table) decide(sb *SandboxInfo, dest DestID) Decision {
 		Verdict:   ToFork,
 		Reason:    Redirected,
 		Sandbox:   sb,
-		Service:   r.service,
+		Service:   r.from.service,
 		Target:    r.target,
 		Refused:   r.refused,
 		Endpoints: r.group.forRouter(info.key.Addr),
@@ -434,17 +510,17 @@ func (g *group) forRouter(dialled netip.Addr) []netip.AddrPort {
 	if eps := g.forFlow(dialled); len(eps) > 0 {
 		return eps
 	}
-	return g.v6
+	return g.v6()
 }
 
 // forFlow returns the endpoints that a socket can be connected to which has
 // dialled this address. An IPv6 socket reaches IPv4 too, in its v4-mapped form;
 // one with IPV6_V6ONLY gets the kernel's ENETUNREACH for it.
 func (g *group) forFlow(dialled netip.Addr) []netip.AddrPort {
-	if dialled.Is4() || len(g.v6) == 0 {
-		return g.v4
+	if dialled.Is4() || g.n4 == len(g.all) {
+		return g.v4()
 	}
-	return g.v6
+	return g.v6()
 }
 
 // FlowAnswer is what LookupFlow found.
@@ -469,7 +545,7 @@ func (t *Table) LookupFlow(source Cookie, dst netip.AddrPort, proto Protocol) Fl
 		return FlowAnswer{Reason: UnknownDest, Sandbox: id.Sandbox}
 	}
 	a := FlowAnswer{Reason: NoRedirect, Sandbox: id.Sandbox, Class: d.Class}
-	r := t.routes[RouteKey{id.Sandbox, d.Class}]
+	r := t.route(t.sandboxes.of(id.Sandbox), d.Class)
 	if r == nil {
 		return a
 	}

@@ -127,7 +127,7 @@ func cookie(t *testing.T, p *lab.Pod) routing.Cookie {
 func (w *world) apply() {
 	w.t.Helper()
 	// A pod whose sandbox a test has taken away is a problem, and expected.
-	w.table, _ = routing.Compile(w.input, w.table)
+	w.table, _ = routing.Compile(w.input.Clone(), w.table)
 	table := w.table
 	w.router.SetTable(table)
 }
