@@ -570,3 +570,48 @@ func (w *world) routed(header, want string) {
 	}
 	c.conn.Close()
 }
+
+// Data may come to the listener instead of the socket that was just made for them. The
+// client is reset only where there is no such socket.
+func TestAConnectionIsFoundWhoseDataHaveComeToItsListener(t *testing.T) {
+	var byV6 func(*world) (net.Conn, error)
+	w := newWorld(t, func(c *Config) { byV6 = byIPv6(c) })
+	w.names(w.base, w.fork)
+	v4, err := w.client.Dial("tcp", w.captured(w.client))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer v4.Close()
+	v6, err := byV6(w)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer v6.Close()
+	for _, c := range []net.Conn{v4, v6} {
+		local := c.LocalAddr().(*net.TCPAddr).AddrPort()
+		remote := c.RemoteAddr().(*net.TCPAddr).AddrPort()
+		local = netip.AddrPortFrom(local.Addr().Unmap(), local.Port())
+		remote = netip.AddrPortFrom(remote.Addr().Unmap(), remote.Port())
+		nobody := netip.AddrPortFrom(local.Addr(), 1)
+		asked := 0
+		for _, l := range w.router.loops {
+			l.call(func() {
+				for _, d := range l.holding {
+					if d.ns.cookie != cookie(t, w.client) {
+						continue
+					}
+					asked++
+					if _, err := l.socketCookie(d.ns, remote, local); err != nil {
+						t.Errorf("%s to %s: %v", local, remote, err)
+					}
+					if _, err := l.socketCookie(d.ns, remote, nobody); !errors.Is(err, errNoSocket) {
+						t.Errorf("%s to %s: %v, want %v", nobody, remote, err, errNoSocket)
+					}
+				}
+			})
+		}
+		if asked == 0 {
+			t.Error("SYNs are not held: nobody was asked")
+		}
+	}
+}

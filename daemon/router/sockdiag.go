@@ -15,6 +15,10 @@ import (
 // tcpListen is TCP_LISTEN of net/tcp_states.h.
 const tcpListen = 10
 
+// loIndex is lo's number, the same in each namespace (LOOPBACK_IFINDEX of
+// net/flow.h).
+const loIndex = 1
+
 // sockDiagByFamily is SOCK_DIAG_BY_FAMILY of linux/sock_diag.h.
 const sockDiagByFamily = 20
 
@@ -48,7 +52,7 @@ type inetDiagMsg struct {
 var errNoSocket = errors.New("sock_diag knows no such socket")
 
 // socketCookie returns the cookie of the socket in the namespace that is
-// connected, or about to be, from one address to another. It answers errNoSocket
+// connected, or about to be, from one address to another by lo. It answers errNoSocket
 // when there is none.
 func (l *loop) socketCookie(ns *namespace, from, to netip.AddrPort) (uint64, error) {
 	if ns.diag < 0 {
@@ -63,7 +67,9 @@ func (l *loop) socketCookie(ns *namespace, from, to netip.AddrPort) (uint64, err
 	}
 	req := inetDiagReq{
 		family: unix.AF_INET6, protocol: unix.IPPROTO_TCP, states: ^uint32(0),
-		id: inetDiagSockID{cookie: [2]uint32{^uint32(0), ^uint32(0)}},
+		// What our listeners have accepted is bound to lo, as they are, and not found
+		// without an interface.
+		id: inetDiagSockID{iface: loIndex, cookie: [2]uint32{^uint32(0), ^uint32(0)}},
 	}
 	if from.Addr().Is4() {
 		req.family = unix.AF_INET
