@@ -105,8 +105,11 @@ func (l *Ledger) forget(o Owner) {
 
 func ownerOf(sb *routing.SandboxInfo) Owner { return Owner{sb.Name, sb.Group} }
 
-// Add takes in an entry. It does not keep it, but what it says.
+// Add takes in an entry. It does not keep it, but what it says. Its time becomes the
+// wall's: that may have been set, or drifted, since the ledger began.
 func (l *Ledger) Add(e *Entry) {
+	now := time.Now()
+	e.At = now.Add(-now.Sub(e.At))
 	e.caller = l.podOf(e.Source)
 	if e.Answer.IsValid() {
 		e.answering, _ = l.table.Load().PodAt(e.Answer)

@@ -59,22 +59,23 @@ func parseTraceparent(v []byte) (t TraceID, s SpanID) {
 // digits reads hexadecimal digits in small letters, the only ones that are
 // allowed.
 func digits(dst, src []byte) bool {
+	var wrong uint8
+	src = src[:2*len(dst)]
 	for i := range dst {
-		hi, lo := digit(src[2*i]), digit(src[2*i+1])
-		if hi > 15 || lo > 15 {
-			return false
-		}
+		hi, lo := digitValue[src[2*i]], digitValue[src[2*i+1]]
+		wrong |= hi | lo
 		dst[i] = hi<<4 | lo
 	}
-	return true
+	return wrong <= 15
 }
 
-func digit(c byte) byte {
-	switch {
-	case '0' <= c && c <= '9':
-		return c - '0'
-	case 'a' <= c && c <= 'f':
-		return c - 'a' + 10
+// digitValue is what each byte is as a digit; more than 15: none.
+var digitValue = func() (v [256]uint8) {
+	for i := range v {
+		v[i] = 0xff
 	}
-	return 0xff
-}
+	for i, c := range "0123456789abcdef" {
+		v[c] = uint8(i)
+	}
+	return v
+}()
