@@ -4,6 +4,7 @@ package ledger
 
 import (
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -21,8 +22,9 @@ const (
 	// announceLimit is how long a request waits at most for other nodes to be told.
 	announceLimit = 250 * time.Millisecond
 	// A call without a key waits so long for somebody to tell that it should have had
-	// one: between once and twice this.
-	pendingWindow   = 5 * time.Second
+	// one: between once and twice this. Announcements take less, but may not arrive;
+	// whoever asks for a trace brings them again: see Settle.
+	pendingWindow   = 20 * time.Second
 	maxPending      = 1 << 11
 	maxOfTrace      = 16
 	maxPendingBytes = 8 << 20 // of each of two windows; Config's bounds do not hold for them
@@ -71,36 +73,41 @@ func (l *Ledger) Heard(a Announcement) {
 // one.
 type pending struct {
 	mu    sync.Mutex
-	calls windows[[]*Entry]
-	bytes int64 // of the newer window, or somewhat more
+	calls windows[waiting]
 }
 
-// put keeps the calls of a trace. Where there are too many bytes the older half is
-// forgotten. The caller holds the lock.
-func (p *pending) put(id TraceID, all []*Entry) {
-	if len(p.calls.now) == 0 {
-		p.bytes = 0
+// waiting are the calls of one trace.
+type waiting struct {
+	calls []*Entry
+	// more says that one has been left out that is like none of them.
+	more bool
+}
+
+func (w waiting) size() (n int64) {
+	for _, e := range w.calls {
+		n += e.weight()
 	}
-	for _, e := range all[len(p.calls.now[id]):] {
-		p.bytes += e.weight()
+	return n
+}
+
+// with adds a call. Of many from one pod to one destination some are enough: who has
+// lost the key is named by any of them.
+func (w waiting) with(e *Entry) waiting {
+	if len(w.calls) < maxOfTrace {
+		w.calls = append(w.calls, e)
+		return w
 	}
-	if p.bytes > maxPendingBytes {
-		p.calls.older, p.calls.now, p.bytes = p.calls.now, nil, 0
-		for _, e := range all {
-			p.bytes += e.weight()
-		}
-	}
-	p.calls.put(id, all)
+	w.more = w.more || !slices.ContainsFunc(w.calls, func(o *Entry) bool { return o.Source == e.Source && o.dest == e.dest })
+	return w
 }
 
 // wait keeps a call that is over.
 func (l *Ledger) wait(e *Entry) {
+	now := time.Now()
 	l.pending.mu.Lock()
-	l.pending.calls.turn(time.Now())
+	l.pending.calls.turn(now)
 	all, _ := l.pending.calls.get(e.Trace)
-	if len(all) < maxOfTrace {
-		l.pending.put(e.Trace, append(all, e))
-	}
+	l.pending.calls.put(e.Trace, all.with(e), now)
 	l.pending.mu.Unlock()
 	// The word may have come meanwhile.
 	if l.traces.lookup(e.Trace) != nil {
@@ -108,20 +115,23 @@ func (l *Ledger) wait(e *Entry) {
 	}
 }
 
-// settle records the calls of a trace that have lost its key.
+// settle records the calls of a trace that have lost its key. When it returns, that
+// has been done for all calls that are over and all hops that were known before.
 func (l *Ledger) settle(id TraceID) {
+	// Whoever settles it at the same time has to be waited for.
 	l.pending.mu.Lock()
-	all, _ := l.pending.calls.get(id)
-	l.pending.calls.drop(id)
-	l.pending.mu.Unlock()
-	if len(all) == 0 {
+	defer l.pending.mu.Unlock()
+	now := time.Now()
+	l.pending.calls.turn(now)
+	all, ok := l.pending.calls.get(id)
+	t, tr := l.table.Load(), l.traces.lookup(id)
+	if tr == nil {
 		return
 	}
-	t, tr := l.table.Load(), l.traces.lookup(id)
 	var rest []*Entry
-	for _, e := range all {
+	for _, e := range all.calls {
 		sb, pod := (*routing.SandboxInfo)(nil), l.podOf(e.Source)
-		if tr != nil && pod != nil && tr.received(pod.Name, t) {
+		if pod != nil && tr.received(pod.Name, t) {
 			sb = t.Lacking(e.Source, e.dest, &routing.Decision{Reason: e.Reason}, tr.owner)
 		}
 		if sb == nil {
@@ -131,12 +141,19 @@ func (l *Ledger) settle(id TraceID) {
 		e.Owner, e.Lost = sb, true
 		l.Add(e)
 	}
-	if len(rest) == 0 {
+	if tr.unsettled {
+		since := l.pending.calls.since
+		if all.more {
+			since = now
+		}
+		l.traces.settled(id, tr, since, now)
+	}
+	if !ok || len(rest) == len(all.calls) {
 		return
 	}
-	// Another hop of the trace may be told of yet.
-	l.pending.mu.Lock()
-	defer l.pending.mu.Unlock()
-	now, _ := l.pending.calls.get(id)
-	l.pending.put(id, append(rest, now...)[:min(maxOfTrace, len(rest)+len(now))])
+	l.pending.calls.drop(id)
+	if len(rest) > 0 || all.more {
+		// Another hop of the trace may be told of yet.
+		l.pending.calls.put(id, waiting{rest, all.more}, now)
+	}
 }

@@ -71,8 +71,8 @@ func TestCallsOfOtherTracesAreForgotten(t *testing.T) {
 	if n := len(second.Read(Owner{Name: name("pr-42")}, Query{}).Entries); n != 0 {
 		t.Errorf("%d records", n)
 	}
-	if all, _ := second.pending.calls.get(ParseTraceID(trace2)); len(all) > maxOfTrace {
-		t.Errorf("%d calls of one trace are kept", len(all))
+	if all, _ := second.pending.calls.get(ParseTraceID(trace2)); len(all.calls) > maxOfTrace {
+		t.Errorf("%d calls of one trace are kept", len(all.calls))
 	}
 	second.pending.calls.turn(time.Now().Add(3 * pendingWindow))
 	if n := second.pending.calls.len(); n != 0 {
@@ -152,11 +152,9 @@ func TestCallsThatWaitForTheirTracesWordAreBoundedByBytes(t *testing.T) {
 		}
 	}
 	var bytes int64
-	for _, w := range []map[TraceID][]*Entry{l.pending.calls.now, l.pending.calls.older} {
+	for _, w := range []map[TraceID]waiting{l.pending.calls.now, l.pending.calls.older} {
 		for _, all := range w {
-			for _, e := range all {
-				bytes += e.weight()
-			}
+			bytes += all.size()
 		}
 	}
 	if bytes < maxPendingBytes/2 || bytes > 2*maxPendingBytes {

@@ -13,7 +13,7 @@
 // a short lock. An untagged request of a node on which no tagged one was seen lately
 // costs two loads. One to a Service that a sandbox observes, or redirects while it
 // observes or propagates, costs reading its traceparent as well, and one of a pod behind
-// a Service that matters is kept for some seconds (see Finish), in memory that has a
+// a Service that matters is kept for some tens of seconds (see Finish), in memory that has a
 // bound of its own.
 //
 // # What is kept

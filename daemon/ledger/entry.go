@@ -71,6 +71,7 @@ type Entry struct {
 
 	text      []byte
 	seq       uint64
+	begun     bool // see Ledger.Begin
 	dest      routing.DestID
 	told      <-chan struct{} // see Unannounced
 	caller    *Pod            // nil: not known

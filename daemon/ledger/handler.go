@@ -34,7 +34,14 @@ func (e TooMuch) Error() string { return string(e) }
 
 // Records returns what this node's ledger has of an owner.
 func (l *Ledger) Records(_ context.Context, o Owner, want ledgerv1alpha1.Options) (*ledgerv1alpha1.RecordList, error) {
-	list, _ := l.List(o, QueryOf(want))
+	q := QueryOf(want)
+	var state *ledgerv1alpha1.TraceAnswer
+	if q.Trace != (TraceID{}) {
+		_, answer := l.Settle(o, q.Trace, nil)
+		state = &answer
+	}
+	list, _ := l.List(o, q)
+	list.Nodes[0].Trace = state
 	return &list, nil
 }
 

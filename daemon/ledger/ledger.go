@@ -49,6 +49,7 @@ type Ledger struct {
 	table    atomic.Pointer[routing.Table]
 	announce func(Announcement) // nil: there are no other nodes
 	pending  pending
+	open     open
 
 	mu    sync.Mutex
 	seq   uint64
@@ -69,8 +70,12 @@ func New(cfg Config) *Ledger {
 	cfg.MaxBytes = cmp.Or(cfg.MaxBytes, defaultMaxBytes)
 	cfg.MaxSandboxBytes = cmp.Or(cfg.MaxSandboxBytes, defaultMaxSandboxBytes)
 	l := &Ledger{cfg: cfg, began: time.Now(), books: map[Owner]*book{}, added: make(chan struct{})}
-	l.traces.seen.length, l.traces.seen.most = traceWindow, maxTraces
-	l.pending.calls.length, l.pending.calls.most = pendingWindow, maxPending
+	seen, calls := &l.traces.seen, &l.pending.calls
+	seen.length, seen.most = traceWindow, maxTraces
+	seen.weigh, seen.heaviest = func(t *trace) int64 { return int64(len(t.hops)) }, maxAllHops
+	calls.length, calls.most = pendingWindow, maxPending
+	calls.weigh, calls.heaviest = waiting.size, maxPendingBytes
+	l.open.calls = map[TraceID]int{}
 	l.pods.Store(&map[routing.Cookie]*Pod{})
 	l.table.Store(new(routing.Table))
 	return l

@@ -173,7 +173,7 @@ func (e *Entry) End() {
 }
 
 // Finish takes in an entry that has ended, or ends now. It reports whether the entry may
-// be used again: one of an untagged call is kept for a few seconds, and recorded only if
+// be used again: one of an untagged call is kept for some tens of seconds, and recorded only if
 // the word comes by then that its trace is a tagged one.
 func (l *Ledger) Finish(e *Entry) (free bool) {
 	if e.finished {
@@ -183,6 +183,9 @@ func (l *Ledger) Finish(e *Entry) (free bool) {
 		e.End()
 	}
 	e.finished = true
+	if e.begun {
+		defer l.ended(e.Trace)
+	}
 	if e.Owner == nil {
 		l.wait(e)
 		return false

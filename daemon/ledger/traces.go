@@ -16,16 +16,23 @@ import (
 const (
 	traceWindow = 2 * time.Minute // remembered for so long at least, and for twice that at most
 	maxTraces   = 1 << 14         // for each window
-	maxHops     = 8
+	maxHops     = 16              // of a trace
+	maxAllHops  = 1 << 17         // for each window
 )
 
 // windows are things by trace. Two windows take turns: what is in the older one is
 // forgotten with it. It is not safe for concurrent use.
 type windows[T any] struct {
 	length     time.Duration
-	most       int
+	most       int           // things in a window
+	weigh      func(T) int64 // nil: only their number counts
+	heaviest   int64         // what they may weigh together
 	now, older map[TraceID]T
-	turned     time.Time
+	weight     int64     // of now
+	began      time.Time // now's
+	// since is from when on nothing that was put here has been forgotten. Zero:
+	// nothing ever has.
+	since time.Time
 }
 
 func (w *windows[T]) len() int { return len(w.now) + len(w.older) }
@@ -37,9 +44,18 @@ func (w *windows[T]) get(id TraceID) (v T, ok bool) {
 	return v, ok
 }
 
-func (w *windows[T]) put(id TraceID, v T) {
-	if _, ok := w.now[id]; !ok && len(w.now) >= w.most {
-		w.older, w.now = w.now, nil
+// put keeps v. turn has been called for the same time.
+func (w *windows[T]) put(id TraceID, v T, at time.Time) {
+	w.lighten(id)
+	if w.weigh != nil {
+		w.weight += w.weigh(v)
+	}
+	if _, ok := w.now[id]; !ok && len(w.now) >= w.most || w.weight > w.heaviest && len(w.now) > 0 {
+		delete(w.now, id)
+		w.rotate(at)
+		if w.weigh != nil {
+			w.weight = w.weigh(v)
+		}
 	}
 	if w.now == nil {
 		w.now = map[TraceID]T{}
@@ -47,22 +63,41 @@ func (w *windows[T]) put(id TraceID, v T) {
 	w.now[id] = v
 }
 
+// lighten takes the weight of what is there off.
+func (w *windows[T]) lighten(id TraceID) {
+	if v, ok := w.now[id]; ok && w.weigh != nil {
+		w.weight -= w.weigh(v)
+	}
+}
+
 func (w *windows[T]) drop(id TraceID) {
+	w.lighten(id)
 	delete(w.now, id)
 	delete(w.older, id)
 }
 
+// rotate forgets the older window.
+func (w *windows[T]) rotate(at time.Time) {
+	if len(w.older) > 0 {
+		w.since = w.began
+	}
+	w.older, w.now, w.weight, w.began = w.now, nil, 0, at
+}
+
 // turn forgets what is too old.
 func (w *windows[T]) turn(at time.Time) {
-	switch age := at.Sub(w.turned); {
+	switch age := at.Sub(w.began); {
 	case age < w.length:
 		return
 	case age < 2*w.length:
-		w.older, w.now = w.now, nil
+		w.rotate(at)
 	default:
-		w.older, w.now = nil, nil
+		// What is there was put within the first length.
+		if w.len() > 0 {
+			w.since = w.began.Add(w.length)
+		}
+		w.older, w.now, w.weight, w.began = nil, nil, 0, at
 	}
-	w.turned = at
 }
 
 // traces are those that were seen with a routing key.
@@ -78,6 +113,12 @@ type traces struct {
 type trace struct {
 	owner *routing.SandboxInfo
 	hops  []*hop // the newest last
+	// since is from when on it is known which calls have lost the key; of what was
+	// over before, some may have been forgotten.
+	since time.Time
+	// unsettled says that calls which have been waiting were not looked at again since
+	// the newest hop became known: see Ledger.settle.
+	unsettled bool
 }
 
 // hop is where a request of a trace went with the key: to a fork's endpoints, or
@@ -115,26 +156,55 @@ func (t *traces) note(table *routing.Table, id TraceID, owner *routing.SandboxIn
 	defer t.mu.Unlock()
 	t.turn(at)
 	tr, ok := t.seen.get(id)
-	next := &trace{owner: owner}
+	next := &trace{owner: owner, since: t.seen.since, unsettled: true}
 	if ok && tr.owner.ID != owner.ID && table.Sandbox(tr.owner.ID) != nil {
 		return nil, false
 	}
 	if ok && tr.owner.ID == owner.ID {
 		for _, known := range tr.hops {
 			if known.same(h) {
-				t.keep(id, tr)
+				t.keep(id, tr, at)
 				return known, false
 			}
+		}
+		next.since = tr.since
+		if len(tr.hops) >= maxHops {
+			next.since = at // who has received it is not known any more
 		}
 		next.hops = append(next.hops, tr.hops[max(0, len(tr.hops)-maxHops+1):]...)
 	}
 	next.hops = append(next.hops, h)
-	t.keep(id, next)
+	t.keep(id, next, at)
 	return h, true
 }
 
-func (t *traces) keep(id TraceID, tr *trace) {
-	t.seen.put(id, tr)
+// settled notes that the calls of a trace were looked at again for all that is known
+// of it, and from when on there were all of them. It does nothing where more has
+// become known meanwhile.
+func (t *traces) settled(id TraceID, tr *trace, since, at time.Time) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if now, _ := t.seen.get(id); now != tr {
+		return
+	}
+	next := *tr
+	next.unsettled = false
+	if since.After(next.since) {
+		next.since = since
+	}
+	t.turn(at)
+	t.keep(id, &next, at)
+}
+
+// forgotten is from when on no trace has been forgotten.
+func (t *traces) forgotten() time.Time {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	return t.seen.since
+}
+
+func (t *traces) keep(id TraceID, tr *trace, at time.Time) {
+	t.seen.put(id, tr, at)
 	t.known.Store(int64(t.seen.len()))
 }
 

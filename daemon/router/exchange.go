@@ -84,6 +84,7 @@ func (c *conn) record(e *ledger.Entry, u *upstream) {
 		c.loop.finish(e)
 		return
 	}
+	c.loop.router.cfg.Ledger.Begin(e)
 	c.exchanges = append(c.exchanges, exchange{entry: e, turn: c.asked.asked - 1})
 }
 

@@ -99,6 +99,7 @@ func (h *http2Conn) Route(req *http2.Request) http2.Route {
 	}
 	if w != nil {
 		w.Peer = watched{e, u}
+		c.loop.router.cfg.Ledger.Begin(e)
 	}
 	if u != c.cur {
 		h.awaitGreeting()

@@ -25,6 +25,11 @@ var pr42 = ledger.Owner{Name: routing.Name{Namespace: "shop", Name: "pr-42"}}
 func newLedgerWorld(t *testing.T, change ...func(*world)) (*world, *ledger.Ledger) {
 	t.Helper()
 	l := ledger.New(ledger.Config{Node: "here"})
+	t.Cleanup(func() { // after the router's end
+		if n := l.UnderWay(); n != 0 {
+			t.Errorf("%d calls are under way when there is no router any more", n)
+		}
+	})
 	w := newWorld(t, func(c *Config) { c.Ledger = l })
 	for i, pod := range []string{"base", "fork", "fork2"} {
 		w.input.Slices[i].Endpoints[0].Pod = pod
@@ -88,6 +93,7 @@ func (w *world) wantRecords(l *ledger.Ledger, o ledger.Owner, want ...string) []
 func TestEveryTaggedRequestLeavesARecordAndNoOtherDoes(t *testing.T) {
 	w, l := newLedgerWorld(t)
 	const answer = "HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc"
+	underWay := make(chan int, 10)
 	chunked := "HTTP/1.1 404 Not Found\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n"
 	for _, p := range []*lab.Pod{w.base, w.fork} {
 		w.script(p, func(c *peer) {
@@ -95,6 +101,9 @@ func TestEveryTaggedRequestLeavesARecordAndNoOtherDoes(t *testing.T) {
 				raw, err := readRequest(c.r)
 				if err != nil {
 					return
+				}
+				if strings.Contains(string(raw), traceparent) {
+					underWay <- l.UnderWay()
 				}
 				if strings.HasPrefix(string(raw), "POST") {
 					c.send("HTTP/1.1 100 Continue\r\n\r\n" + chunked)
@@ -124,6 +133,9 @@ func TestEveryTaggedRequestLeavesARecordAndNoOtherDoes(t *testing.T) {
 		fmt.Sprintf("http/1.1 GET route.shop/a fork redirected 200 %d>%d fork", len(first), len(answer)),
 		fmt.Sprintf("http/1.1 POST a/b fork redirected 404 %d>%d fork", len(post), len("HTTP/1.1 100 Continue\r\n\r\n"+chunked)),
 		fmt.Sprintf("http/1.1 PUT a/c fork redirected 200 %d>%d fork", len(sized), len(answer)))
+	if n := <-underWay; n != 1 {
+		t.Errorf("%d calls of traces are under way while one is answered", n)
+	}
 	r := got[0]
 	if r.TraceID != "4bf92f3577b34da6a3ce929d0e0e4736" || r.ParentID != "00f067aa0ba902b7" || r.Source.Workload != "Deployment/client" ||
 		r.Dialled != "10.96.0.7:80" || r.Answer.Address != netip.AddrPortFrom(w.fork.IPv4, 8080).String() || r.LatencyNanos <= 0 {

@@ -226,4 +226,28 @@ type NodeAnswer struct {
 	// Omitted is how many more records match than the limit let through.
 	// +optional
 	Omitted int64 `json:"omitted,omitempty"`
+	// Trace says how far the answer can be relied on for the trace that was asked for.
+	// Missing where none was, in a stream, and from a node or a collector of a version
+	// that did not know it.
+	// +optional
+	Trace *TraceAnswer `json:"trace,omitempty"`
+}
+
+// TraceAnswer says whether a node knows all that it should of one trace. A call is on
+// record when it is over; one that came without the key of its trace, as soon as it is
+// known that its caller had received the key, whichever node that was on. A node that
+// has no call of the trace under way, and knows what was over for long enough, has no
+// record to add to those that it gave.
+type TraceAnswer struct {
+	// Open is how many calls of the trace are under way by way of this node.
+	// +optional
+	Open int64 `json:"open,omitempty"`
+	// KnownNanos is the time before the answer, in nanoseconds, from which on the node
+	// knows which calls of the trace have lost the key. Of what was over before it may
+	// have forgotten some.
+	KnownNanos int64 `json:"knownNanos"`
+	// Foreign says that the node has seen the trace with another key first, so that it
+	// looks for no calls that have lost this Sandbox's.
+	// +optional
+	Foreign bool `json:"foreign,omitempty"`
 }

@@ -5,7 +5,6 @@ package collector
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -210,9 +209,9 @@ const notAsked = "the node has too many questions to answer already; ask again"
 
 // collect asks one agent, waits for all of its answer, and says what became of it.
 // What has come of an answer that ends early stays; the answer is no whole one then.
-func (h *hub) collect(ctx context.Context, s *session, q wire.Question, g *gathering) (ledgerv1alpha1.NodeAnswer, error) {
-	failed := func(why string) (ledgerv1alpha1.NodeAnswer, error) {
-		return ledgerv1alpha1.NodeAnswer{Node: s.node, Message: why}, nil
+func (h *hub) collect(ctx context.Context, s *session, q wire.Question, g *gathering) (collected, error) {
+	failed := func(why string) (collected, error) {
+		return collected{answer: ledgerv1alpha1.NodeAnswer{Node: s.node, Message: why}}, nil
 	}
 	a, end, ok := h.ask(s, q)
 	defer end()
@@ -221,7 +220,7 @@ func (h *hub) collect(ctx context.Context, s *session, q wire.Question, g *gathe
 	}
 	patience := time.NewTimer(h.patience)
 	defer patience.Stop()
-	var node ledgerv1alpha1.NodeAnswer
+	var node collected
 	for {
 		select {
 		case answer := <-a.answers:
@@ -232,10 +231,10 @@ func (h *hub) collect(ctx context.Context, s *session, q wire.Question, g *gathe
 				return node, errTooMuch
 			}
 			if len(answer.Records.Nodes) > 0 {
-				node = answer.Records.Nodes[0]
+				node.answer = answer.Records.Nodes[0]
 			}
 			if answer.Done {
-				node.Node, node.Answered = s.node, true
+				node.answer.Node, node.answer.Answered, node.hops = s.node, true, answer.Hops
 				return node, nil
 			}
 		case <-s.gone:
@@ -257,27 +256,58 @@ func (h *hub) Records(ctx context.Context, o ledger.Owner, want ledgerv1alpha1.O
 		return nil, err
 	}
 	want.Follow = false
+	q := question(o, want)
+	for round := 1; ; round++ {
+		g := newGathering(&h.room, want.Limit)
+		nodes, err := h.collectAll(ctx, sessions, q, g)
+		if err != nil {
+			g.close()
+			return nil, err
+		}
+		hops, known := hopsOf(nodes, q.Hops)
+		switch {
+		case known:
+		case round < maxRounds:
+			g.close()
+			q.Hops = hops
+			continue
+		default:
+			// The trace goes to more Services while it is asked for.
+			for i := range nodes {
+				if t := nodes[i].answer.Trace; t != nil {
+					t.Open = max(t.Open, 1)
+				}
+			}
+		}
+		answers := silent
+		for i := range nodes {
+			answers = append(answers, nodes[i].answer)
+		}
+		list := g.list(answers)
+		context.AfterFunc(ctx, g.close)
+		return list, nil
+	}
+}
+
+// collectAll asks all agents at once.
+func (h *hub) collectAll(ctx context.Context, sessions []*session, q wire.Question, g *gathering) ([]collected, error) {
 	asking, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	g := newGathering(&h.room, want.Limit)
-	nodes := make([]ledgerv1alpha1.NodeAnswer, len(sessions))
+	nodes := make([]collected, len(sessions))
 	var waiting sync.WaitGroup
 	for i, s := range sessions {
 		waiting.Go(func() {
 			var err error
-			if nodes[i], err = h.collect(asking, s, question(o, want), g); err != nil {
+			if nodes[i], err = h.collect(asking, s, q, g); err != nil {
 				cancel(err)
 			}
 		})
 	}
 	waiting.Wait()
-	if errors.Is(context.Cause(asking), errTooMuch) {
-		g.close()
-		return nil, errTooMuch
+	if err := context.Cause(asking); err != nil && ctx.Err() == nil {
+		return nil, err
 	}
-	list := g.list(append(nodes, silent...))
-	context.AfterFunc(ctx, g.close)
-	return list, nil
+	return nodes, nil
 }
 
 func newList() *ledgerv1alpha1.RecordList {

@@ -239,3 +239,78 @@ func TestTracesAreToldToAllOthers(t *testing.T) {
 		t.Errorf("%d lines for who has told, %d for who does not listen", len(one.questions), len(three.questions))
 	}
 }
+
+// trace answers a question about a trace: where the agent knows it to have gone.
+func (a *agent) trace(t *testing.T, id uint64, services ...string) {
+	t.Helper()
+	answer := wire.Answer{ID: id, Done: true}
+	for _, s := range services {
+		answer.Hops = append(answer.Hops, wire.Trace{Service: s, Endpoints: []string{"10.0.0.1:80"}})
+	}
+	answer.Records.Items = []ledgerv1alpha1.Record{{Time: metav1.NewMicroTime(time.Unix(1, 0))}}
+	answer.Records.Nodes = []ledgerv1alpha1.NodeAnswer{{Trace: &ledgerv1alpha1.TraceAnswer{KnownNanos: 1}}}
+	if !a.h.answered(t.Context(), a.node, answer) {
+		t.Errorf("nobody awaits the answer of %s", a.node)
+	}
+}
+
+func TestNodesAreToldWhereATraceHasGoneBeforeTheirAnswersCount(t *testing.T) {
+	type answers map[string][]string
+	for _, tc := range []struct {
+		name   string
+		rounds []answers // what nodes know, and nil from one that does not answer
+		told   [][]string
+		open   int64
+	}{
+		{"nobody knows of it", []answers{{"one": {}, "two": {}}}, [][]string{nil}, 0},
+		{"both know of it", []answers{{"one": {"cart"}, "two": {"cart"}}}, [][]string{nil}, 0},
+		{"one does not", []answers{{"one": {"cart"}, "two": {}}, {"one": {"cart"}, "two": {"cart"}}}, [][]string{nil, {"cart"}}, 0},
+		{"one does not, and has no use for it", []answers{{"one": {"cart"}, "two": {}}, {"one": {"cart"}, "two": {}}}, [][]string{nil, {"cart"}}, 0},
+		{"it goes on meanwhile", []answers{{"one": {"cart"}, "two": {}}, {"one": {"cart", "route"}, "two": {"cart"}}, {"one": {"cart", "route"}, "two": {"cart", "route"}}},
+			[][]string{nil, {"cart"}, {"cart", "route"}}, 0},
+		{"it does not end", []answers{{"one": {"a"}, "two": {}}, {"one": {"a", "b"}, "two": {}}, {"one": {"b", "c"}, "two": {}}, {"one": {"c", "d"}, "two": {}}},
+			[][]string{nil, {"a"}, {"a", "b"}, {"a", "b", "c"}}, 1},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			h := newTestHub(time.Minute, "one", "two")
+			agents := []*agent{h.agent("one", "x"), h.agent("two", "y")}
+			got := make(chan *ledgerv1alpha1.RecordList, 1)
+			go func() {
+				list, err := h.Records(t.Context(), pr42, ledgerv1alpha1.Options{Trace: strings.Repeat("a", 32)})
+				if err != nil {
+					t.Error(err)
+				}
+				got <- list
+			}()
+			for round, know := range tc.rounds {
+				for _, a := range agents {
+					q := a.next(t)
+					for q.End { // of the question before
+						q = a.next(t)
+					}
+					var told []string
+					for _, hop := range q.Hops {
+						told = append(told, hop.Service)
+					}
+					slices.Sort(told)
+					if !slices.Equal(told, tc.told[round]) {
+						t.Errorf("round %d: node %s is told %q, want %q", round, a.node, told, tc.told[round])
+					}
+					a.trace(t, q.ID, know[a.node]...)
+				}
+			}
+			list := <-got
+			if len(list.Items) != 2 || len(list.Nodes) != 2 {
+				t.Fatalf("the list is %q", told(list))
+			}
+			for _, n := range list.Nodes {
+				if n.Trace == nil || n.Trace.Open != tc.open {
+					t.Errorf("node %s: %+v, want %d under way", n.Node, n.Trace, tc.open)
+				}
+			}
+			if n := h.room.used.Load(); n != 2*recordBytes {
+				t.Errorf("%d bytes are counted, want those of the last answers", n)
+			}
+		})
+	}
+}

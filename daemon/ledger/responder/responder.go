@@ -26,6 +26,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/rest"
 
+	ledgerv1alpha1 "github.com/sidetrack-dev/sidetrack/api/ledger/v1alpha1"
 	"github.com/sidetrack-dev/sidetrack/daemon/ledger"
 	"github.com/sidetrack-dev/sidetrack/daemon/ledger/wire"
 	"github.com/sidetrack-dev/sidetrack/routing"
@@ -236,8 +237,10 @@ func (r *Responder) answer(ctx context.Context, q *wire.Question) error {
 	o := ledger.Owner{Name: routing.Name{Namespace: q.Namespace, Name: q.Name}, Group: q.Group}
 	want := ledger.Query{After: q.After, Since: q.Since, Trace: ledger.ParseTraceID(q.Trace), Limit: q.Limit}
 	dropped, part := int64(-1), uint64(0)
+	hops, state := r.settle(o, want.Trace, q)
 	for {
 		list, next := r.ledger.List(o, want)
+		list.Nodes[0].Trace = state
 		if n := list.Nodes[0].Dropped; len(list.Items) > 0 || n != dropped {
 			dropped = n
 			for items, more := list.Items, true; more; {
@@ -248,6 +251,9 @@ func (r *Responder) answer(ctx context.Context, q *wire.Question) error {
 				a := wire.Answer{ID: q.ID, Part: part, Next: next, Records: list, Done: !q.Follow && !more}
 				if more {
 					a.Next = want.After // the order is that of time: nothing is behind a part
+				}
+				if a.Done {
+					a.Hops = hops
 				}
 				if err := r.deliver(ctx, &a); err != nil {
 					return err
@@ -267,6 +273,29 @@ func (r *Responder) answer(ctx context.Context, q *wire.Question) error {
 			return ctx.Err()
 		}
 	}
+}
+
+// maxHopEndpoints bounds the endpoints of all hops of an answer. Nobody has forks of
+// so many pods.
+const maxHopEndpoints = 1 << 14
+
+// settle makes sure that the records which are read next are all that there are of a
+// trace, or says which are missing. Of a stream nothing is said, nor where no trace is
+// asked for.
+func (r *Responder) settle(o ledger.Owner, id ledger.TraceID, q *wire.Question) (hops []wire.Trace, _ *ledgerv1alpha1.TraceAnswer) {
+	if q.Follow || id == (ledger.TraceID{}) {
+		return nil, nil
+	}
+	known, state := r.ledger.Settle(o, id, announcements(q.Hops))
+	endpoints := 0
+	for i := range known {
+		if endpoints += len(known[i].Endpoints); endpoints > maxHopEndpoints {
+			state.KnownNanos = 0 // others cannot be told
+			break
+		}
+		hops = append(hops, word(&known[i]))
+	}
+	return hops, &state
 }
 
 // deliver posts an answer until it has arrived, nobody awaits it any more, or ctx is

@@ -71,15 +71,9 @@ func (r *Responder) say(ctx context.Context, said []ledger.Announcement) error {
 	defer cancel()
 	traces := make([]wire.Trace, 0, len(said))
 	for i := range said {
-		a := &said[i]
-		t := wire.Trace{
-			ID: a.Trace.String(), Group: a.Owner.Group, Namespace: a.Owner.Name.Namespace, Name: a.Owner.Name.Name,
-			ServiceNamespace: a.Service.Namespace, Service: a.Service.Name,
-		}
-		for _, e := range a.Endpoints[:min(len(a.Endpoints), maxEndpoints)] {
-			t.Endpoints = append(t.Endpoints, e.String())
-		}
-		traces = append(traces, t)
+		a := said[i]
+		a.Endpoints = a.Endpoints[:min(len(a.Endpoints), maxEndpoints)]
+		traces = append(traces, word(&a))
 	}
 	body, err := json.Marshal(traces)
 	if err != nil {
@@ -90,6 +84,25 @@ func (r *Responder) say(ctx context.Context, said []ledger.Announcement) error {
 
 // hear takes in what another node has said.
 func (r *Responder) hear(traces []wire.Trace) {
+	for _, a := range announcements(traces) {
+		r.ledger.Heard(a)
+	}
+}
+
+func word(a *ledger.Announcement) wire.Trace {
+	t := wire.Trace{
+		ID: a.Trace.String(), Group: a.Owner.Group, Namespace: a.Owner.Name.Namespace, Name: a.Owner.Name.Name,
+		ServiceNamespace: a.Service.Namespace, Service: a.Service.Name,
+	}
+	for _, e := range a.Endpoints {
+		t.Endpoints = append(t.Endpoints, e.String())
+	}
+	return t
+}
+
+// announcements leaves out what is not understood.
+func announcements(traces []wire.Trace) []ledger.Announcement {
+	all := make([]ledger.Announcement, 0, len(traces))
 	for i := range traces {
 		t := &traces[i]
 		a := ledger.Announcement{
@@ -102,11 +115,11 @@ func (r *Responder) hear(traces []wire.Trace) {
 				a.Endpoints = append(a.Endpoints, ap)
 			}
 		}
-		if len(t.Endpoints) > 0 && len(a.Endpoints) == 0 {
-			continue
+		if len(t.Endpoints) == 0 || len(a.Endpoints) > 0 {
+			all = append(all, a)
 		}
-		r.ledger.Heard(a)
 	}
+	return all
 }
 
 // send posts a body that is answered with nothing.

@@ -61,6 +61,9 @@ type Question struct {
 	ID uint64 `json:"id"`
 	// Traces is set on what is no question, but what another node has said.
 	Traces []Trace `json:"traces,omitempty"`
+	// Hops are where nodes know the trace of the question to have gone with its key:
+	// to be taken in before it is answered.
+	Hops []Trace `json:"hops,omitempty"`
 	// End says that nobody wants more of the answers to the question with this ID.
 	End bool `json:"end,omitempty"`
 
@@ -107,6 +110,9 @@ type Answer struct {
 	Done bool   `json:"done,omitempty"`
 	// Refused says why the question is not answered. There is nothing else then.
 	Refused string `json:"refused,omitempty"`
+	// Hops are where this node knows the trace of the question to have gone with its
+	// key. They are in the answer that is Done.
+	Hops []Trace `json:"hops,omitempty"`
 	// Records is the node's part.
 	Records ledgerv1alpha1.RecordList `json:"records"`
 }

@@ -66,7 +66,7 @@ func recorded(change func(n int64, r *ledger.Record)) http.HandlerFunc {
 		}
 		change(n, &rec)
 		rw.Header().Set("Content-Type", "application/json")
-		_ = json.NewEncoder(rw).Encode(ledger.RecordList{Items: []ledger.Record{rec}, Nodes: []ledger.NodeAnswer{{Node: "n1", Answered: true, Since: &since}}})
+		_ = json.NewEncoder(rw).Encode(ledger.RecordList{Items: []ledger.Record{rec}, Nodes: []ledger.NodeAnswer{{Node: "n1", Answered: true, Since: &since, Trace: &ledger.TraceAnswer{KnownNanos: time.Hour.Nanoseconds()}}}})
 	}
 }
 

@@ -194,6 +194,9 @@ func Gaps(list *ledger.RecordList) []string {
 		if !n.Answered {
 			out = append(out, fmt.Sprintf("node %s has not answered, and its hops are missing: %s", n.Node, n.Message))
 		}
+		if n.Trace != nil && n.Trace.Open > 0 {
+			out = append(out, fmt.Sprintf("node %s has %d calls of this trace under way, which are not on record before they are over", n.Node, n.Trace.Open))
+		}
 		if n.Dropped > 0 {
 			out = append(out, fmt.Sprintf("node %s has dropped its %d oldest records", n.Node, n.Dropped))
 		}

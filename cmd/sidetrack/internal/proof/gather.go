@@ -16,20 +16,23 @@ import (
 	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/task"
 )
 
-// Records are there when a request is over, at the nodes that it passed; these are
-// asked anew for each read.
+// Calls of a request may outlast its answer. While nodes say that some are under way
+// they are asked again, and so, once, is a node that has not answered.
 const (
 	settle     = 300 * time.Millisecond
+	settleSoon = 50 * time.Millisecond // the first time: many records are made a moment after the answer
 	settleMost = 5 * time.Second
 )
 
-// Gather reads the records of a trace until there are no more to come: until as
-// many are there as the time before, and one of them is a fork's.
+// Gather reads the records of a trace, and how far nodes say that these can be relied
+// on: at once where all calls of it are over. It waits some seconds for others. began is
+// when its first request was sent, with the monotonic clock.
 func Gather(ctx context.Context, c *cluster.Cluster, sb *v1alpha1.Sandbox, trace string, began time.Time) (*Evidence, error) {
 	e := &Evidence{Began: began, Sandbox: sb}
 	of := hops.Of{Namespace: sb.Namespace, Name: sb.Name}
-	last := -1
-	for deadline := time.Now().Add(settleMost); ; {
+	deadline := time.Now().Add(settleMost)
+	pause := settleSoon
+	for again := false; ; again, pause = true, settle {
 		list, err := hops.Read(ctx, c, of, ledger.Options{Trace: trace, Limit: ledger.MaxLimit})
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
@@ -38,16 +41,17 @@ func Gather(ctx context.Context, c *cluster.Cluster, sb *v1alpha1.Sandbox, trace
 			e.Unread = err.Error()
 			break
 		}
-		e.Records, e.Nodes = list.Items, list.Nodes
-		forked := slices.ContainsFunc(list.Items, func(r ledger.Record) bool { return r.Decision == ledger.DecisionFork })
-		if forked && len(list.Items) == last || time.Now().After(deadline) {
+		e.Records, e.Nodes, e.Age = list.Items, list.Nodes, time.Since(began)
+		waits := slices.ContainsFunc(list.Nodes, func(n ledger.NodeAnswer) bool {
+			return !n.Answered && !again || n.Trace != nil && n.Trace.Open > 0
+		})
+		if !waits || time.Now().After(deadline) {
 			break
 		}
-		last = len(list.Items)
 		select {
 		case <-ctx.Done():
 			return nil, ctx.Err()
-		case <-time.After(settle):
+		case <-time.After(pause):
 		}
 	}
 	var err error

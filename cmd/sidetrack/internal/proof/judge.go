@@ -24,6 +24,8 @@ type Evidence struct {
 	Nodes []ledger.NodeAnswer
 	// Began is when it was sent.
 	Began time.Time
+	// Age is how long ago that was when the ledger was read.
+	Age time.Duration
 	// Unread says why there is no ledger.
 	Unread string
 	// Sandbox is as it was after the request.
@@ -62,6 +64,7 @@ func (e *Evidence) Judge() Verdict {
 		case n.Omitted > 0:
 			doubt("node %s has %d more records of this request", n.Node, n.Omitted)
 		}
+		e.settled(&n, doubt)
 	}
 	if len(e.Nodes) == 0 {
 		doubt("no node has been asked")
@@ -99,6 +102,23 @@ func (e *Evidence) Start() time.Time {
 		}
 	}
 	return at
+}
+
+// settled looks at whether a node has named each call that has lost the key.
+func (e *Evidence) settled(n *ledger.NodeAnswer, doubt func(string, ...any)) {
+	t := n.Trace
+	switch {
+	case !n.Answered:
+	case t == nil:
+		doubt("node %s does not say whether it knows every call of this request: its agent, or the ledger's collector, is of an older version", n.Node)
+	case t.Foreign:
+		doubt("node %s takes the request's trace for another sandbox's, and does not look for calls that lost this one's key", n.Node)
+	case t.Open > 0:
+		doubt("not verified yet: node %s has %d calls of this request under way", n.Node, t.Open)
+	case time.Duration(t.KnownNanos) < e.Age:
+		doubt("node %s knows of the last %s only which calls have lost the key, and this request began %s ago",
+			n.Node, time.Duration(t.KnownNanos).Round(time.Second), e.Age.Round(time.Second))
+	}
 }
 
 // ready looks at what the sandbox says of itself.

@@ -34,9 +34,10 @@ func record(service string, change func(*ledger.Record)) ledger.Record {
 // convincing is evidence without a doubt; change makes another of it.
 func convincing(change func(*Evidence)) *Evidence {
 	since := metav1.NewMicroTime(sentAt.Add(-time.Hour))
+	all := &ledger.TraceAnswer{KnownNanos: time.Hour.Nanoseconds()}
 	e := &Evidence{
-		Began: sentAt, Records: []ledger.Record{record("route", nil)},
-		Nodes: []ledger.NodeAnswer{{Node: "n1", Answered: true, Since: &since}, {Node: "n2", Answered: true, Since: &since, Dropped: 7}},
+		Began: sentAt, Age: 2 * time.Second, Records: []ledger.Record{record("route", nil)},
+		Nodes: []ledger.NodeAnswer{{Node: "n1", Answered: true, Since: &since, Trace: all}, {Node: "n2", Answered: true, Since: &since, Dropped: 7, Trace: all}},
 		Sandbox: &v1alpha1.Sandbox{
 			ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "pr-42", Generation: 3},
 			Status: v1alpha1.SandboxStatus{
@@ -98,6 +99,10 @@ func TestWhatTheLedgerCannotTellIsNeverGuessed(t *testing.T) {
 		{"nobody asked", func(e *Evidence) { e.Nodes = nil }, "no node has been asked"},
 		{"a node that does not answer", func(e *Evidence) { e.Nodes[1].Answered, e.Nodes[1].Message = false, "timeout" }, "node n2 has not answered, and its hops are not known: timeout"},
 		{"a ledger that begins later", func(e *Evidence) { e.Nodes[0].Since = &late }, "the ledger of node n1 begins after the request"},
+		{"calls under way", func(e *Evidence) { e.Nodes[1].Trace = &ledger.TraceAnswer{Open: 2, KnownNanos: 1e12} }, "not verified yet: node n2 has 2 calls of this request under way"},
+		{"a node that has forgotten", func(e *Evidence) { e.Nodes[0].Trace = &ledger.TraceAnswer{KnownNanos: 1e9} }, "node n1 knows of the last 1s only"},
+		{"a node that does not say", func(e *Evidence) { e.Nodes[0].Trace = nil }, "node n1 does not say whether it knows every call"},
+		{"another sandbox's trace", func(e *Evidence) { e.Nodes[0].Trace = &ledger.TraceAnswer{KnownNanos: 1e12, Foreign: true} }, "another sandbox's"},
 		{"more than were read", func(e *Evidence) { e.Nodes[0].Omitted = 3 }, "node n1 has 3 more records"},
 		{"no record", func(e *Evidence) { e.Records = nil }, "no call of this request is known to have been answered by a fork"},
 		{"only hops of others", func(e *Evidence) { e.Records = []ledger.Record{record("front", baseline)} }, "no call of this request is known"},
