@@ -3,6 +3,7 @@
 package routing
 
 import (
+	"iter"
 	"net/netip"
 	"slices"
 )
@@ -178,6 +179,33 @@ func (t *Table) PodAt(a netip.AddrPort) (Name, bool) {
 		return Name{}, false
 	}
 	return pods[0], true
+}
+
+// Endpoints yields where a destination's Services are answered by TCP: at all of their
+// ports' endpoints, ready or not.
+func (t *Table) Endpoints(id DestID) iter.Seq[netip.AddrPort] {
+	return func(yield func(netip.AddrPort) bool) {
+		info := t.byID[id]
+		if info == nil {
+			return
+		}
+		for _, p := range info.ports {
+			s := t.services.of(p.service)
+			if s == nil {
+				continue
+			}
+			for _, sl := range s.slices {
+				for i := range sl.Endpoints {
+					a := sl.Endpoints[i].Addr.Unmap().WithZone("")
+					for _, port := range sl.Ports {
+						if port.Protocol == TCP && !yield(netip.AddrPortFrom(a, port.Port)) {
+							return
+						}
+					}
+				}
+			}
+		}
+	}
 }
 
 // Behind reports whether a pod is behind a Service that matters.

@@ -3,6 +3,7 @@
 package routing
 
 import (
+	"maps"
 	"net/netip"
 	"strings"
 	"testing"
@@ -31,6 +32,41 @@ func TestAnObservedServiceIsCapturedAndNotRedirected(t *testing.T) {
 	}
 	if got := flow(tb, tester, "10.96.0.10:443", TCP); got != "baseline" {
 		t.Errorf("a flow of the sandbox's pod: %s", got)
+	}
+}
+
+func TestADestinationHasTheEndpointsOfItsServicesAlone(t *testing.T) {
+	in := shop()
+	in.Sandboxes[0].Observe = []string{"dns"}
+	tb := mustCompile(t, in, nil)
+	for dst, service := range map[string]string{"10.96.0.7:80": "route", "[fd00:96::7]:80": "route", "10.96.0.9:53": "dns"} {
+		want := map[netip.AddrPort]bool{}
+		for _, s := range in.Slices {
+			for _, e := range s.Endpoints {
+				for _, p := range s.Ports {
+					if s.Service == service && p.Protocol == TCP {
+						want[netip.AddrPortFrom(e.Addr, p.Port)] = true
+					}
+				}
+			}
+		}
+		d, ok := tb.LookupDest(netip.MustParseAddrPort(dst), TCP)
+		if !ok {
+			t.Fatalf("%s is not in the table", dst)
+		}
+		if len(want) == 0 {
+			t.Fatalf("Service %s has no endpoints here", service)
+		}
+		got := map[netip.AddrPort]bool{}
+		for a := range tb.Endpoints(d.ID) {
+			got[a] = true
+		}
+		if !maps.Equal(got, want) {
+			t.Errorf("%s: endpoints %v, want %v", dst, got, want)
+		}
+	}
+	for range tb.Endpoints(MaxDestID) {
+		t.Error("a destination that is not there has an endpoint")
 	}
 }
 

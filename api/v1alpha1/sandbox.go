@@ -107,9 +107,9 @@ type SandboxSpec struct {
 	Observe []string `json:"observe,omitempty"`
 
 	// Propagate says what stands for the routing key where a workload has lost it:
-	// TraceID sends a request without the key, but of a trace that was seen with it,
-	// where the key would have sent it, and adds the key. Nothing does when it is
-	// left out.
+	// TraceID sends a request without the key, by a pod that was seen to receive one of
+	// the same trace with it, where the key would have sent it, and adds the key.
+	// Nothing does when it is left out.
 	// +optional
 	Propagate Propagate `json:"propagate,omitempty"`
 }

@@ -35,7 +35,7 @@ type Announcement struct {
 	Trace   TraceID
 	Owner   Owner
 	Service routing.Name
-	// Endpoints are a fork's; none: whoever is behind the Service.
+	// Endpoints are those of which one got it; none: whoever is behind the Service.
 	Endpoints []netip.AddrPort
 	// Told has to be called once the others have been told. It may be nil.
 	Told func()
@@ -65,7 +65,7 @@ func (l *Ledger) Heard(a Announcement) {
 	if owner == nil || !owner.Watched || owner.Key == "" || a.Trace == (TraceID{}) {
 		return
 	}
-	l.traces.note(t, a.Trace, owner, &hop{service: a.Service, endpoints: a.Endpoints}, time.Now())
+	l.traces.note(t, a.Trace, owner, a.Service, a.Endpoints, false, time.Now())
 	l.settle(a.Trace)
 }
 

@@ -82,15 +82,15 @@ func TestCallsOfOtherTracesAreForgotten(t *testing.T) {
 
 func TestATaggedRequestWaitsForOtherNodesToBeToldWhereAKeyIsHealed(t *testing.T) {
 	first, second, table, told := twoNodes(t, func(in *routing.Input) { in.Sandboxes[0].Propagate = true })
-	e, _ := call(t, first, table, tester, "cart", "key-of-pr-42", trace1)
-	until := e.Unannounced()
+	const pod = "10.244.1.6:8080"
+	_, _, until := callTo(t, first, table, tester, "cart", "key-of-pr-42", trace1, pod)
 	if until == nil {
 		t.Fatal("it waits for nothing")
 	}
-	// The same request, looked at again: it is announced once, and still waits.
-	e, _ = call(t, first, table, tester, "cart", "key-of-pr-42", trace1)
-	if e.Unannounced() == nil {
-		t.Error("the second look waits for nothing")
+	// Another request of the trace to the same pod is not announced again, and waits as
+	// well.
+	if _, _, until := callTo(t, first, table, tester, "cart", "key-of-pr-42", trace1, pod); until == nil {
+		t.Error("the second one waits for nothing")
 	}
 	word := <-told
 	if len(told) > 0 {
@@ -99,8 +99,7 @@ func TestATaggedRequestWaitsForOtherNodesToBeToldWhereAKeyIsHealed(t *testing.T)
 	second.Heard(word)
 	word.Told()
 	<-until
-	e, _ = call(t, first, table, tester, "cart", "key-of-pr-42", trace1)
-	if e.Unannounced() != nil {
+	if _, _, until := callTo(t, first, table, tester, "cart", "key-of-pr-42", trace1, pod); until != nil {
 		t.Error("it waits for what has been told")
 	}
 	if _, d := call(t, second, table, cart, "route", "", trace1); d.Verdict != routing.ToFork || d.Inject != "key-of-pr-42" {
@@ -108,9 +107,9 @@ func TestATaggedRequestWaitsForOtherNodesToBeToldWhereAKeyIsHealed(t *testing.T)
 	}
 
 	// Nobody answers: it goes on after a moment.
-	e, _ = call(t, first, table, tester, "cart", "key-of-pr-42", trace2)
+	_, _, until = callTo(t, first, table, tester, "cart", "key-of-pr-42", trace2, pod)
 	select {
-	case <-e.Unannounced():
+	case <-until:
 	case <-time.After(time.Minute):
 		t.Error("it waits for ever")
 	}
@@ -121,8 +120,8 @@ func TestNothingIsAnnouncedThatNobodyWantsToKnow(t *testing.T) {
 		in.Sandboxes[0].Observe = nil
 		in.Sandboxes = append(in.Sandboxes, routing.Sandbox{Name: name("watcher"), Key: "key-of-watcher", Observe: []string{"cart"}})
 	})
-	e, _ := call(t, first, table, tester, "cart", "key-of-pr-42", trace1)
-	if len(told) > 0 || e.Unannounced() != nil {
+	_, _, until := callTo(t, first, table, tester, "cart", "key-of-pr-42", trace1, "")
+	if len(told) > 0 || until != nil {
 		t.Error("a trace of a sandbox that does not watch is announced")
 	}
 	call(t, first, table, tester, "cart", "", trace2)
@@ -130,7 +129,7 @@ func TestNothingIsAnnouncedThatNobodyWantsToKnow(t *testing.T) {
 	if len(told) > 0 {
 		t.Error("what is no tagged trace is announced")
 	}
-	if e, _ := call(t, first, table, tester, "cart", "key-of-watcher", trace2); len(told) != 1 || e.Unannounced() != nil {
+	if _, _, until := callTo(t, first, table, tester, "cart", "key-of-watcher", trace2, ""); len(told) != 1 || until != nil {
 		t.Error("a trace that is watched is announced, and its request waits for nothing")
 	}
 	// What another node says of a sandbox that does not watch is not believed.

@@ -73,9 +73,9 @@ type Entry struct {
 	seq       uint64
 	begun     bool // see Ledger.Begin
 	dest      routing.DestID
-	told      <-chan struct{} // see Unannounced
-	caller    *Pod            // nil: not known
-	answering routing.Name    // pod; the zero Name: not known
+	keyed     bool         // it goes with a key, and has a trace: see Going
+	caller    *Pod         // nil: not known
+	answering routing.Name // pod; the zero Name: not known
 	ended     bool
 	finished  bool
 }

@@ -69,8 +69,17 @@ func shop(t testing.TB, change ...func(*routing.Input)) (*Ledger, *routing.Table
 	return l, table
 }
 
-// call is a request as the router sees it.
+// call is a request as the router sees it, which a Service's own address leads to whom
+// nobody knows.
 func call(t *testing.T, l *Ledger, table *routing.Table, source routing.Cookie, service, key, trace string) (*Entry, routing.Decision) {
+	t.Helper()
+	e, d, _ := callTo(t, l, table, source, service, key, trace, "")
+	return e, d
+}
+
+// callTo is call where it is known which endpoint it leads to. It returns what it has
+// to wait for as well.
+func callTo(t *testing.T, l *Ledger, table *routing.Table, source routing.Cookie, service, key, trace, to string) (*Entry, routing.Decision, <-chan struct{}) {
 	t.Helper()
 	dialled := netip.MustParseAddrPort(map[string]string{"route": "10.96.0.7:80", "cart": "10.96.0.8:80"}[service])
 	dest, ok := table.LookupDest(dialled, routing.TCP)
@@ -88,9 +97,16 @@ func call(t *testing.T, l *Ledger, table *routing.Table, source routing.Cookie, 
 		c.Traceparent = []byte("00-" + trace + "-" + parent + "-01")
 	}
 	if !l.Concerns(table, dest.ID, &d) {
-		return nil, d
+		return nil, d, nil
 	}
-	return l.Open(c, &d), d
+	e, at := l.Open(c, &d), dialled
+	if d.Verdict == routing.ToFork {
+		at = d.Endpoints[0]
+	}
+	if to != "" {
+		at = netip.MustParseAddrPort(to)
+	}
+	return e, d, l.Going(table, e, &d, at)
 }
 
 func TestARecordSaysWhoWhereAndWhy(t *testing.T) {

@@ -41,9 +41,10 @@ func (l *Ledger) watches(t *routing.Table, dest routing.DestID) bool {
 
 // Open begins the entry of a request, and returns nil for one that leaves none, which
 // may be said of it only when it is over (see Finish).
-// Where the request belongs to a tagged trace, has lost the key, and the trace's
-// sandbox has asked for it (propagate), Open changes the decision into what it
-// would have been with the key.
+// Where the request belongs to a tagged trace, comes from a pod that has received a
+// request of the trace with the key, and has none, and the trace's sandbox has asked
+// for it (propagate), Open changes the decision into what it would have been with the
+// key.
 func (l *Ledger) Open(c *Call, d *routing.Decision) *Entry {
 	now := l.now()
 	id, parent := parseTraceparent(c.Traceparent)
@@ -53,14 +54,14 @@ func (l *Ledger) Open(c *Call, d *routing.Decision) *Entry {
 	if !keyed && !c.Keyed && id != (TraceID{}) {
 		if tr := l.traces.lookup(id); tr != nil {
 			if sb := c.Table.Lacking(c.Source, c.Dest, d, tr.owner); sb != nil {
-				pod := l.podOf(c.Source)
-				lost = pod != nil && tr.received(pod.Name, c.Table)
-				if sb.Propagate {
-					*d = c.Table.DecideFor(sb, c.Dest)
-					healed, keyed = true, true
-				}
-				if lost || healed {
-					owner = sb
+				// Who never had the key has not lost it. A trace's id is no secret: calls of
+				// pods that it has not led to stay what they are, whoever else sends it.
+				if pod := l.podOf(c.Source); pod != nil && tr.received(pod.Name, c.Table) {
+					lost, owner = true, sb
+					if sb.Propagate {
+						*d = c.Table.DecideFor(sb, c.Dest)
+						healed, keyed = true, true
+					}
 				}
 			}
 		}
@@ -73,31 +74,42 @@ func (l *Ledger) Open(c *Call, d *routing.Decision) *Entry {
 	e.Owner, e.Source, e.Dialled, e.dest = owner, c.Source, c.Dialled, c.Dest
 	e.Trace, e.Parent, e.Lost, e.Healed = id, parent, lost, healed
 	e.Decided(c.Table, c.Dest, d)
-	if keyed && id != (TraceID{}) && d.Verdict != routing.Refuse {
-		e.told = l.noted(c.Table, id, owner, d, now)
-	}
+	e.keyed = keyed && id != (TraceID{})
 	return e
 }
 
-// noted remembers where a request goes with a key. It returns what is to be waited
-// for before it does; nil: nothing.
-func (l *Ledger) noted(t *routing.Table, id TraceID, owner *routing.SandboxInfo, d *routing.Decision, now time.Time) <-chan struct{} {
-	h := &hop{service: d.Service}
-	if d.Verdict == routing.ToFork {
-		h.endpoints = d.Endpoints
+// Going notes that the request of an entry is about to be sent with a key, by what d
+// has decided, to whom: the endpoint that the router is connected to, or the one that
+// somebody on the way has chosen in its place. It may be called again where it is sent
+// anew. It returns what the request has to wait for before that, if anything: that
+// other nodes have been told. That is closed after a moment in any case.
+func (l *Ledger) Going(t *routing.Table, e *Entry, d *routing.Decision, to netip.AddrPort) <-chan struct{} {
+	if e == nil || !e.keyed || d.Verdict == routing.Refuse {
+		return nil
 	}
-	if l.announce != nil && owner.Propagate {
-		h.told = make(chan struct{})
+	one := [1]netip.AddrPort{to}
+	endpoints := one[:]
+	if d.Verdict == routing.ToBaseline && to == e.Dialled {
+		if _, ok := t.PodAt(to); !ok {
+			endpoints = nil // it is the Service's own address, and who got it is not known
+		}
 	}
-	h, fresh := l.traces.note(t, id, owner, h, now)
+	h, fresh := l.traces.note(t, e.Trace, e.Owner, d.Service, endpoints, l.announce != nil && e.Owner.Propagate, time.Now())
 	if h == nil {
 		return nil // it is another sandbox's trace
 	}
 	if fresh {
-		l.tell(id, owner, h)
-		l.settle(id)
+		l.tell(e.Trace, e.Owner, h)
+		l.settle(e.Trace)
 	}
-	return h.told
+	if h.told != nil {
+		select {
+		case <-h.told:
+		default:
+			return h.told
+		}
+	}
+	return nil
 }
 
 // mayHaveLost reports whether an untagged call may turn out to have lost its key: it
@@ -109,21 +121,6 @@ func (l *Ledger) mayHaveLost(c *Call, id TraceID) bool {
 	}
 	pod := l.podOf(c.Source)
 	return pod != nil && c.Table.Serves(pod.Name)
-}
-
-// Unannounced returns what a request is to wait for before it is sent: that other
-// nodes have been told of it. It is nil for nearly all requests, and closed after
-// a moment in any case.
-func (e *Entry) Unannounced() <-chan struct{} {
-	if e == nil || e.told == nil {
-		return nil
-	}
-	select {
-	case <-e.told:
-		return nil
-	default:
-		return e.told
-	}
 }
 
 // OpenConnection begins the entry of a connection that is no HTTP, by what its

@@ -233,7 +233,7 @@ func TestHopsOfAllTracesAreBounded(t *testing.T) {
 	for i := range maxAllHops / maxHops * 3 {
 		id := TraceID{2, byte(i >> 16), byte(i >> 8), byte(i)}
 		for h := range maxHops {
-			l.traces.note(table, id, owner, &hop{service: name(fmt.Sprint(h))}, now)
+			l.traces.note(table, id, owner, name(fmt.Sprint(h)), nil, false, now)
 		}
 	}
 	n := 0

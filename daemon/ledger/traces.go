@@ -4,6 +4,7 @@ package ledger
 
 import (
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -16,7 +17,7 @@ import (
 const (
 	traceWindow = 2 * time.Minute // remembered for so long at least, and for twice that at most
 	maxTraces   = 1 << 14         // for each window
-	maxHops     = 16              // of a trace
+	maxHops     = 32              // of a trace
 	maxAllHops  = 1 << 17         // for each window
 )
 
@@ -121,48 +122,43 @@ type trace struct {
 	unsettled bool
 }
 
-// hop is where a request of a trace went with the key: to a fork's endpoints, or
-// to whoever is behind a Service.
+// hop is where a request of a trace went with the key: to endpoints, of which one has
+// got it, or to whoever is behind a Service.
 type hop struct {
 	service   routing.Name
-	endpoints []netip.AddrPort // of a fork
+	endpoints []netip.AddrPort
 	// told is closed when the other nodes know of it, or will not in time; nil: nobody
 	// has to.
 	told chan struct{}
 }
 
-func (h *hop) same(o *hop) bool {
-	if h.service != o.service || len(h.endpoints) != len(o.endpoints) {
-		return false
-	}
-	for i := range h.endpoints {
-		if h.endpoints[i] != o.endpoints[i] {
-			return false
-		}
-	}
-	return true
+// leads reports whether a hop is to the only one of these endpoints; without any: to
+// whoever is behind the Service.
+func (h *hop) leads(service routing.Name, endpoints []netip.AddrPort) bool {
+	return h.service == service && slices.Equal(h.endpoints, endpoints)
 }
 
 // any reports whether any trace is known. It is one load.
 func (t *traces) any() bool { return t.known.Load() > 0 }
 
-// note remembers that a request of a trace has gone somewhere with its owner's key.
-// It returns the hop that is known now, and whether it was not before. A trace is
-// whose key it was seen with first for as long as it is remembered and its owner is in
-// the table: of another's key nothing is noted, and nil returned. Else whoever knows a
-// trace's id, and has any key, could end what its owner has asked for.
-func (t *traces) note(table *routing.Table, id TraceID, owner *routing.SandboxInfo, h *hop, at time.Time) (*hop, bool) {
+// note remembers that a request of a trace has gone somewhere with its owner's key, as
+// hop says. It returns the hop that is known now, and whether it was not before; with
+// waits a new one has told. A trace is whose key it was seen with first for as long as
+// it is remembered and its owner is in the table: of another's key nothing is noted,
+// and nil returned. Else whoever knows a trace's id, and has any key, could end what
+// its owner has asked for.
+func (t *traces) note(table *routing.Table, id TraceID, owner *routing.SandboxInfo, service routing.Name, endpoints []netip.AddrPort, waits bool, at time.Time) (*hop, bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.turn(at)
 	tr, ok := t.seen.get(id)
-	next := &trace{owner: owner, since: t.seen.since, unsettled: true}
 	if ok && tr.owner.ID != owner.ID && table.Sandbox(tr.owner.ID) != nil {
 		return nil, false
 	}
+	next := &trace{owner: owner, since: t.seen.since, unsettled: true}
 	if ok && tr.owner.ID == owner.ID {
 		for _, known := range tr.hops {
-			if known.same(h) {
+			if known.leads(service, endpoints) {
 				t.keep(id, tr, at)
 				return known, false
 			}
@@ -172,6 +168,10 @@ func (t *traces) note(table *routing.Table, id TraceID, owner *routing.SandboxIn
 			next.since = at // who has received it is not known any more
 		}
 		next.hops = append(next.hops, tr.hops[max(0, len(tr.hops)-maxHops+1):]...)
+	}
+	h := &hop{service: service, endpoints: slices.Clone(endpoints)}
+	if waits {
+		h.told = make(chan struct{})
 	}
 	next.hops = append(next.hops, h)
 	t.keep(id, next, at)

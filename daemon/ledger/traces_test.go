@@ -4,6 +4,7 @@ package ledger
 
 import (
 	"encoding/binary"
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -72,6 +73,39 @@ func TestALostKeyIsHealedWhereTheSandboxAsksForIt(t *testing.T) {
 	}
 }
 
+func TestOnlyWhoHasReceivedTheKeyIsHealed(t *testing.T) {
+	const zero, one = "10.244.1.6:8080", "10.244.1.7:8080"
+	for _, tc := range []struct {
+		name, to string
+		healed   bool // the call of pod cart-0
+	}{
+		{"the pod is known", zero, true},
+		{"another pod of the Service is known", one, false},
+		{"an endpoint is known, of which nobody knows the pod", "10.244.9.9:8080", false},
+		{"which pod it was is not known", "", true},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			l, table := shop(t, func(in *routing.Input) {
+				in.Sandboxes[0].Propagate = true
+				s := &in.Slices[1]
+				s.Endpoints = append(s.Endpoints, routing.Endpoint{Addr: netip.MustParseAddr("10.244.1.7"), Ready: true, Pod: "cart-1"})
+			})
+			// Who knows the key and somebody's trace sends both to cart.
+			callTo(t, l, table, other, "cart", "key-of-pr-42", trace1, tc.to)
+			e, d := call(t, l, table, cart, "route", "", trace1)
+			if healed := e != nil && e.Healed && e.Lost && d.Verdict == routing.ToFork && d.Inject == "key-of-pr-42"; healed != tc.healed {
+				t.Errorf("cart-0's call: %+v, decided %+v", e, d)
+			}
+			// The tester has never received anything, and a process that is nobody's has not.
+			for _, source := range []routing.Cookie{tester, other} {
+				if e, d := call(t, l, table, source, "route", "", trace1); e != nil || d.Verdict != routing.ToBaseline || d.Inject != "" {
+					t.Errorf("a call of %d, which has not received the key: %+v, decided %+v", source, e, d)
+				}
+			}
+		})
+	}
+}
+
 func TestADeletedSandboxHealsNothing(t *testing.T) {
 	var input routing.Input
 	l, table := shop(t, func(in *routing.Input) { in.Sandboxes[0].Propagate = true; input = *in })
@@ -99,7 +133,7 @@ func TestATraceStaysItsFirstOwners(t *testing.T) {
 	call(t, l, table, tester, "cart", "key-of-pr-42", trace1)
 	// Somebody who knows the trace's id sends it with a key of his own, and so does
 	// somebody on another node.
-	if e, d := call(t, l, table, other, "route", "key-of-pr-43", trace1); e == nil || e.Owner.Name != name("pr-43") || d.Verdict != routing.ToFork || e.Unannounced() != nil {
+	if e, d, until := callTo(t, l, table, other, "route", "key-of-pr-43", trace1, ""); e == nil || e.Owner.Name != name("pr-43") || d.Verdict != routing.ToFork || until != nil {
 		t.Errorf("the request with another key: %+v, decided %+v", e, d)
 	}
 	l.Heard(Announcement{Trace: ParseTraceID(trace1), Owner: Owner{Name: name("pr-43")}, Service: name("route")})
@@ -125,8 +159,8 @@ func TestTracesAreForgotten(t *testing.T) {
 		binary.BigEndian.PutUint64(t[:], n+1)
 		return t
 	}
-	tr.note(none, id(0), sb, &hop{service: name("cart")}, now)
-	tr.note(none, id(1), sb, &hop{service: name("cart")}, now.Add(traceWindow+time.Second))
+	tr.note(none, id(0), sb, name("cart"), nil, false, now)
+	tr.note(none, id(1), sb, name("cart"), nil, false, now.Add(traceWindow+time.Second))
 	if tr.lookup(id(0)) == nil {
 		t.Error("a trace is forgotten too soon")
 	}
@@ -139,7 +173,7 @@ func TestTracesAreForgotten(t *testing.T) {
 		t.Error("a trace is remembered for ever")
 	}
 	for n := range uint64(10 * maxTraces) {
-		tr.note(none, id(n), sb, &hop{service: name("cart")}, now)
+		tr.note(none, id(n), sb, name("cart"), nil, false, now)
 	}
 	if n := tr.known.Load(); n > 2*maxTraces {
 		t.Errorf("%d traces are remembered", n)
@@ -148,7 +182,7 @@ func TestTracesAreForgotten(t *testing.T) {
 		t.Error("the newest trace is not remembered")
 	}
 	for n := range 100 {
-		tr.note(none, id(0), sb, &hop{service: name("s" + strings.Repeat("x", n))}, now)
+		tr.note(none, id(0), sb, name("s"+strings.Repeat("x", n)), nil, false, now)
 	}
 	if n := len(tr.lookup(id(0)).hops); n > maxHops {
 		t.Errorf("%d hops of a trace are remembered", n)

@@ -4,6 +4,7 @@ package router
 
 import (
 	"bytes"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -284,6 +285,10 @@ func (c *conn) upstreamEnded(u *upstream, reset bool) {
 		l.stats.retries++
 		u.dialAgain(c.retry)
 		c.dropRetry()
+		return
+	}
+	if u.unsent && c.asked.len() == 1 && c.answer == atAnswerHead && !u.retried {
+		u.dialAgain(slices.Clone(u.out.bytes()))
 		return
 	}
 	u.eof = true

@@ -109,8 +109,6 @@ type conn struct {
 	exchanges []exchange    // in the order of their requests
 	flow      *ledger.Entry // of the connection, where it is no HTTP or has become a tunnel
 	why       string        // it ended, if not as connections do
-	// announcing says that a request is held until other nodes have been told of it.
-	announcing bool
 
 	syn *heldSYN // it has not been accepted yet
 
@@ -297,7 +295,7 @@ func (c *conn) flush() {
 			c.held = false
 		}
 	}
-	if u := c.cur; !c.dead && u != nil && u.out.len() > 0 && u.state == connected && u.sock.writable {
+	if u := c.cur; !c.dead && u != nil && u.out.len() > 0 && u.state == connected && u.gates == 0 && u.sock.writable {
 		u.send(nil)
 	}
 }

@@ -55,29 +55,48 @@ func (c *conn) opened(t *routing.Table, d *routing.Decision) *ledger.Entry {
 	return e
 }
 
-// holdUntil leaves a request unread until what it belongs to has been announced.
-func (c *conn) holdUntil(announced <-chan struct{}) {
-	c.hold()
-	if c.announcing {
+// goes tells where the request of an entry, if it has one, is going by d, u being
+// connected, and keeps u from sending it before that is known where it has to be.
+func (c *conn) goes(e *ledger.Entry, d *routing.Decision, u *upstream) {
+	l := c.loop
+	known := l.router.cfg.Ledger.Going(c.table(), e, d, u.answering())
+	if known == nil {
 		return
 	}
-	c.announcing = true
+	if u.gates++; u.gates == 1 {
+		u.unsent = u.out.len() == 0
+	}
+	dials := u.dials
 	go func() {
-		<-announced
-		c.loop.post(func() {
-			c.announcing = false
-			if !c.dead && !c.away {
-				c.held = false
+		<-known
+		l.post(func() {
+			if c.dead || u.state != connected || u.dials != dials {
+				return
+			}
+			if u.gates--; u.gates == 0 {
+				u.unsent = false
 				c.run()
 			}
 		})
 	}()
 }
 
+// reached follows that cur is connected: what was sent before goes now, and it is known
+// to whom.
+func (c *conn) reached() {
+	if x := c.sending(); x != nil {
+		x.entry.Answer = c.cur.answering()
+		c.goes(x.entry, &c.last.decision, c.cur)
+	}
+	if c.flow != nil {
+		c.flow.Answer = c.cur.answering()
+	}
+}
+
 // record keeps the exchange of the request that was sent to u last. What comes of
 // its body is added to it.
 func (c *conn) record(e *ledger.Entry, u *upstream) {
-	e.Answer = u.addr
+	e.Answer = u.answering()
 	if c.answer == blind {
 		// Nobody can tell which answer is its.
 		e.Fail(doubtfulAnswers)
@@ -130,7 +149,7 @@ func (c *conn) answerBegins(r *http1.Response) {
 		return
 	}
 	x.entry.Received += int64(r.Len)
-	x.entry.Answer = c.cur.addr
+	x.entry.Answer = c.cur.answering()
 	if r.Framing != http1.Interim {
 		x.entry.Status, x.answering = r.Status, true
 		x.untilClose = r.Framing == http1.ByClose || r.Framing == http1.Tunnel
@@ -219,7 +238,7 @@ func (c *conn) lastOf(e *ledger.Entry, why string) {
 // tagged.
 func (c *conn) openFlow(d *routing.Decision) {
 	if e := c.connection(d); e != nil {
-		e.Answer = c.cur.addr
+		e.Answer = c.cur.answering()
 		c.flow = e
 	}
 }

@@ -58,6 +58,21 @@ func (u *upstream) forgetEntry(e *ledger.Entry) {
 	}
 }
 
+// streamGoes notes to whom a stream goes. It does not wait for others to be told.
+func (u *upstream) streamGoes(e *ledger.Entry, d *routing.Decision) {
+	if e != nil {
+		c := u.conn
+		c.loop.router.cfg.Ledger.Going(c.table(), e, d, u.answering())
+	}
+}
+
+// pendingGo is streamGoes for those that have waited until u is connected.
+func (u *upstream) pendingGo() {
+	for i := range u.pending {
+		u.streamGoes(u.pending[i].entry, &u.pending[i].decision)
+	}
+}
+
 // Route decides about a stream.
 func (h *http2Conn) Route(req *http2.Request) http2.Route {
 	c := h.c
@@ -94,6 +109,7 @@ func (h *http2Conn) Route(req *http2.Request) http2.Route {
 	}
 	if u.state == connected {
 		c.loop.stats.request(&d)
+		u.streamGoes(e, &d)
 	} else {
 		u.pending = append(u.pending, sentRequest{req.Stream, d, e})
 	}
@@ -146,7 +162,7 @@ func (h *http2Conn) Ended(w *http2.Watch, why string) {
 	e := x.entry
 	e.Status, e.GRPCStatus, e.HasGRPC, e.Sent, e.Received = w.Status, w.GRPCStatus, w.HasGRPC, w.Sent, w.Received
 	if x.up != nil && (x.up.state == connected || x.up.state == closed) {
-		e.Answer = x.up.addr
+		e.Answer = x.up.answering()
 	}
 	if why != "" {
 		e.Fail(why)

@@ -32,20 +32,21 @@ type loop struct {
 	home   int // the network namespace that the thread belongs to
 	wakeFD int
 
-	sockets []slot
-	free    []int32 // unused places in sockets
-	timers  timers
-	delays  delays
-	bufs    pool
-	conns   connList
-	syns    *loader.SYNs     // nil: SYNs are not held
-	holding map[uint64]*door // whose SYNs are, by the outer listener's cookie
-	held    connList         // connections that have not been accepted yet
-	sweep   timer
-	again   []*conn    // have more to do but have had their turn
-	in      *namespace // where the thread is now; nil: at home
-	stats   counters
-	random  *rand.Rand
+	sockets   []slot
+	free      []int32 // unused places in sockets
+	timers    timers
+	delays    delays
+	bufs      pool
+	conns     connList
+	syns      *loader.SYNs     // nil: SYNs are not held
+	conntrack *conntrack       // of the home namespace; nil: it cannot be asked
+	holding   map[uint64]*door // whose SYNs are, by the outer listener's cookie
+	held      connList         // connections that have not been accepted yet
+	sweep     timer
+	again     []*conn    // have more to do but have had their turn
+	in        *namespace // where the thread is now; nil: at home
+	stats     counters
+	random    *rand.Rand
 
 	complained time.Time // when it was last logged that connections are not accepted
 
@@ -131,6 +132,11 @@ func newLoop(r *Router, home int) (*loop, error) {
 		unix.Close(l.epoll)
 		unix.Close(l.wakeFD)
 		return nil, err
+	}
+	if r.cfg.Ledger != nil {
+		if l.conntrack, err = openConntrack(); err != nil {
+			r.cfg.Logger.Warn(notNamed, "err", err)
+		}
 	}
 	if r.cfg.HoldSYNs == nil {
 		return l, nil
@@ -362,6 +368,9 @@ func (l *loop) closeAll() {
 		if err := l.syns.Close(); err != nil {
 			l.router.cfg.Logger.Warn("the ring of SYNs is not closed", "err", err)
 		}
+	}
+	if l.conntrack != nil {
+		l.conntrack.close()
 	}
 	unix.Close(l.epoll)
 	unix.Close(l.wakeFD)

@@ -130,6 +130,7 @@ func (c *conn) unreachable() {
 			x.entry.Decided(c.table(), c.dest, &c.last.decision)
 		}
 		if c.cur.state == connected {
+			c.reached()
 			c.count()
 			c.cur.send(nil)
 		}

@@ -225,10 +225,6 @@ func (c *conn) consumeRequest(b []byte, n, from int) (int, int) {
 	var e *ledger.Entry
 	if l.router.cfg.Ledger.Concerns(t, c.dest, &d) {
 		e = c.opened(t, &d)
-		if until := e.Unannounced(); until != nil {
-			c.holdUntil(until)
-			return n, from
-		}
 	}
 	busy := c.asked.len() > 0
 	if busy && (c.asked.len() == maxAsked || c.cur.state == dialling) {
@@ -274,7 +270,13 @@ func (c *conn) consumeRequest(b []byte, n, from int) (int, int) {
 		c.asked.push(r.Method)
 	}
 	if e != nil {
+		// Those before it do not wait with it.
+		c.pass(b[from:n])
+		from = n
 		c.record(e, u)
+		if u.state == connected {
+			c.goes(e, &d, u)
+		}
 	}
 	if u.state == connected {
 		c.count()

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"iter"
 	"net/netip"
 	"unsafe"
 
@@ -21,6 +22,10 @@ const loIndex = 1
 
 // sockDiagByFamily is SOCK_DIAG_BY_FAMILY of linux/sock_diag.h.
 const sockDiagByFamily = 20
+
+// maxCandidates bounds how many addresses connectedTo asks for, at some two
+// microseconds each.
+const maxCandidates = 128
 
 // inetDiagSockID is struct inet_diag_sockid; ports and addresses are in network
 // byte order.
@@ -65,6 +70,11 @@ func (l *loop) socketCookie(ns *namespace, from, to netip.AddrPort) (uint64, err
 		}
 		ns.diag = fd
 	}
+	return askSockDiag(ns.diag, from, to)
+}
+
+// askSockDiag is socketCookie by a socket for sock_diag.
+func askSockDiag(fd int, from, to netip.AddrPort) (uint64, error) {
 	req := inetDiagReq{
 		family: unix.AF_INET6, protocol: unix.IPPROTO_TCP, states: ^uint32(0),
 		// What our listeners have accepted is bound to lo, as they are, and not found
@@ -80,12 +90,12 @@ func (l *loop) socketCookie(ns *namespace, from, to netip.AddrPort) (uint64, err
 	binary.BigEndian.PutUint16(req.id.dport[:], to.Port())
 	req.header = unix.NlMsghdr{Len: uint32(unsafe.Sizeof(req)), Type: sockDiagByFamily, Flags: unix.NLM_F_REQUEST}
 	msg := unsafe.Slice((*byte)(unsafe.Pointer(&req)), unsafe.Sizeof(req))
-	if err := unix.Sendto(ns.diag, msg, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+	if err := unix.Sendto(fd, msg, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
 		return 0, fmt.Errorf("ask sock_diag: %w", err)
 	}
 	// The kernel has answered before the call returned, so this does not block.
 	var answer [1024]byte
-	n, _, err := unix.Recvfrom(ns.diag, answer[:], unix.MSG_DONTWAIT)
+	n, _, err := unix.Recvfrom(fd, answer[:], unix.MSG_DONTWAIT)
 	if err != nil {
 		return 0, fmt.Errorf("read sock_diag's answer: %w", err)
 	}
@@ -99,4 +109,37 @@ func (l *loop) socketCookie(ns *namespace, from, to netip.AddrPort) (uint64, err
 		return 0, errNoSocket
 	}
 	return uint64(m.id.cookie[1])<<32 | uint64(m.id.cookie[0]), nil
+}
+
+// connectedTo returns which of several addresses a socket of the calling thread's
+// namespace is connected to. What getpeername(2) says may be a socket load balancer's
+// courtesy. Each is asked for by itself, since a dump would have the kernel look at
+// every connection of the host. It answers errNoSocket where it is none of them.
+func connectedTo(fd int32, from netip.AddrPort, candidates iter.Seq[netip.AddrPort]) (netip.AddrPort, error) {
+	want, err := unix.GetsockoptUint64(int(fd), unix.SOL_SOCKET, unix.SO_COOKIE)
+	if err != nil {
+		return netip.AddrPort{}, fmt.Errorf("ask for a socket's cookie: %w", err)
+	}
+	diag, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, unix.NETLINK_SOCK_DIAG)
+	if err != nil {
+		return netip.AddrPort{}, fmt.Errorf("open sock_diag: %w", err)
+	}
+	defer unix.Close(diag)
+	tries := 0
+	for to := range candidates {
+		if to.Addr().Is4() != from.Addr().Is4() {
+			continue
+		}
+		if tries++; tries > maxCandidates {
+			break
+		}
+		cookie, err := askSockDiag(diag, from, to)
+		if err == nil && cookie == want {
+			return to, nil
+		}
+		if err != nil && !errors.Is(err, errNoSocket) {
+			return netip.AddrPort{}, err
+		}
+	}
+	return netip.AddrPort{}, errNoSocket
 }

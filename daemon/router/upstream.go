@@ -30,6 +30,12 @@ type upstream struct {
 	fork  bool
 	addr  netip.AddrPort
 
+	answers netip.AddrPort // who has been found to answer; the zero AddrPort: nobody has asked
+	// gates is how many things have to happen before anything more is sent, and dials
+	// how often it was dialled: those of an earlier connection count no more.
+	gates, dials int
+	unsent       bool // what waits for that is a request of which nothing has been sent
+
 	endpoints []netip.AddrPort // of the fork; the table's
 	first     int              // the endpoint that was tried first
 	tried     int
@@ -177,6 +183,8 @@ func (u *upstream) dial() {
 
 func (u *upstream) dialOnce() unix.Errno {
 	c := u.conn
+	u.answers, u.gates, u.unsent = netip.AddrPort{}, 0, false
+	u.dials++
 	l := c.loop
 	if e := l.enter(c.ns); e != noError {
 		return e
@@ -260,11 +268,13 @@ func (u *upstream) event() {
 			u.sendFIN() // the client has said all it had to say meanwhile
 		}
 		if u == c.cur {
+			c.reached()
 			c.held = false
 			if c.asked.len() > 0 {
 				c.count()
 			}
 		}
+		u.pendingGo()
 		u.countPending()
 	}
 	if u == c.cur || c.h2 != nil {
@@ -305,7 +315,7 @@ func (u *upstream) send(b []byte) {
 	if u.broken {
 		return
 	}
-	if u.state == connected {
+	if u.state == connected && u.gates == 0 {
 		for u.out.len() > 0 && u.sock.writable {
 			n, e := send(u.sock.fd, u.out.bytes())
 			if !u.sent(n, e, u.out.len()) {

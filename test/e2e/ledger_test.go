@@ -127,9 +127,13 @@ subjects: [{apiGroup: rbac.authorization.k8s.io, kind: User, name: joe}]
 				t.Errorf("a record: %+v", r)
 			}
 		}
-		last := list.Items[2]
-		if last.Answer == nil || !strings.HasPrefix(last.Answer.Pod, "route-pr-42") {
-			t.Errorf("who answered is %+v", last.Answer)
+		// Each hop names the pod that was chosen behind a cluster IP: by nftables on one
+		// node, by iptables on the other. It is the one that calls on.
+		for j, pod := range []string{"front-", "cart-", "route-pr-42-"} {
+			r := list.Items[j]
+			if r.Answer == nil || !strings.HasPrefix(r.Answer.Pod, pod) || j < 2 && (r.Answer.Pod != list.Items[j+1].Source.Pod || r.Answer.Address == r.Dialled) {
+				t.Errorf("hop %d on %s, dialled %s, was answered by %+v, want a pod %s…; the next call is of %+v", j, r.Node, r.Dialled, r.Answer, pod, list.Items[min(j+1, 2)].Source)
+			}
 		}
 	}
 	if len(nodes) != 2 {

@@ -241,8 +241,9 @@ func (s *installed) healed(ledgers map[string]*nodeLedger) {
 	if e, d := ledgers["two"].open(5, "10.96.0.7:80", "", trace); d.Inject != "" || e == nil || e.Owner != nil {
 		s.Errorf("a call of a trace that nobody knows: %+v, decided %+v", e, d)
 	}
-	e, _ := ledgers["one"].open(1, "10.96.0.8:80", "key-of-pr-1", trace)
-	if e.Unannounced() == nil {
+	one := ledgers["one"]
+	e, d := one.open(1, "10.96.0.8:80", "key-of-pr-1", trace)
+	if one.Going(one.table, e, &d, e.Dialled) == nil {
 		s.Error("the request does not wait for the other node to be told")
 	}
 	s.eventually(func() error {

@@ -231,6 +231,9 @@ func TestALostKeyIsNamedAndHealedWhereTheSandboxAsksForIt(t *testing.T) {
 					t.Errorf("with %v: answered by %s, which saw %v", headers, got.Server, got.Header)
 				}
 			}
+			if got := s.client.MustGet(web, traceparent(traceA)); got.Server != "baseline" || got.Header["Baggage"] != nil {
+				t.Errorf("a pod that never had the key: answered by %s, which saw %v", got.Server, got.Header)
+			}
 			if got := s.client.MustGet(plain); got.Server != "baseline" {
 				t.Errorf("an untagged request to what is observed was answered by %s", got.Server)
 			}
@@ -238,7 +241,7 @@ func TestALostKeyIsNamedAndHealedWhereTheSandboxAsksForIt(t *testing.T) {
 			if heal {
 				line = "Router http/1.1 from base to web:80 GET / fork redirected by fork-a 200 lost by Pod/base healed"
 			}
-			// A cluster IP is nobody's pod.
+			// Here cluster IPs are addresses of the pod base, and nobody chooses.
 			if diff := cmp.Diff([]string{"Router http/1.1 from client to plain:81 GET / baseline no_redirect by  200", line}, hops(s.awaitRecords("a", 2))); diff != "" {
 				t.Errorf("records (-want +got):\n%s", diff)
 			}

@@ -161,13 +161,14 @@ type Service struct {
 
 // Answer is who was to answer.
 type Answer struct {
-	// Address is the address and port that was connected to.
+	// Address is the address and port that was connected to: behind a Service's own
+	// address that of the pod, where it is known which was chosen.
 	Address string `json:"address"`
 	// Namespace of the pod that has the address.
 	// +optional
 	Namespace string `json:"namespace,omitempty"`
-	// Pod that has the address. Empty where none is known to, as behind a Service's
-	// own address: then who answered was chosen by the cluster's proxy.
+	// Pod that has the address. Empty where none is known to, and where nobody can
+	// tell which pod was chosen behind a Service's own address.
 	// +optional
 	Pod string `json:"pod,omitempty"`
 }
