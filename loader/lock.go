@@ -17,7 +17,7 @@ var ErrRunning = errors.New("another sidetrack agent is running")
 
 // patience is how long another agent may take to vanish: one that was killed
 // a moment ago still holds its lock and links until the kernel has reaped it.
-const patience = 2 * time.Second
+var patience = 2 * time.Second
 
 // pinDir returns the directory of our pins.
 func pinDir(bpffs string) string { return filepath.Join(bpffs, "sidetrack") }

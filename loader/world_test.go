@@ -186,4 +186,4 @@ func (s *scene) mustCount(program, reason string, n uint64, f func()) {
 	}
 }
 
-const soon = 5 * time.Second
+const soon = 30 * time.Second

@@ -225,7 +225,7 @@ func (r *rehearsal) say(runner string, sandboxes ...routing.Sandbox) {
 // sync waits until something is in force, or refused, after was.
 func (r *rehearsal) sync(was *metrics.State) {
 	r.t.Helper()
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for r.agent.state.Load() == was {
 		if time.Now().After(deadline) {
 			r.t.Fatal("the agent does nothing")
@@ -253,7 +253,7 @@ func (r *rehearsal) await(event string) {
 		})
 		return ok
 	}
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for !found() {
 		if time.Now().After(deadline) {
 			r.t.Fatalf("%q has not happened", event)
@@ -338,7 +338,7 @@ func TestARefusedTableLeavesTheOldStateAndIsTriedAgain(t *testing.T) {
 	}
 	r.stage.set(func() { r.stage.refuse = nil })
 	r.await("kernel: steer []")
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for s := r.agent.State(); s.Table.Generation() < 4 || s.Problems["kernel"] != 0; s = r.agent.State() {
 		if time.Now().After(deadline) {
 			t.Fatalf("state: %+v", s)
@@ -355,7 +355,7 @@ func TestAListenerThatCannotBeHadIsACoverageGapUntilItCan(t *testing.T) {
 		t.Errorf("state: %+v", s)
 	}
 	// The state is there first, and then the log.
-	for deadline := time.Now().Add(10 * time.Second); r.log.count("no ports left") != 1; time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); r.log.count("no ports left") != 1; time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatal("the reason is not logged")
 		}

@@ -254,7 +254,7 @@ func (s *shop) start() *running {
 
 func (r *running) until(what string, ok func(metrics.State) bool) {
 	r.t.Helper()
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for !ok(r.agent.State()) {
 		if time.Now().After(deadline) {
 			r.t.Fatalf("waited for %s; state %+v\n%s", what, r.agent.State(), r.log)
@@ -434,7 +434,7 @@ func (s *shop) pins() []string {
 // was killed a moment ago.
 func (s *shop) reachSoon(from *lab.Pod, want string) {
 	s.t.Helper()
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for {
 		got, err := from.Ask("tcp", routeIP+":81")
 		if err == nil && got == want {

@@ -61,7 +61,7 @@ func clientGet(address, baggage string) (string, error) {
 	if baggage != "" {
 		req.Header.Set("baggage", baggage)
 	}
-	client := http.Client{Timeout: 10 * time.Second}
+	client := http.Client{Timeout: time.Minute}
 	resp, err := client.Do(req)
 	if err != nil {
 		return "", err

@@ -101,7 +101,7 @@ func (p *plot) enter(from *Predecessor, stay bool, refuse ...error) *actor {
 	objects := make(script, 1)
 	a.agent, err = New(Config{
 		Source: objects, Pods: resolver, Kernel: a.stage, Router: r, Mark: 0x3053,
-		Lease: time.Minute, DrainTimeout: 2 * time.Second, Logger: log, Reporter: a.told,
+		Lease: time.Minute, DrainTimeout: 5 * time.Second, Logger: log, Reporter: a.told,
 		Handover: &HandoverConfig{Socket: p.socket(), Predecessor: from, Kernel: a, Router: r, Version: "test", Stay: stay},
 	})
 	if err != nil {
@@ -136,7 +136,7 @@ func (a *actor) acts() *actor {
 
 func (p *plot) eventually(what string, ok func() bool) {
 	p.t.Helper()
-	for end := time.Now().Add(15 * time.Second); !ok(); time.Sleep(2 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); !ok(); time.Sleep(2 * time.Millisecond) {
 		if time.Now().After(end) {
 			p.t.Fatalf("waited in vain: %s", what)
 		}
@@ -193,7 +193,7 @@ func (a *actor) dial() *client {
 }
 
 func (c *client) ask() error {
-	if err := c.conn.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
+	if err := c.conn.SetDeadline(time.Now().Add(time.Minute)); err != nil {
 		return err
 	}
 	if _, err := io.WriteString(c.conn, "GET / HTTP/1.1\r\nHost: a\r\n\r\n"); err != nil {

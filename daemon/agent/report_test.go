@@ -84,7 +84,7 @@ func (r *rehearsal) send(s source.Snapshot) {
 	r.t.Helper()
 	before := r.told.reports()
 	r.script <- s
-	for limit := time.Now().Add(10 * time.Second); r.told.reports() == before; time.Sleep(time.Millisecond) {
+	for limit := time.Now().Add(time.Minute); r.told.reports() == before; time.Sleep(time.Millisecond) {
 		if time.Now().After(limit) {
 			r.t.Fatal("nothing is said of the snapshot")
 		}
@@ -116,7 +116,7 @@ func TestVersionsAreSaidOnceTheyAreInForce(t *testing.T) {
 	}
 	// A retry brings it into force, and that took since it was seen.
 	r.stage.set(func() { r.stage.refuse = nil })
-	for limit := time.Now().Add(10 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+	for limit := time.Now().Add(time.Minute); ; time.Sleep(5 * time.Millisecond) {
 		if v, _ := r.told.sandboxes(); v == "12" {
 			break
 		}

@@ -14,7 +14,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -170,7 +169,7 @@ func TestRedirectsOfSinglePorts(t *testing.T) {
 	t.Run("a whole Service to an address keeps the number of the port", func(t *testing.T) {
 		put(t, s.dir, "many-sandbox.yaml", sandbox("many2", "many2-key-0123456789", `redirects: [{from: {service: many}, to: {address: `+fmt.Sprintf("%q", s.forkB.IPv6)+`}}]`))
 		put(t, s.dir, "many-pod.yaml", podObject(tester, "sidetrack.dev/sandbox: many2"))
-		eventually(t, 3*time.Second, func() error {
+		eventually(t, func() error {
 			got, err := tester.Ask("tcp6", lab.HostPort(s.base.IPv6, 4004))
 			return errors.Join(err, expect("server", got, "fork-b"))
 		})

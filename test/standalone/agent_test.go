@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -104,15 +105,20 @@ func (a *agent) end() {
 	<-a.done
 }
 
-// freePort finds a port of the host's loopback that nobody listens on.
+// freePort finds a port of the host's loopback that nobody listens on. It is none
+// that the kernel may give to somebody before it is used.
 func freePort(t *testing.T) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	for range 100 {
+		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", 20000+rand.IntN(12000)))
+		if err != nil {
+			continue
+		}
+		defer l.Close()
+		return l.Addr().String()
 	}
-	defer l.Close()
-	return l.Addr().String()
+	t.Fatal("no port is free")
+	return ""
 }
 
 // launch starts "sidetrackd run" without waiting for anything.
@@ -129,7 +135,7 @@ func launch(t *testing.T, w *lab.World, manifests string, extra ...string) *agen
 // ready waits until /readyz answers 200.
 func (a *agent) ready() {
 	a.t.Helper()
-	deadline := time.Now().Add(30 * time.Second)
+	deadline := time.Now().Add(patience)
 	for {
 		status, body, err := a.get("/readyz")
 		if err == nil && status == http.StatusOK {
@@ -141,14 +147,14 @@ func (a *agent) ready() {
 		case <-time.After(10 * time.Millisecond):
 		}
 		if time.Now().After(deadline) {
-			a.t.Fatalf("sidetrackd is not ready after 30 s: /readyz: %d %q %v\n%s", status, body, err, a.log.tail(40))
+			a.t.Fatalf("sidetrackd is not ready after %s: /readyz: %d %q %v\n%s", patience, status, body, err, a.log.tail(40))
 		}
 	}
 }
 
 // get fetches from the metrics address over a new connection.
 func (a *agent) get(path string) (int, string, error) {
-	c := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 5 * time.Second}
+	c := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: patience}
 	resp, err := c.Get("http://" + a.metrics + path)
 	if err != nil {
 		return 0, "", err
@@ -159,7 +165,7 @@ func (a *agent) get(path string) (int, string, error) {
 }
 
 // signal sends a signal and waits for the end of the process.
-func (a *agent) signal(sig syscall.Signal, patience time.Duration) error {
+func (a *agent) signal(sig syscall.Signal) error {
 	a.t.Helper()
 	if err := a.cmd.Process.Signal(sig); err != nil {
 		a.t.Fatalf("signal sidetrackd: %v", err)
@@ -176,7 +182,7 @@ func (a *agent) signal(sig syscall.Signal, patience time.Duration) error {
 // stop ends the agent as an init system does and wants exit status 0.
 func (a *agent) stop() {
 	a.t.Helper()
-	if err := a.signal(syscall.SIGTERM, 40*time.Second); err != nil {
+	if err := a.signal(syscall.SIGTERM); err != nil {
 		a.t.Errorf("after SIGTERM: %v, want exit status 0\n%s", err, a.log.tail(20))
 	}
 }
@@ -185,7 +191,7 @@ func (a *agent) stop() {
 func (a *agent) kill() {
 	a.t.Helper()
 	// The error is "signal: killed".
-	_ = a.signal(syscall.SIGKILL, 20*time.Second)
+	_ = a.signal(syscall.SIGKILL)
 }
 
 // wantLog waits for a line that contains all of words, in any case.
@@ -204,7 +210,7 @@ func (a *agent) wantLogAfter(bytes int, words ...string) (line string) {
 }
 
 func (a *agent) findLog(bytes int, words ...string) string {
-	end := time.Now().Add(5 * time.Second)
+	end := time.Now().Add(patience)
 	for {
 		for line := range strings.Lines(a.log.String()[bytes:]) {
 			lower := strings.ToLower(line)
@@ -292,7 +298,7 @@ func residentKB(t *testing.T, pid int) int {
 // once runs a subcommand to its end and returns what it printed.
 func once(t *testing.T, args ...string) (string, error) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	out, err := exec.CommandContext(ctx, binary(t), args...).CombinedOutput()
 	if ctx.Err() != nil {
@@ -302,7 +308,7 @@ func once(t *testing.T, args ...string) (string, error) {
 }
 
 // eventually calls f until it returns nil, and fails the test when it never does.
-func eventually(t *testing.T, patience time.Duration, f func() error) {
+func eventually(t *testing.T, f func() error) {
 	t.Helper()
 	end := time.Now().Add(patience)
 	for {
@@ -315,6 +321,15 @@ func eventually(t *testing.T, patience time.Duration, f func() error) {
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
+}
+
+// inForce is how long a change may take to be in force. It is measured several
+// times: a busy machine is forgiven some.
+func inForce() time.Duration {
+	if lab.InVM() {
+		return 10 * time.Second
+	}
+	return time.Second
 }
 
 // expect is an error unless got is want.

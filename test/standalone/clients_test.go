@@ -324,7 +324,7 @@ func (s *shop) program(t *testing.T, cmd *exec.Cmd, p *lab.Pod, address string) 
 			<-ended
 		}
 	})
-	eventually(t, 20*time.Second, func() error {
+	eventually(t, func() error {
 		select {
 		case err := <-ended:
 			ended <- err

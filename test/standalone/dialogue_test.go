@@ -53,7 +53,8 @@ func sv(text string) step    { return step{serverSays, text} }
 func slow(text string) step  { return step{eachByte, text} }
 func slowS(text string) step { return step{eachByteBack, text} }
 
-const patience = 5 * time.Second
+// patience is how long what is sure to happen may take on a very busy machine.
+var patience = lab.Patience(20 * time.Second)
 
 // ends are the two ends of one connection.
 type ends struct {
@@ -61,6 +62,7 @@ type ends struct {
 	accepts <-chan net.Conn
 	server  net.Conn // nil until it has been accepted
 	wait    <-chan struct{}
+	waiting chan<- struct{} // is told that the dialogue waits; may be nil
 }
 
 // accept returns the server's end.
@@ -104,6 +106,9 @@ func (e *ends) step(do action, text string) error {
 	case serverSays, eachByteBack:
 		return e.transfer(false, text, do == eachByteBack)
 	case waits:
+		if e.waiting != nil {
+			e.waiting <- struct{}{}
+		}
 		<-e.wait
 		return nil
 	case bothSay:

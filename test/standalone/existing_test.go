@@ -58,14 +58,27 @@ func TestIdleConnectionsFromBeforeAreReplaced(t *testing.T) {
 					t.Errorf("the client holds %d connections, want %d", n, pool)
 				}
 				s.putSandbox("a", keyA)
-				time.Sleep(settled)
+				s.settle(t, keyA, "fork-a")
 				c.mustSend(pool, mixed)
 				// And once more, from no sandbox on.
 				drop(t, s.dir, "sandbox-a.yaml")
-				time.Sleep(settled)
+				s.settle(t, keyA, "baseline")
 			}
 		})
 	}
+}
+
+// settle waits until requests with a key go to a server, and idle connections from
+// before have been replaced.
+func (s *shop) settle(t *testing.T, key, server string) {
+	t.Helper()
+	eventually(t, func() error {
+		return expect("who answers", s.clientServer(t, "x-sidetrack-key: "+key), server)
+	})
+	time.Sleep(settled)
+	eventually(t, func() error {
+		return expect("uncovered connections", s.agent.scrape().sum("sidetrack_uncovered_connections"), 0)
+	})
 }
 
 // established counts the client's connections to an address.
@@ -92,10 +105,10 @@ func TestAProxysUpstreamsFromBeforeAreReplaced(t *testing.T) {
 	for range 2 {
 		c.mustSend(4, []ask{{"GET", url, "baseline", 0, nil}, {"GET", url, "baseline", 0, nil}, {"GET", url, "baseline", 0, nil}, {"GET", url, "baseline", 0, nil}})
 		s.putSandbox("b", keyB)
-		time.Sleep(settled)
+		s.settle(t, keyB, "fork-b")
 		c.mustSend(4, s.mixedOfB(url, 40))
 		drop(t, s.dir, "sandbox-b.yaml")
-		time.Sleep(settled)
+		s.settle(t, keyB, "baseline")
 	}
 }
 
@@ -117,7 +130,7 @@ func TestCurlsConnectionFromBeforeIsReplaced(t *testing.T) {
 	s := withoutSandboxes(t)
 	const report = "%{http_code} %header{x-served-by}\n"
 	url := "http://" + webIP + "/"
-	cmd := s.client.Command("curl", "-q", "-sS", "--rate", "24/m", "-o", "/dev/null", "-w", report, url,
+	cmd := s.client.Command("curl", "-q", "-sS", "--rate", "7/m", "-o", "/dev/null", "-w", report, url,
 		"--next", "-sS", "-o", "/dev/null", "-w", report, "-H", "x-sidetrack-key: "+keyA, url)
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
@@ -139,7 +152,8 @@ func TestBusyConnectionsFromBeforeFinishFirst(t *testing.T) {
 	conns := rawServer(t, s.base, n)
 	address := fmt.Sprintf("%s:%d", wideIP, n)
 	var wg sync.WaitGroup
-	created := make(chan struct{})
+	created, waiting := make(chan struct{}), make(chan struct{})
+	begun := 0
 	for name, steps := range map[string][]step{
 		"a server that thinks before it answers": {c(get), {waits, ""}, sv(ok)},
 		"a server that thinks about the second":  {c(get), sv(ok), c(get), {waits, ""}, sv(ok)},
@@ -151,7 +165,8 @@ func TestBusyConnectionsFromBeforeFinishFirst(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer conn.Close()
-		e := &ends{client: conn, accepts: conns, wait: created}
+		e := &ends{client: conn, accepts: conns, wait: created, waiting: waiting}
+		begun++
 		if _, err := e.accept(); err != nil {
 			t.Fatal(err)
 		}
@@ -169,7 +184,13 @@ func TestBusyConnectionsFromBeforeFinishFirst(t *testing.T) {
 			}
 		})
 	}
-	time.Sleep(200 * time.Millisecond)
+	for range begun {
+		select {
+		case <-waiting:
+		case <-time.After(patience):
+			t.Error("a connection is not busy")
+		}
+	}
 	s.putSandbox("a", keyA)
 	time.Sleep(1500 * time.Millisecond)
 	close(created)
@@ -233,7 +254,7 @@ func TestPoliciesForConnectionsFromBefore(t *testing.T) {
 			t.Fatal(err)
 		}
 		s.putSandbox("a", keyA, "existingConnections: All")
-		if err := errors.Join(conn.SetReadDeadline(time.Now().Add(3 * time.Second))); err != nil {
+		if err := errors.Join(conn.SetReadDeadline(time.Now().Add(patience))); err != nil {
 			t.Fatal(err)
 		}
 		if _, err := conn.Read(make([]byte, 1)); err == nil || isTimeout(err) {
@@ -254,14 +275,14 @@ func TestPoliciesForConnectionsFromBefore(t *testing.T) {
 			t.Fatal(err)
 		}
 		s.putSandbox("a", keyA, "existingConnections: Leave")
-		eventually(t, 10*time.Second, func() error {
+		eventually(t, func() error {
 			return expect("uncovered connections", s.agent.scrape().sum("sidetrack_uncovered_connections", `service="wide"`), 1)
 		})
 		if err := (dialogue{steps: again()}).play(e, ""); err != nil {
 			t.Errorf("the connection that was to be left alone: %v", err)
 		}
 		conn.Close()
-		eventually(t, 20*time.Second, func() error {
+		eventually(t, func() error {
 			return expect("uncovered connections", s.agent.scrape().sum("sidetrack_uncovered_connections"), 0)
 		})
 	})

@@ -76,7 +76,7 @@ func (a *agent) probe() {
 }
 
 // ended waits until the agent has ended by itself, with exit status 0.
-func (a *agent) ended(patience time.Duration) {
+func (a *agent) ended() {
 	a.t.Helper()
 	select {
 	case <-a.done:
@@ -105,7 +105,7 @@ func TestAgentsTakeTurnsUnderLoad(t *testing.T) {
 		next := s.turn()
 		c.still()
 		l.lap("the handover")
-		a.ended(30 * time.Second)
+		a.ended()
 		a.wantLog("all connections have moved")
 		c.still()
 		a = next
@@ -154,7 +154,7 @@ func TestAgentsTakeTurnsWhileObjectsChange(t *testing.T) {
 	})
 	for range 2 {
 		next := s.turn()
-		a.ended(30 * time.Second)
+		a.ended()
 		a = next
 	}
 	close(stop)
@@ -204,7 +204,7 @@ func TestKilledInTheMiddleOfATurn(t *testing.T) {
 				default:
 				}
 				s.agent.probe()
-				eventually(t, 10*time.Second, func() error {
+				eventually(t, func() error {
 					return errors.Join(s.answers(s.client, tags[1].header, "fork-a"), s.answers(s.client, tags[2].header, "fork-b"))
 				})
 				err := errors.Join(s.answers(s.client, "", "baseline"), s.answers(s.tester, "", "fork-a"), s.answers(s.runner, "", "fork-a"))
@@ -229,7 +229,7 @@ func TestAnAgentThatHasTakenOverActsAgain(t *testing.T) {
 	s.turn()
 	first := s.agent
 	second := s.turn("--handover-stay")
-	first.ended(30 * time.Second)
+	first.ended()
 	c := s.meet()
 	for round := range 3 {
 		third := s.turn("--handover-stay")
@@ -237,7 +237,7 @@ func TestAnAgentThatHasTakenOverActsAgain(t *testing.T) {
 		third.kill()
 		s.agent = second
 		second.wantLog("this one acts again")
-		eventually(t, 10*time.Second, func() error {
+		eventually(t, func() error {
 			return errors.Join(s.answers(s.client, tags[1].header, "fork-a"), s.answers(s.client, "", "baseline"), s.answers(s.tester, "", "fork-a"))
 		})
 		c.still()
@@ -247,7 +247,7 @@ func TestAnAgentThatHasTakenOverActsAgain(t *testing.T) {
 	if err := second.cmd.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
-	second.ended(20 * time.Second)
+	second.ended()
 	second.wantLog("all connections have moved")
 	c.part()
 	fourth.kill()
@@ -302,7 +302,7 @@ func TestAnAgentThatCannotBeInForceGivesWay(t *testing.T) {
 		t.Errorf("ready: %v %s", err, out)
 	}
 	next := s.turn()
-	stuck.ended(20 * time.Second)
+	stuck.ended()
 	err := errors.Join(s.answers(s.client, tags[1].header, "fork-a"), s.answers(s.client, "", "baseline"), s.answers(s.tester, "", "fork-a"))
 	if err != nil {
 		t.Error(err)
@@ -321,7 +321,7 @@ func TestTurnsLeakNothing(t *testing.T) {
 	c := s.meet()
 	next := func() {
 		b := s.turn()
-		a.ended(30 * time.Second)
+		a.ended()
 		a = b
 		c.still()
 	}
@@ -340,7 +340,7 @@ func TestTurnsLeakNothing(t *testing.T) {
 		return all
 	}
 	var before map[string]string
-	eventually(t, 10*time.Second, func() error { // what Go's runtime opens once
+	eventually(t, func() error { // what Go's runtime opens once
 		before = count()
 		time.Sleep(300 * time.Millisecond)
 		if now := count(); differences(before, now) != "" {
@@ -351,7 +351,7 @@ func TestTurnsLeakNothing(t *testing.T) {
 	for range 5 {
 		next()
 	}
-	eventually(t, 10*time.Second, func() error {
+	eventually(t, func() error {
 		if d := differences(before, count()); d != "" {
 			return errors.New(d)
 		}
@@ -370,7 +370,7 @@ func TestTurnsLeakNothing(t *testing.T) {
 	}()...) {
 		one.conn.Close()
 	}
-	eventually(t, 10*time.Second, func() error {
+	eventually(t, func() error {
 		if d := differences(clean, s.remains(t)); d != "" {
 			return errors.New(d)
 		}
@@ -413,7 +413,7 @@ func TestASignalAfterTheTurn(t *testing.T) {
 	if err := a.cmd.Process.Signal(syscall.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		t.Fatal(err)
 	}
-	a.ended(20 * time.Second)
+	a.ended()
 	t.Logf("ended after %s", time.Since(began))
 	c.part()
 	next.stop()

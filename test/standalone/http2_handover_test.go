@@ -146,7 +146,7 @@ func TestHTTP2OutlivesItsAgents(t *testing.T) {
 	for turn := range 2 {
 		before := requests.Load()
 		next := s.turn()
-		old.ended(30 * time.Second)
+		old.ended()
 		old.wantLog("all connections have moved")
 		old = next
 		for _, k := range talks {

@@ -230,7 +230,7 @@ func TestEventsAndLongPollsOverHTTP2ArriveAsTheyAreSent(t *testing.T) {
 		for _, b := range bodies {
 			b.Close()
 		}
-		eventually(t, patience, func() error {
+		eventually(t, func() error {
 			if n := gaveUp.Load(); n != 3 {
 				return fmt.Errorf("%d servers have heard that the client gave up, want 3", n)
 			}

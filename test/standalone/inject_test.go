@@ -177,7 +177,7 @@ func TestInjectIsSwitchedByThePodsLabels(t *testing.T) {
 	s.start()
 	check := func(want ...string) {
 		t.Helper()
-		eventually(t, 3*time.Second, func() error {
+		eventually(t, func() error {
 			got, err := s.client.Get("http://" + plainIP + ":81/")
 			if err == nil && !slices.Equal(members(got.Header), want) {
 				err = fmt.Errorf("the server saw the baggage %q, want %q", got.Header["Baggage"], want)

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/sidetrack-dev/sidetrack/test/lab"
 )
@@ -125,7 +124,7 @@ func TestKeysAreCountedAndNeverShown(t *testing.T) {
 	if err := s.refused(t, "GET / HTTP/1.1\r\nX-Sidetrack-Key : "+keyA+"\r\n\r\n"); err != nil {
 		t.Error(err)
 	}
-	eventually(t, 3*time.Second, func() error {
+	eventually(t, func() error {
 		after := a.scrape()
 		delta := func(name string, labels ...string) float64 {
 			return after.sum(name, labels...) - before.sum(name, labels...)
@@ -177,7 +176,7 @@ func TestMetricsSayWhatTheyAreMeantTo(t *testing.T) {
 	}
 	generation := all.sum("sidetrack_generation")
 	drop(t, s.dir, "sandbox-b.yaml")
-	eventually(t, 2*time.Second, func() error {
+	eventually(t, func() error {
 		if now := a.scrape().sum("sidetrack_generation"); now <= generation {
 			return fmt.Errorf("generation %v after %v", now, generation)
 		}

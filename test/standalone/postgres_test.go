@@ -11,7 +11,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/sidetrack-dev/sidetrack/test/lab"
 )
@@ -167,7 +166,7 @@ func TestAPostgreSQLSessionOutlivesItsAgents(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		old.ended(30 * time.Second)
+		old.ended()
 		old = next
 		for _, c := range all {
 			if got, err := c.out.ReadString('\n'); strings.TrimSpace(got) != "slept" {

@@ -139,7 +139,7 @@ func TestAKeyWithoutAReadyForkIsRefused(t *testing.T) {
 		late := service{name: "late", ips: []string{lateIP}, ports: ports, endpoints: endpointsOf(s.base)}
 		reach := func(want string) {
 			t.Helper()
-			eventually(t, 3*time.Second, func() error {
+			eventually(t, func() error {
 				got, err := tester.Ask("tcp", lateIP+":70")
 				if want == "" && errors.Is(err, unix.ECONNREFUSED) {
 					return nil
@@ -164,7 +164,7 @@ func TestAKeyWithoutAReadyForkIsRefused(t *testing.T) {
 		// refuses at once:
 		dead := s.MustPod("dead")
 		put(t, s.dir, "late-sandbox.yaml", sandbox("late", lateKey, fmt.Sprintf("redirects: [{from: {service: late}, to: {address: %q}}]", dead.IPv4)))
-		eventually(t, 15*time.Second, func() error {
+		eventually(t, func() error {
 			resp := taggedResponse(t, s)
 			defer resp.Body.Close()
 			b, err := io.ReadAll(resp.Body)

@@ -9,7 +9,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -130,7 +129,7 @@ func TestWhatIsNotRedirectedIsUntouched(t *testing.T) {
 	t.Run("with sandboxes, a Service that they do not redirect", func(t *testing.T) {
 		s.putSandbox("a", keyA)
 		s.putSandbox("b", keyB)
-		eventually(t, 5*time.Second, func() error {
+		eventually(t, func() error {
 			got, err := s.client.Get("http://"+webIP+"/", "x-sidetrack-key: "+keyA)
 			if err == nil && got.Server != "fork-a" {
 				err = fmt.Errorf("%s answered", got.Server)
@@ -162,7 +161,7 @@ func TestWhatIsNotRedirectedIsUntouched(t *testing.T) {
 		for _, f := range sandboxes {
 			drop(t, s.dir, f)
 		}
-		eventually(t, 5*time.Second, func() error {
+		eventually(t, func() error {
 			for _, p := range pods {
 				if now := sockets(t, p); !slices.Equal(now, before[p]) {
 					return fmt.Errorf("%s: sockets before\n%s\nand now\n%s", p.Name, strings.Join(before[p], "\n"), strings.Join(now, "\n"))
