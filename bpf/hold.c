@@ -23,8 +23,10 @@
 #define TCP_RST 0x04
 
 #define IPV4_TOS 1
+#define IPV4_TTL 8
 #define IPV4_SADDR 12
 #define IPV4_DADDR 16
+#define IPV6_HOPS 7
 #define IPV6_SADDR 8
 #define IPV6_DADDR 24
 
@@ -36,6 +38,7 @@ static __always_inline bool read_network(struct __sk_buff *skb, struct syn *syn)
 		syn->saddr[0] = syn->saddr[1] = syn->daddr[0] = syn->daddr[1] = 0;
 		syn->saddr[2] = syn->daddr[2] = bpf_htonl(0xffff);
 		return !bpf_skb_load_bytes_relative(skb, IPV4_TOS, &syn->tos, 1, BPF_HDR_START_NET) &&
+		       !bpf_skb_load_bytes_relative(skb, IPV4_TTL, &syn->hops, 1, BPF_HDR_START_NET) &&
 		       !bpf_skb_load_bytes_relative(skb, IPV4_SADDR, &syn->saddr[3], 4, BPF_HDR_START_NET) &&
 		       !bpf_skb_load_bytes_relative(skb, IPV4_DADDR, &syn->daddr[3], 4, BPF_HDR_START_NET);
 	}
@@ -43,7 +46,8 @@ static __always_inline bool read_network(struct __sk_buff *skb, struct syn *syn)
 	if (bpf_skb_load_bytes_relative(skb, 0, first, sizeof(first), BPF_HDR_START_NET))
 		return false;
 	syn->tos = first[0] << 4 | first[1] >> 4;
-	return !bpf_skb_load_bytes_relative(skb, IPV6_SADDR, syn->saddr, 16, BPF_HDR_START_NET) &&
+	return !bpf_skb_load_bytes_relative(skb, IPV6_HOPS, &syn->hops, 1, BPF_HDR_START_NET) &&
+	       !bpf_skb_load_bytes_relative(skb, IPV6_SADDR, syn->saddr, 16, BPF_HDR_START_NET) &&
 	       !bpf_skb_load_bytes_relative(skb, IPV6_DADDR, syn->daddr, 16, BPF_HDR_START_NET);
 }
 
@@ -63,11 +67,41 @@ static __always_inline bool too_early(struct __sk_buff *skb, __u32 header, __u8 
 	       (skb->len > header || flags & TCP_FIN);
 }
 
+/*
+ * has_room: one listener's clients must not fill the ring that others need as
+ * well. When the reader has passed the position that is noted, all that was told
+ * before it is no longer there. Counts that race on two CPUs are off by a few.
+ */
+static __always_inline bool has_room(__u64 listener)
+{
+	__u64 written = bpf_ringbuf_query(&sd_syns, BPF_RB_PROD_POS);
+	struct budget *b = bpf_map_lookup_elem(&sd_syn_budgets, &listener);
+
+	if (!b) {
+		struct budget first = {.since = written};
+
+		bpf_map_update_elem(&sd_syn_budgets, &listener, &first, BPF_NOEXIST);
+		b = bpf_map_lookup_elem(&sd_syn_budgets, &listener);
+		if (!b)
+			return true;
+	}
+	if (bpf_ringbuf_query(&sd_syns, BPF_RB_CONS_POS) >= b->since) {
+		b->told_before = b->told;
+		b->told = 0;
+		b->since = written;
+	}
+	if (b->told + b->told_before >= SYNS_OF_ONE)
+		return false;
+	__sync_fetch_and_add(&b->told, 1);
+	return true;
+}
+
 static __always_inline enum reason hold(struct __sk_buff *skb)
 {
 	__u8 offset_flags[2];
 	bool early = false;
 	struct syn *syn;
+	__u64 listener;
 	__u32 len;
 
 	if (bpf_skb_load_bytes(skb, TCP_OFFSET_AND_FLAGS, offset_flags, sizeof(offset_flags)))
@@ -80,6 +114,9 @@ static __always_inline enum reason hold(struct __sk_buff *skb)
 	} else if (skb->mark == agent_mark) {
 		return REASON_AGENT;
 	}
+	listener = bpf_get_socket_cookie(skb);
+	if (!has_room(listener))
+		return REASON_RING_FULL;
 	syn = bpf_ringbuf_reserve(&sd_syns, sizeof(*syn), 0);
 	if (!syn)
 		return REASON_RING_FULL;
@@ -89,9 +126,9 @@ static __always_inline enum reason hold(struct __sk_buff *skb)
 		bpf_ringbuf_discard(syn, 0);
 		return REASON_NOT_SYN;
 	}
-	syn->listener = bpf_get_socket_cookie(skb);
+	syn->listener = listener;
 	syn->tcp_len = len;
-	syn->pad[0] = syn->pad[1] = 0;
+	syn->pad = 0;
 	bpf_ringbuf_submit(syn, 0);
 	return early ? REASON_TOO_EARLY : REASON_HELD;
 }

@@ -155,11 +155,22 @@ struct {
 
 /* SYNs that are held. Written by hold, read by one of the router's loops; each has
  * a ring of its own. Full: the SYN is dropped, and the client sends it again after
- * a second. */
+ * a second. It has room for 4681 of them, and one listener gets SYNS_OF_ONE. */
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
-	__uint(max_entries, 256 * 1024);
+	__uint(max_entries, 512 * 1024);
 } sd_syns SEC(".maps");
+
+#define SYNS_OF_ONE 1024
+
+/* Cookie of a listener -> how much of the ring it uses. Written and read by hold
+ * alone. Full: the listener longest unused is forgotten, which has nothing there. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 4096);
+	__type(key, __u64);
+	__type(value, struct budget);
+} sd_syn_budgets SEC(".maps");
 
 /*
  * SNAPSHOT copies the value of a key and says whether there is one. A hash's

@@ -19,6 +19,13 @@ type SdBackendKey struct {
 	Slot  uint32
 }
 
+type SdBudget struct {
+	_          structs.HostLayout
+	Since      uint64
+	Told       uint32
+	ToldBefore uint32
+}
+
 type SdDest struct {
 	_     structs.HostLayout
 	Id    uint32
@@ -203,7 +210,8 @@ type SdSyn struct {
 	Daddr    [4]uint32
 	Tos      uint8
 	TcpLen   uint8
-	Pad      [2]uint8
+	Hops     uint8
+	Pad      uint8
 	Tcp      [60]uint8
 }
 
@@ -236,6 +244,7 @@ const (
 	SdMapSdLease       = "sd_lease"
 	SdMapSdNamespaces  = "sd_namespaces"
 	SdMapSdRoutes      = "sd_routes"
+	SdMapSdSynBudgets  = "sd_syn_budgets"
 	SdMapSdSyns        = "sd_syns"
 	SdMapSdTold        = "sd_told"
 	SdMapSdUdpPeers    = "sd_udp_peers"
@@ -327,6 +336,7 @@ type SdMapSpecs struct {
 	SdLease      *ebpf.MapSpec `ebpf:"sd_lease"`
 	SdNamespaces *ebpf.MapSpec `ebpf:"sd_namespaces"`
 	SdRoutes     *ebpf.MapSpec `ebpf:"sd_routes"`
+	SdSynBudgets *ebpf.MapSpec `ebpf:"sd_syn_budgets"`
 	SdSyns       *ebpf.MapSpec `ebpf:"sd_syns"`
 	SdTold       *ebpf.MapSpec `ebpf:"sd_told"`
 	SdUdpPeers   *ebpf.MapSpec `ebpf:"sd_udp_peers"`
@@ -372,6 +382,7 @@ type SdMaps struct {
 	SdLease      *ebpf.Map `ebpf:"sd_lease"`
 	SdNamespaces *ebpf.Map `ebpf:"sd_namespaces"`
 	SdRoutes     *ebpf.Map `ebpf:"sd_routes"`
+	SdSynBudgets *ebpf.Map `ebpf:"sd_syn_budgets"`
 	SdSyns       *ebpf.Map `ebpf:"sd_syns"`
 	SdTold       *ebpf.Map `ebpf:"sd_told"`
 	SdUdpPeers   *ebpf.Map `ebpf:"sd_udp_peers"`
@@ -391,6 +402,7 @@ func (m *SdMaps) Close() error {
 		m.SdLease,
 		m.SdNamespaces,
 		m.SdRoutes,
+		m.SdSynBudgets,
 		m.SdSyns,
 		m.SdTold,
 		m.SdUdpPeers,

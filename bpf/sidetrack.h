@@ -119,10 +119,21 @@ struct syn {
 	__u32 daddr[4];
 	__u8 tos;	 /* or traffic class */
 	__u8 tcp_len;
-	__u8 pad[2];
+	__u8 hops; /* time to live or hop limit */
+	__u8 pad;
 	__u8 tcp[TCP_HEADER_MAX]; /* the header; the first tcp_len bytes are set */
 };
 _Static_assert(sizeof(struct syn) == 104, "shared with Go");
+
+/* How many SYNs of a listener are in the ring, or a little more: those that were
+ * told since the ring had been written up to some position, and those since the
+ * position before that one. */
+struct budget {
+	__u64 since;
+	__u32 told;
+	__u32 told_before;
+};
+_Static_assert(sizeof(struct budget) == 16, "padding is an error");
 
 /* The programs, as rows of sd_exits. */
 enum program {

@@ -108,6 +108,7 @@ func (c Config) load(keep map[string]*ebpf.Map) (*objects, error) {
 	// They are loaded once for each loop of the router: see syns.go.
 	delete(spec.Programs, bpf.SdProgSdHold)
 	delete(spec.Maps, bpf.SdMapSdSyns)
+	delete(spec.Maps, bpf.SdMapSdSynBudgets)
 	return loadSpec(spec, keep)
 }
 

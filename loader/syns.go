@@ -20,7 +20,8 @@ import (
 )
 
 // SYNs keeps clients' SYNs from the listeners that it is attached to, and tells
-// of them. A SYN that carries the agent's mark reaches the listener. It belongs
+// of them. Of one listener there are at most some 1,000 that Next has not told of
+// yet; what comes beyond is lost, and sent again by the client after a second. A SYN that carries the agent's mark reaches the listener. It belongs
 // to one goroutine, and works on when the Kernel is closed.
 type SYNs struct {
 	objects *objects
@@ -39,6 +40,8 @@ type SYN struct {
 	From, To netip.AddrPort
 	// TOS is the IPv4 type of service or the IPv6 traffic class.
 	TOS uint8
+	// Hops is the IPv4 time to live or the IPv6 hop limit.
+	Hops uint8
 	// Header is the TCP header with its options as the client has sent it, without
 	// data; its checksum means nothing. Valid until the next call of Next.
 	Header []byte
@@ -65,7 +68,7 @@ func newSYNs(mark uint32, keep map[string]*ebpf.Map) (*SYNs, error) {
 	}
 	hold := spec.Programs[bpf.SdProgSdHold]
 	spec.Programs = map[string]*ebpf.ProgramSpec{bpf.SdProgSdHold: hold}
-	used := []string{bpf.SdMapSdSyns, bpf.SdMapSdExits, rodata}
+	used := []string{bpf.SdMapSdSyns, bpf.SdMapSdSynBudgets, bpf.SdMapSdExits, rodata}
 	maps.DeleteFunc(spec.Maps, func(name string, _ *ebpf.MapSpec) bool { return !slices.Contains(used, name) })
 	o, err := loadSpec(spec, keep)
 	if err != nil {
@@ -111,6 +114,7 @@ func (s *SYNs) Next(syn *SYN) (bool, error) {
 	const flags, flagSYN = 13, 0x02
 	syn.Early = tcp[flags]&flagSYN == 0
 	syn.Listener, syn.TOS, syn.Header = in.Listener, in.Tos, tcp
+	syn.Hops = in.Hops
 	syn.From = netip.AddrPortFrom(goAddr(in.Saddr), uint16(tcp[0])<<8|uint16(tcp[1]))
 	syn.To = netip.AddrPortFrom(goAddr(in.Daddr), uint16(tcp[2])<<8|uint16(tcp[3]))
 	return true, nil

@@ -42,6 +42,7 @@ static __u64 (*bpf_ktime_get_boot_ns)(void) = (void *)125;
 static void *(*bpf_ringbuf_reserve)(void *ringbuf, __u64 size, __u64 flags) = (void *)131;
 static void (*bpf_ringbuf_submit)(void *data, __u64 flags) = (void *)132;
 static void (*bpf_ringbuf_discard)(void *data, __u64 flags) = (void *)133;
+static __u64 (*bpf_ringbuf_query)(void *ringbuf, __u64 flags) = (void *)134;
 static struct tcp6_sock *(*bpf_skc_to_tcp6_sock)(void *sk) = (void *)136;
 static struct udp6_sock *(*bpf_skc_to_udp6_sock)(void *sk) = (void *)140;
 static int (*bpf_get_retval)(void) = (void *)186;

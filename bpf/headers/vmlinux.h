@@ -44,6 +44,8 @@ enum bpf_map_type {
 #define BPF_F_NO_PREALLOC 1
 #define BPF_SK_STORAGE_GET_F_CREATE 1
 #define BPF_HDR_START_NET 1
+#define BPF_RB_CONS_POS 2
+#define BPF_RB_PROD_POS 3
 
 /* UAPI: what the verifier lets programs see of a socket. */
 struct bpf_sock {

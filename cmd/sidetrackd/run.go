@@ -37,6 +37,7 @@ type runFlags struct {
 	kernel         loader.Config
 	keys           routing.KeyNames
 	loops          int
+	maxHeld        int
 	lease          time.Duration
 	existingLimit  time.Duration
 	drainTimeout   time.Duration
@@ -77,6 +78,7 @@ func (f *runFlags) register(flags *pflag.FlagSet) {
 	flags.StringSliceVar(&f.keys.Members, "baggage-member", f.keys.Members, "`names` of the baggage and tracestate members that carry a routing key; the first is the one that is injected")
 	flags.StringVar(&f.keys.Header, "key-header", f.keys.Header, "`name` of the plain header that carries a routing key")
 	flags.IntVar(&f.loops, "loops", f.loops, "event loops of the request router (default: a quarter of the cores, at least 1 and at most 4)")
+	flags.IntVar(&f.maxHeld, "max-held-connections", router.DefaultMaxHeld, "most clients of one pod that wait for the baseline to answer their connect(2); further ones are not heard, and try again")
 	flags.IntVar(&f.http2.HeaderBytes, "http2-max-header-bytes", http2.DefaultHeaderBytes, "HTTP/2: most bytes of a header block, as it comes and as what it stands for")
 	flags.Uint32Var(&f.http2.TableBytes, "http2-max-table-bytes", http2.DefaultTableBytes, "HTTP/2: most bytes of header compression's table; who announces more is told of less")
 	flags.IntVar(&f.http2.Streams, "http2-max-streams", http2.DefaultStreams, "HTTP/2: most streams that a connection may have open")
@@ -156,6 +158,7 @@ func (f *runFlags) run(ctx context.Context, stderr io.Writer) (err error) {
 	}
 	rt, err := router.New(router.Config{
 		Loops:      f.loops,
+		MaxHeld:    f.maxHeld,
 		Mark:       f.kernel.Mark,
 		KeyNames:   f.keys,
 		HTTP2:      f.http2,

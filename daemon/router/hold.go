@@ -44,8 +44,11 @@ const (
 	// further time comes at most as long after the one before as that came after the
 	// first, and this.
 	firstRTO = time.Second
-	// echoTime is how soon a SYN that was sent again can only be our own.
-	echoTime = 50 * time.Millisecond
+	// A SYN that comes back without its mark is known by its hops. Where those are
+	// changed as well, it is known by coming back maxEchoes times, each within
+	// echoTime.
+	echoTime  = 50 * time.Millisecond
+	maxEchoes = 8
 )
 
 // notHolding is logged where SYNs are not held.
@@ -65,11 +68,13 @@ type heldSYN struct {
 	door   *door
 	to     netip.AddrPort
 	tos    uint8
+	hops   uint8
 	size   uint8
 	header [60]byte // the TCP header; size bytes
 
 	first, last int64 // when the client has sent it, by the loop's clock
 	passed      int64 // when it was let in; zero: it was not
+	echoes      uint8 // how often it came soon after that
 }
 
 func (h *heldSYN) tcp() []byte { return h.header[:h.size] }
@@ -128,7 +133,11 @@ func (l *loop) hold(in *loader.SYN) {
 		}
 		c.forget() // another connection from the same port
 	}
-	h := &heldSYN{key: key, door: d, to: in.To, tos: in.TOS, first: now, last: now}
+	if len(ns.held) >= l.router.cfg.MaxHeld {
+		l.stats.errors[synOverLimit]++
+		return
+	}
+	h := &heldSYN{key: key, door: d, to: in.To, tos: in.TOS, hops: in.Hops, first: now, last: now}
 	h.size = uint8(copy(h.header[:], in.Header))
 	a := arrival{ns: ns, fd: -1}
 	if !l.originalDestination(&a, in.From, in.To) {
@@ -175,6 +184,11 @@ func (c *conn) again(in *loader.SYN, now int64) {
 		return
 	}
 	if now-h.passed < int64(echoTime) {
+		h.echoes++
+	} else {
+		h.echoes = 0
+	}
+	if in.Hops == hopsOfEcho(h.hops) || h.echoes >= maxEchoes {
 		// It has lost its mark on the way, by some rule of this namespace.
 		c.loop.router.cfg.Logger.Warn(notHolding, "netns", c.ns.name, "err", errMarkLost)
 		detachFilter(h.door.outer.fd)
@@ -209,7 +223,7 @@ func (c *conn) proceed() {
 func (c *conn) sendSYN() {
 	l, h := c.loop, c.syn
 	h.passed = l.timers.now()
-	l.made = appendTCP(l.made[:0], h.key.from.Addr(), h.key.to, h.tos, h.tcp())
+	l.made = appendTCP(l.made[:0], h.key.from.Addr(), h.key.to, h.tos, hopsOfEcho(h.hops), h.tcp())
 	if e := sendRaw(h.door.raw, l.made, h.key.to); e != noError {
 		l.stats.errors[synLost]++ // the client will send it again
 		return

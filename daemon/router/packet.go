@@ -19,7 +19,7 @@ const (
 	ipv6Header = 40
 	tcpHeader  = 20
 	icmpHeader = 8
-	hops       = 64
+	ownHops    = 64
 
 	tcpSeq, tcpAck, tcpFlags, tcpSum = 4, 8, 13, 16 // offsets
 	flagRST, flagACK                 = 0x04, 0x10
@@ -30,7 +30,7 @@ const (
 )
 
 // appendIP appends an IP header for size bytes of a protocol.
-func appendIP(b []byte, from, to netip.Addr, tos, protocol uint8, size int) []byte {
+func appendIP(b []byte, from, to netip.Addr, tos, hops, protocol uint8, size int) []byte {
 	if to.Is4() {
 		b = append(b, 4<<4|ipv4Header/4, tos)
 		b = binary.BigEndian.AppendUint16(b, uint16(ipv4Header+size))
@@ -81,9 +81,18 @@ func pseudoHeader(from, to netip.Addr, protocol uint8, size int) uint32 {
 	return sum
 }
 
+// hopsOfEcho is what a SYN is sent again with, so that it is told from the client's:
+// on lo nobody lowers it, and nobody looks at it.
+func hopsOfEcho(client uint8) uint8 {
+	if client == ownHops {
+		return ownHops - 1
+	}
+	return ownHops
+}
+
 // appendTCP appends a packet that is a TCP header alone.
-func appendTCP(b []byte, from, to netip.Addr, tos uint8, header []byte) []byte {
-	b = append(appendIP(b, from, to, tos, unix.IPPROTO_TCP, len(header)), header...)
+func appendTCP(b []byte, from, to netip.Addr, tos, hops uint8, header []byte) []byte {
+	b = append(appendIP(b, from, to, tos, hops, unix.IPPROTO_TCP, len(header)), header...)
 	tcp := b[len(b)-len(header):]
 	tcp[tcpSum], tcp[tcpSum+1] = 0, 0
 	binary.BigEndian.PutUint16(tcp[tcpSum:], checksum(pseudoHeader(from, to, unix.IPPROTO_TCP, len(tcp)), tcp))
@@ -98,7 +107,7 @@ func appendRefusal(b []byte, from, to netip.AddrPort, syn []byte) []byte {
 	binary.BigEndian.PutUint16(h[2:], from.Port())
 	binary.BigEndian.PutUint32(h[tcpAck:], binary.BigEndian.Uint32(syn[tcpSeq:])+1)
 	h[12], h[tcpFlags] = tcpHeader/4<<4, flagRST|flagACK
-	return appendTCP(b, to.Addr(), from.Addr(), 0, h[:])
+	return appendTCP(b, to.Addr(), from.Addr(), 0, ownHops, h[:])
 }
 
 // appendReset appends the RST that answers data for a connection that is not
@@ -109,24 +118,24 @@ func appendReset(b []byte, from, to netip.AddrPort, data []byte) []byte {
 	binary.BigEndian.PutUint16(h[2:], from.Port())
 	copy(h[tcpSeq:tcpSeq+4], data[tcpAck:])
 	h[12], h[tcpFlags] = tcpHeader/4<<4, flagRST
-	return appendTCP(b, to.Addr(), from.Addr(), 0, h[:])
+	return appendTCP(b, to.Addr(), from.Addr(), 0, ownHops, h[:])
 }
 
 // appendUnreachable appends the ICMP or ICMPv6 message that says with a code why
 // a SYN could not be delivered.
 func appendUnreachable(b []byte, from, to netip.AddrPort, syn []byte, code unreachable) []byte {
 	if to.Addr().Is4() {
-		b = appendIP(b, to.Addr(), from.Addr(), 0, unix.IPPROTO_ICMP, icmpHeader+ipv4Header+quoted)
+		b = appendIP(b, to.Addr(), from.Addr(), 0, ownHops, unix.IPPROTO_ICMP, icmpHeader+ipv4Header+quoted)
 		at := len(b)
 		b = append(b, icmpUnreachable, code.v4, 0, 0, 0, 0, 0, 0)
-		b = append(appendIP(b, from.Addr(), to.Addr(), 0, unix.IPPROTO_TCP, len(syn)), syn[:quoted]...)
+		b = append(appendIP(b, from.Addr(), to.Addr(), 0, ownHops, unix.IPPROTO_TCP, len(syn)), syn[:quoted]...)
 		binary.BigEndian.PutUint16(b[at+2:], checksum(0, b[at:]))
 		return b
 	}
-	b = appendIP(b, to.Addr(), from.Addr(), 0, unix.IPPROTO_ICMPV6, icmpHeader+ipv6Header+quoted)
+	b = appendIP(b, to.Addr(), from.Addr(), 0, ownHops, unix.IPPROTO_ICMPV6, icmpHeader+ipv6Header+quoted)
 	at := len(b)
 	b = append(b, icmp6Unreachable, code.v6, 0, 0, 0, 0, 0, 0)
-	b = append(appendIP(b, from.Addr(), to.Addr(), 0, unix.IPPROTO_TCP, len(syn)), syn[:quoted]...)
+	b = append(appendIP(b, from.Addr(), to.Addr(), 0, ownHops, unix.IPPROTO_TCP, len(syn)), syn[:quoted]...)
 	binary.BigEndian.PutUint16(b[at+2:], checksum(pseudoHeader(to.Addr(), from.Addr(), unix.IPPROTO_ICMPV6, len(b)-at), b[at:]))
 	return b
 }

@@ -43,10 +43,17 @@ type Config struct {
 	// what becomes of them, for one loop; it knows SYNs of our own by Mark. Nil:
 	// clients are connected before anything is dialled for them.
 	HoldSYNs func() (*loader.SYNs, error)
-	Logger   *slog.Logger
+	// MaxHeld is how many clients of one namespace may wait for their upstreams with
+	// held SYNs at a time. Further SYNs are dropped, as a full backlog drops them.
+	// Zero: 4096.
+	MaxHeld int
+	Logger  *slog.Logger
 }
 
 const (
+	// DefaultMaxHeld is Config.MaxHeld where that is zero.
+	DefaultMaxHeld = backlog
+
 	defaultMaxHead = 64 << 10
 	leastMaxHead   = 1 << 10
 	maxLoops       = 64
@@ -65,6 +72,12 @@ func (c *Config) complete() error {
 	}
 	if c.MaxHeadBytes < leastMaxHead {
 		return fmt.Errorf("router: heads of at most %d bytes: want at least %d", c.MaxHeadBytes, leastMaxHead)
+	}
+	if c.MaxHeld == 0 {
+		c.MaxHeld = DefaultMaxHeld
+	}
+	if c.MaxHeld < 0 {
+		return fmt.Errorf("router: %d held connections: want at least 1 (--max-held-connections)", c.MaxHeld)
 	}
 	if err := c.HTTP2.Validate(); err != nil {
 		return fmt.Errorf("router: %w", err)

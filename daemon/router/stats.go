@@ -78,6 +78,7 @@ const (
 	notHeld
 	synLost
 	synAbandoned
+	synOverLimit
 	http2Errors
 	errorReasons = http2Errors + errorReason(http2.Reasons)
 )
@@ -101,6 +102,7 @@ var errorNames = [errorReasons]string{
 	notHeld:            "not_held",
 	synLost:            "syn_lost",
 	synAbandoned:       "syn_abandoned",
+	synOverLimit:       "syn_over_limit",
 
 	http2Errors + errorReason(http2.ClientError):    "http2_client_error",
 	http2Errors + errorReason(http2.ServerError):    "http2_server_error",
