@@ -57,7 +57,7 @@ func (f *ledgerFlags) serve(l *ledger.Ledger, log *slog.Logger) (io.Closer, erro
 	if err != nil {
 		return nil, fmt.Errorf("--ledger-socket: %w", err)
 	}
-	server := &http.Server{Handler: ledger.Handler(l), ReadHeaderTimeout: 10 * time.Second}
+	server := &http.Server{Handler: ledger.Handler(l, ledger.Patience), ReadHeaderTimeout: 10 * time.Second}
 	go func() {
 		if err := server.Serve(socket.Plain()); !errors.Is(err, http.ErrServerClosed) {
 			log.Error("the ledger cannot be read at its socket any more", "err", err)

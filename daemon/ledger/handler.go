@@ -6,8 +6,10 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"math"
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -21,16 +23,20 @@ import (
 type Reader interface {
 	// Records returns what there is now.
 	Records(ctx context.Context, o Owner, want ledgerv1alpha1.Options) (*ledgerv1alpha1.RecordList, error)
-	// Follow calls send with what there is now, and again with what comes, until ctx
-	// is over or send fails.
-	Follow(ctx context.Context, o Owner, want ledgerv1alpha1.Options, send func(*ledgerv1alpha1.RecordList) error) error
+	// Follow calls begin once it has room for the stream, and then send with what there
+	// is now, and again with what comes, until ctx is over or one of them fails.
+	Follow(ctx context.Context, o Owner, want ledgerv1alpha1.Options, begin func() error, send func(*ledgerv1alpha1.RecordList) error) error
 }
 
-// TooMuch is the error of a Reader that has no room for what it is asked for. It says
-// so to whoever asks, who may ask again or for less.
-type TooMuch string
+// TooMuch is the error of a Reader that has no room for what it is asked for. Whoever
+// asks is told so, and may ask again, or for less.
+type TooMuch struct {
+	Reason string
+	// Again is how long to wait before.
+	Again time.Duration
+}
 
-func (e TooMuch) Error() string { return string(e) }
+func (e TooMuch) Error() string { return e.Reason }
 
 // Records returns what this node's ledger has of an owner.
 func (l *Ledger) Records(_ context.Context, o Owner, want ledgerv1alpha1.Options) (*ledgerv1alpha1.RecordList, error) {
@@ -49,7 +55,10 @@ func (l *Ledger) Records(_ context.Context, o Owner, want ledgerv1alpha1.Options
 const followPause = 50 * time.Millisecond
 
 // Follow sends what this node's ledger has of an owner, and then what is added.
-func (l *Ledger) Follow(ctx context.Context, o Owner, want ledgerv1alpha1.Options, send func(*ledgerv1alpha1.RecordList) error) error {
+func (l *Ledger) Follow(ctx context.Context, o Owner, want ledgerv1alpha1.Options, begin func() error, send func(*ledgerv1alpha1.RecordList) error) error {
+	if err := begin(); err != nil {
+		return err
+	}
 	q := QueryOf(want)
 	dropped := int64(-1)
 	for {
@@ -97,9 +106,13 @@ func ParsePath(path string) (Resource, bool) {
 	return r, r.Owner.Group || parts[2] == "sandboxes"
 }
 
+// Patience is how long a client may take none of its answer before it is given up.
+const Patience = 30 * time.Second
+
 // Handler serves records as package api/ledger/v1alpha1 says. Who may read them has
-// been decided by whoever calls it.
-func Handler(from Reader) http.Handler {
+// been decided by whoever calls it. It gives a client up that takes nothing of its
+// answer for as long as patience.
+func Handler(from Reader, patience time.Duration) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		resource, ok := ParsePath(r.URL.Path)
 		if !ok {
@@ -118,40 +131,87 @@ func Handler(from Reader) http.Handler {
 			fail(w, http.StatusBadRequest, metav1.StatusReasonBadRequest, err.Error())
 			return
 		}
+		out := &patientWriter{w: w, rc: http.NewResponseController(w), patience: patience}
+		defer out.done()
 		if want.Follow || resource.Watch {
-			stream(w, r, from, resource.Owner, want)
+			stream(out, r, from, resource.Owner, want)
 			return
 		}
 		list, err := from.Records(r.Context(), resource.Owner, want)
-		if _, many := errors.AsType[TooMuch](err); many {
-			fail(w, http.StatusTooManyRequests, metav1.StatusReasonTooManyRequests, err.Error())
-			return
-		}
 		if err != nil {
-			fail(w, http.StatusServiceUnavailable, metav1.StatusReasonServiceUnavailable, err.Error())
+			unread(w, err)
 			return
 		}
 		w.Header().Set("Content-Type", "application/json")
 		// That the client has gone is no business of anybody's.
-		_ = json.NewEncoder(w).Encode(list)
+		_ = json.NewEncoder(out).Encode(list)
 	})
 }
 
-func stream(w http.ResponseWriter, r *http.Request, from Reader, o Owner, want ledgerv1alpha1.Options) {
-	w.Header().Set("Content-Type", "application/json")
-	w.WriteHeader(http.StatusOK)
-	rc := http.NewResponseController(w)
-	if rc.Flush() != nil {
+// unread says why there is no answer.
+func unread(w http.ResponseWriter, err error) {
+	if much, ok := errors.AsType[TooMuch](err); ok {
+		// In seconds (RFC 9110, section 10.2.3); client-go obeys by itself.
+		w.Header().Set("Retry-After", strconv.Itoa(int(math.Ceil(much.Again.Seconds()))))
+		fail(w, http.StatusTooManyRequests, metav1.StatusReasonTooManyRequests, err.Error())
 		return
 	}
+	fail(w, http.StatusServiceUnavailable, metav1.StatusReasonServiceUnavailable, err.Error())
+}
+
+// patientWriter writes as long as the client takes some of it now and then.
+type patientWriter struct {
+	w        http.ResponseWriter
+	rc       *http.ResponseController
+	patience time.Duration
+}
+
+// patientChunk is what has to be taken at a time.
+const patientChunk = 32 << 10
+
+func (p *patientWriter) Write(b []byte) (n int, err error) {
+	for len(b) > 0 && err == nil {
+		var wrote int
+		// Where there are no deadlines there is no connection either.
+		_ = p.rc.SetWriteDeadline(time.Now().Add(p.patience))
+		wrote, err = p.w.Write(b[:min(len(b), patientChunk)])
+		n, b = n+wrote, b[wrote:]
+	}
+	return n, err
+}
+
+func (p *patientWriter) flush() error {
+	_ = p.rc.SetWriteDeadline(time.Now().Add(p.patience))
+	return p.rc.Flush()
+}
+
+// done leaves the connection to the next request.
+func (p *patientWriter) done() {
+	if p.flush() == nil {
+		_ = p.rc.SetWriteDeadline(time.Time{})
+	}
+}
+
+// stream begins to answer once it is known that there is room for it.
+func stream(w *patientWriter, r *http.Request, from Reader, o Owner, want ledgerv1alpha1.Options) {
 	out := json.NewEncoder(w)
-	// It ends with the client, whom nothing more can be told.
-	_ = from.Follow(r.Context(), o, want, func(list *ledgerv1alpha1.RecordList) error {
+	begun := false
+	begin := func() error {
+		begun = true
+		w.w.Header().Set("Content-Type", "application/json")
+		w.w.WriteHeader(http.StatusOK)
+		return w.flush()
+	}
+	err := from.Follow(r.Context(), o, want, begin, func(list *ledgerv1alpha1.RecordList) error {
 		if err := out.Encode(list); err != nil {
 			return err
 		}
-		return rc.Flush()
+		return w.flush()
 	})
+	// It ends with the client, whom nothing more can be told once it has begun.
+	if !begun {
+		unread(w.w, err)
+	}
 }
 
 // fail answers as an API server does.

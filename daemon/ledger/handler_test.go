@@ -16,7 +16,7 @@ import (
 
 func TestRecordsAreReadByHTTP(t *testing.T) {
 	l, table := shop(t)
-	server := httptest.NewServer(Handler(l))
+	server := httptest.NewServer(Handler(l, Patience))
 	defer server.Close()
 	add := func(status int) {
 		e, _ := call(t, l, table, tester, "route", "key-of-pr-42", trace1)
@@ -78,7 +78,7 @@ func TestRecordsAreReadByHTTP(t *testing.T) {
 
 func TestAStreamGoesOnWithWhatComes(t *testing.T) {
 	l, table := shop(t)
-	server := httptest.NewServer(Handler(l))
+	server := httptest.NewServer(Handler(l, Patience))
 	defer server.Close()
 	o := ledgerv1alpha1.Options{Follow: true}
 	resp, err := http.Get(server.URL + o.Path("sandboxes", "shop", "pr-42"))

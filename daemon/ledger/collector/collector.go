@@ -23,6 +23,7 @@ import (
 	"k8s.io/client-go/rest"
 
 	"github.com/sidetrack-dev/sidetrack/api/v1alpha1"
+	"github.com/sidetrack-dev/sidetrack/daemon/ledger"
 	"github.com/sidetrack-dev/sidetrack/daemon/ledger/page"
 )
 
@@ -162,7 +163,7 @@ func Run(ctx context.Context, c Config) error {
 			hub:    newHub(c.Patience, nodes{objects}.expected),
 			access: access{client.AuthorizationV1().SubjectAccessReviews()},
 			who:    p.authenticator(),
-			page:   page.Handler(),
+			page:   page.Handler(), patience: ledger.Patience,
 		},
 		TLSConfig: &tls.Config{
 			GetCertificate: certificates.certificate,

@@ -4,6 +4,7 @@ package collector
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"time"
 
@@ -18,6 +19,7 @@ const lookEvery = 10 * time.Second
 // follower is one reader's stream.
 type follower struct {
 	hub  *hub
+	user string
 	q    wire.Question
 	send func(*ledgerv1alpha1.RecordList) error
 
@@ -28,14 +30,28 @@ type follower struct {
 	said     map[string]string // of nodes that do not answer, what was said last
 }
 
+// errFree is why a stream ends.
+var errFree = errors.New("somebody else wants to read, and this is one of many streams of one user")
+
 // Follow implements ledger.Reader.
-func (h *hub) Follow(ctx context.Context, o ledger.Owner, want ledgerv1alpha1.Options, send func(*ledgerv1alpha1.RecordList) error) error {
+func (h reader) Follow(ctx context.Context, o ledger.Owner, want ledgerv1alpha1.Options, begin func() error, send func(*ledgerv1alpha1.RecordList) error) error {
 	want.Follow = true
 	f := &follower{
-		hub: h, q: question(o, want), send: send,
+		hub: h.hub, user: h.user, q: question(o, want), send: send,
 		known: map[sessionKey]uint64{}, followed: map[*session]bool{}, said: map[string]string{},
 	}
-	ctx, cancel := context.WithCancel(ctx)
+	ctx, end := context.WithCancelCause(ctx)
+	cancel := func() { end(nil) }
+	leave, err := h.streams.take(h.user, func() { end(errFree) })
+	if err != nil {
+		cancel()
+		return err
+	}
+	defer leave()
+	if err := begin(); err != nil {
+		cancel()
+		return err
+	}
 	var streams sync.WaitGroup
 	defer streams.Wait()
 	defer cancel()
@@ -95,7 +111,7 @@ func (f *follower) stream(ctx context.Context, s *session) error {
 		q.Limit = 0
 	}
 	f.mu.Unlock()
-	a, end, ok := f.hub.ask(s, q)
+	a, end, ok := f.hub.ask(s, q, f.user)
 	defer end()
 	if !ok {
 		return f.say([]ledgerv1alpha1.NodeAnswer{{Node: s.node, Message: notAsked}})
@@ -110,7 +126,9 @@ func (f *follower) stream(ctx context.Context, s *session) error {
 				// It is asked again when the stream looks for nodes next.
 				return f.say([]ledgerv1alpha1.NodeAnswer{{Node: s.node, Message: answer.Refused}})
 			}
-			if err := f.pass(s, &answer); err != nil {
+			err := f.pass(s, &answer)
+			a.give(sizes(answer.Records.Items))
+			if err != nil {
 				return err
 			}
 		case <-patience.C:

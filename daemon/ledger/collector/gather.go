@@ -5,16 +5,15 @@ package collector
 import (
 	"slices"
 	"sync"
-	"sync/atomic"
 
 	ledgerv1alpha1 "github.com/sidetrack-dev/sidetrack/api/ledger/v1alpha1"
 	"github.com/sidetrack-dev/sidetrack/daemon/ledger"
 	"github.com/sidetrack-dev/sidetrack/daemon/ledger/wire"
 )
 
-// Whoever may read one sandbox may ask for much, and often. So what lists have in
-// memory is counted, all readers' together, from when a node's records arrive until
-// the reader has its answer.
+// Whoever may read one sandbox may ask for much, and often. So what lists and streams
+// have in memory is counted from when a node's records arrive until the reader has
+// them, each user's and all users' together.
 const (
 	// maxGathered is how many bytes that may be: what the container's memory limit,
 	// 512 MiB, leaves of it when the heap doubles before it is collected.
@@ -25,24 +24,10 @@ const (
 )
 
 // errTooMuch is why a reader gets no list.
-const errTooMuch = ledger.TooMuch("the ledger's collector has as many records in memory for its readers as it may: try again in a moment, or ask for less with limit, since or trace")
-
-// room is how many bytes of records there may be. It may be used concurrently.
-type room struct {
-	most int64
-	used atomic.Int64
+var errTooMuch = ledger.TooMuch{
+	Reason: "the ledger's collector has as many records in memory for you, or for all its readers, as it may: try again in a moment, or ask for less with limit, since or trace",
+	Again:  againSoon,
 }
-
-// take reports whether there was room for n bytes, which are taken then.
-func (r *room) take(n int64) bool {
-	if r.used.Add(n) > r.most {
-		r.used.Add(-n)
-		return false
-	}
-	return true
-}
-
-func (r *room) give(n int64) { r.used.Add(-n) }
 
 // size is what a record takes of the room. Words may take more as JSON than as they
 // are.
@@ -58,6 +43,7 @@ func size(r *ledgerv1alpha1.Record) int64 {
 // order. It holds the newest ones, somewhat more of them than the limit.
 type gathering struct {
 	room  *room
+	user  string
 	limit int // zero: none
 
 	mu      sync.Mutex
@@ -67,8 +53,8 @@ type gathering struct {
 	closed  bool
 }
 
-func newGathering(r *room, limit int) *gathering {
-	return &gathering{room: r, limit: limit, omitted: map[string]int64{}}
+func newGathering(r *room, user string, limit int) *gathering {
+	return &gathering{room: r, user: user, limit: limit, omitted: map[string]int64{}}
 }
 
 // add takes in records. It reports whether there was room for them.
@@ -76,7 +62,7 @@ func (g *gathering) add(items []ledgerv1alpha1.Record) bool {
 	n := sizes(items)
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.closed || !g.room.take(n) {
+	if g.closed || !g.room.take(g.user, n) {
 		return false
 	}
 	g.bytes += n
@@ -101,14 +87,14 @@ func (g *gathering) trim() {
 	less := sizes(g.items[:n])
 	g.items = slices.Delete(g.items, 0, n) // it lets go of their words
 	g.bytes -= less
-	g.room.give(less)
+	g.room.give(g.user, less)
 }
 
 // close gives back what was taken; nothing can be added after it.
 func (g *gathering) close() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.room.give(g.bytes)
+	g.room.give(g.user, g.bytes)
 	g.bytes, g.closed, g.items = 0, true, nil
 }
 

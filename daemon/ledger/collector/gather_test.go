@@ -39,9 +39,9 @@ func (a *agent) full(ctx context.Context, id uint64, parts int) {
 // given polls until nothing is counted any more.
 func (h *hub) given(t *testing.T) {
 	t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); h.room.used.Load() != 0; time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(20 * time.Second); h.room.taken() != 0; time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatalf("%d bytes are counted when no reader is left", h.room.used.Load())
+			t.Fatalf("%d bytes are counted when no reader is left", h.room.taken())
 		}
 	}
 }
@@ -49,15 +49,15 @@ func (h *hub) given(t *testing.T) {
 func TestOnlyTheNewestRecordsAreInMemoryWhileNodesAnswer(t *testing.T) {
 	const limit, parts, nodes = wire.AnswerRecords, 6, 3
 	h := newTestHub(time.Minute)
-	// There is room for four times the limit, and for less than a third of all records.
-	h.room.most = 4 * limit * recordBytes
+	// One user has room for four times the limit, and for less than a third of all records.
+	h.room.most = 8 * limit * recordBytes
 	ctx, over := context.WithCancel(t.Context())
 	defer over()
 	for i := range nodes {
 		a := h.agent(fmt.Sprint("node-", i), "x")
 		go func() { a.full(ctx, (<-a.questions).ID, parts) }()
 	}
-	list, err := h.Records(ctx, pr42, ledgerv1alpha1.Options{Limit: limit})
+	list, err := h.as("joe").Records(ctx, pr42, ledgerv1alpha1.Options{Limit: limit})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -78,7 +78,7 @@ func TestOnlyTheNewestRecordsAreInMemoryWhileNodesAnswer(t *testing.T) {
 	if want := int64(nodes*parts*wire.AnswerRecords - limit); len(list.Nodes) != nodes || omitted != want {
 		t.Errorf("%d nodes have omitted %d records, want %d", len(list.Nodes), omitted, want)
 	}
-	if n := h.room.used.Load(); n != limit*recordBytes {
+	if n := h.room.taken(); n != limit*recordBytes {
 		t.Errorf("%d bytes are counted while the answer is written, want %d", n, limit*recordBytes)
 	}
 	over()
@@ -87,7 +87,7 @@ func TestOnlyTheNewestRecordsAreInMemoryWhileNodesAnswer(t *testing.T) {
 
 func TestReadersForWhomThereIsNoRoomAreToldToAskForLess(t *testing.T) {
 	h := newTestHub(time.Minute)
-	h.room.most = 3 * wire.AnswerRecords * recordBytes
+	h.room.most = 6 * wire.AnswerRecords * recordBytes
 	a := h.agent("one", "x")
 	ctx, stop := context.WithCancel(t.Context())
 	defer stop()
@@ -106,7 +106,7 @@ func TestReadersForWhomThereIsNoRoomAreToldToAskForLess(t *testing.T) {
 	ask := func(ctx context.Context) *httptest.ResponseRecorder {
 		w := httptest.NewRecorder()
 		path := "/apis/" + ledgerv1alpha1.APIVersion + "/namespaces/shop/sandboxes/pr-42/records?limit=20000"
-		ledger.Handler(h).ServeHTTP(w, httptest.NewRequestWithContext(ctx, http.MethodGet, path, http.NoBody))
+		ledger.Handler(h.as("joe"), time.Minute).ServeHTTP(w, httptest.NewRequestWithContext(ctx, http.MethodGet, path, http.NoBody))
 		return w
 	}
 	first, over := context.WithCancel(t.Context())

@@ -21,7 +21,8 @@ type hub struct {
 	patience time.Duration // for a node's answer
 	expected func(ctx context.Context) (map[string]string, error)
 
-	room room
+	room           room
+	streams, lists seats
 
 	mu       sync.Mutex
 	next     uint64
@@ -51,6 +52,10 @@ type asked struct {
 	node    string
 	answers chan wire.Answer
 	over    chan struct{} // nobody awaits them any more
+	// take counts what an answer has in memory, and give takes it back; nil: whoever
+	// awaits the answers does that.
+	take func(n int64) bool
+	give func(n int64)
 
 	mu   sync.Mutex // one is handed over at a time
 	part uint64     // the last that was
@@ -60,7 +65,12 @@ func newHub(patience time.Duration, expected func(ctx context.Context) (map[stri
 	// An agent may still answer what the collector before this one has asked. That
 	// must never pass for the answer to another reader's question.
 	first := rand.Uint64()
-	return &hub{patience: patience, expected: expected, room: room{most: maxGathered}, next: first, sessions: map[sessionKey]*session{}, asked: map[uint64]*asked{}, changed: make(chan struct{})}
+	return &hub{
+		patience: patience, expected: expected, room: room{most: maxGathered},
+		streams: seats{kind: "streams", most: maxStreams, each: streamsEach, again: againLater},
+		lists:   seats{kind: "lists", most: maxLists, each: listsEach, again: againSoon},
+		next:    first, sessions: map[sessionKey]*session{}, asked: map[uint64]*asked{}, changed: make(chan struct{}),
+	}
 }
 
 // connect begins an agent's session; one of the same agent that is there has lost its
@@ -105,12 +115,17 @@ func (h *hub) connected() ([]*session, <-chan struct{}) {
 	return all, h.changed
 }
 
-// ask puts a question to an agent. end has to be called.
-func (h *hub) ask(s *session, q wire.Question) (a *asked, end func(), ok bool) {
+// ask puts a question to an agent. end has to be called. Of a stream the answers are
+// counted as the user's, and whoever has taken one gives it back.
+func (h *hub) ask(s *session, q wire.Question, user string) (a *asked, end func(), ok bool) {
 	h.mu.Lock()
 	h.next++
 	q.ID = h.next
 	a = &asked{node: s.node, answers: make(chan wire.Answer, 1), over: make(chan struct{})}
+	if q.Follow {
+		a.take = func(n int64) bool { return h.room.take(user, n) }
+		a.give = func(n int64) { h.room.give(user, n) }
+	}
 	h.asked[q.ID] = a
 	h.mu.Unlock()
 	end = func() {
@@ -120,6 +135,7 @@ func (h *hub) ask(s *session, q wire.Question) (a *asked, end func(), ok bool) {
 		h.mu.Unlock()
 		if open {
 			close(a.over)
+			a.drain()
 			select {
 			case s.questions <- outgoing{Question: wire.Question{ID: q.ID, End: true}}:
 			default: // it finds out when it answers
@@ -131,6 +147,19 @@ func (h *hub) ask(s *session, q wire.Question) (a *asked, end func(), ok bool) {
 		return a, end, true
 	default:
 		return a, end, false
+	}
+}
+
+// drain gives back what has come and is not taken any more. over is closed.
+func (a *asked) drain() {
+	a.mu.Lock() // none comes after it
+	defer a.mu.Unlock()
+	select {
+	case answer := <-a.answers:
+		if a.give != nil {
+			a.give(sizes(answer.Records.Items))
+		}
+	default:
 	}
 }
 
@@ -156,14 +185,30 @@ func (h *hub) answered(ctx context.Context, node string, answer wire.Answer) boo
 		return true // sent again, since it was not known to have arrived
 	}
 	select {
+	case <-a.over:
+		return false
+	default:
+	}
+	n := sizes(answer.Records.Items)
+	if a.take != nil && !a.take(n) {
+		// The agent tries again, when the reader may have read more.
+		select {
+		case <-a.over:
+		case <-ctx.Done():
+		}
+		return false
+	}
+	select {
 	case a.answers <- answer:
 		a.part = answer.Part
 		return true
 	case <-a.over:
-		return false
 	case <-ctx.Done():
-		return false
 	}
+	if a.give != nil {
+		a.give(n)
+	}
+	return false
 }
 
 // spreadLimit is how long a node waits at most for others to be told.
@@ -213,7 +258,7 @@ func (h *hub) collect(ctx context.Context, s *session, q wire.Question, g *gathe
 	failed := func(why string) (collected, error) {
 		return collected{answer: ledgerv1alpha1.NodeAnswer{Node: s.node, Message: why}}, nil
 	}
-	a, end, ok := h.ask(s, q)
+	a, end, ok := h.ask(s, q, g.user)
 	defer end()
 	if !ok {
 		return failed(notAsked)
@@ -247,9 +292,20 @@ func (h *hub) collect(ctx context.Context, s *session, q wire.Question, g *gathe
 	}
 }
 
+// reader is a user of the ledger.
+type reader struct {
+	*hub
+	user string
+}
+
 // Records implements ledger.Reader. The list counts as being in memory until ctx is
 // over.
-func (h *hub) Records(ctx context.Context, o ledger.Owner, want ledgerv1alpha1.Options) (*ledgerv1alpha1.RecordList, error) {
+func (h reader) Records(ctx context.Context, o ledger.Owner, want ledgerv1alpha1.Options) (*ledgerv1alpha1.RecordList, error) {
+	leave, err := h.lists.take(h.user, nil)
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
 	sessions, _ := h.connected()
 	silent, err := h.silent(ctx, sessions)
 	if err != nil {
@@ -258,7 +314,7 @@ func (h *hub) Records(ctx context.Context, o ledger.Owner, want ledgerv1alpha1.O
 	want.Follow = false
 	q := question(o, want)
 	for round := 1; ; round++ {
-		g := newGathering(&h.room, want.Limit)
+		g := newGathering(&h.room, h.user, want.Limit)
 		nodes, err := h.collectAll(ctx, sessions, q, g)
 		if err != nil {
 			g.close()

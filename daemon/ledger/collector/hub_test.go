@@ -97,7 +97,7 @@ func TestRecordsOfAllNodesAreInOrderAndEveryNodeIsNamed(t *testing.T) {
 	one, two := h.agent("one", "x"), h.agent("two", "y")
 	got := make(chan *ledgerv1alpha1.RecordList, 1)
 	go func() {
-		list, err := h.Records(t.Context(), pr42, ledgerv1alpha1.Options{Limit: 3})
+		list, err := h.as("joe").Records(t.Context(), pr42, ledgerv1alpha1.Options{Limit: 3})
 		if err != nil {
 			t.Error(err)
 		}
@@ -126,7 +126,7 @@ func TestANodeThatDoesNotAnswerSaysWhy(t *testing.T) {
 	one, two := h.agent("one", "x"), h.agent("two", "y")
 	got := make(chan *ledgerv1alpha1.RecordList, 1)
 	go func() {
-		list, err := h.Records(t.Context(), pr42, ledgerv1alpha1.Options{})
+		list, err := h.as("joe").Records(t.Context(), pr42, ledgerv1alpha1.Options{})
 		if err != nil {
 			t.Error(err)
 		}
@@ -143,12 +143,12 @@ func TestANodeThatDoesNotAnswerSaysWhy(t *testing.T) {
 	for len(one.questions) < cap(one.questions) {
 		one.questions <- outgoing{}
 	}
-	list, err := h.Records(t.Context(), pr42, ledgerv1alpha1.Options{})
+	list, err := h.as("joe").Records(t.Context(), pr42, ledgerv1alpha1.Options{})
 	if err != nil || list.Nodes[0].Message != notAsked {
 		t.Errorf("nodes %+v, %v", list.Nodes, err)
 	}
 	h.expected = func(context.Context) (map[string]string, error) { return nil, errors.New("no API server") }
-	if _, err := h.Records(t.Context(), pr42, ledgerv1alpha1.Options{}); err == nil {
+	if _, err := h.as("joe").Records(t.Context(), pr42, ledgerv1alpha1.Options{}); err == nil {
 		t.Error("nobody knows which nodes there are, and the answer does not say so")
 	}
 }
@@ -160,7 +160,7 @@ func TestAStreamSurvivesTheLossOfANodeAndSaysSo(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() {
-		ended <- h.Follow(ctx, pr42, ledgerv1alpha1.Options{Limit: 10}, func(l *ledgerv1alpha1.RecordList) error {
+		ended <- h.as("joe").Follow(ctx, pr42, ledgerv1alpha1.Options{Limit: 10}, begun, func(l *ledgerv1alpha1.RecordList) error {
 			lists <- l
 			return nil
 		})
@@ -276,7 +276,7 @@ func TestNodesAreToldWhereATraceHasGoneBeforeTheirAnswersCount(t *testing.T) {
 			agents := []*agent{h.agent("one", "x"), h.agent("two", "y")}
 			got := make(chan *ledgerv1alpha1.RecordList, 1)
 			go func() {
-				list, err := h.Records(t.Context(), pr42, ledgerv1alpha1.Options{Trace: strings.Repeat("a", 32)})
+				list, err := h.as("joe").Records(t.Context(), pr42, ledgerv1alpha1.Options{Trace: strings.Repeat("a", 32)})
 				if err != nil {
 					t.Error(err)
 				}
@@ -308,9 +308,13 @@ func TestNodesAreToldWhereATraceHasGoneBeforeTheirAnswersCount(t *testing.T) {
 					t.Errorf("node %s: %+v, want %d under way", n.Node, n.Trace, tc.open)
 				}
 			}
-			if n := h.room.used.Load(); n != 2*recordBytes {
+			if n := h.room.taken(); n != 2*recordBytes {
 				t.Errorf("%d bytes are counted, want those of the last answers", n)
 			}
 		})
 	}
 }
+
+func (h *hub) as(user string) reader { return reader{h, user} }
+
+func begun() error { return nil }

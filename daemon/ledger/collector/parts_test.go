@@ -62,7 +62,7 @@ func TestAnAnswerThatIsSentAgainIsReadOnce(t *testing.T) {
 	defer leave()
 	got := make(chan []string, 1)
 	go func() {
-		list, err := h.Records(t.Context(), pr43, ledgerv1alpha1.Options{})
+		list, err := h.as("joe").Records(t.Context(), pr43, ledgerv1alpha1.Options{})
 		if err != nil {
 			t.Error(err)
 			list = newList()
@@ -87,7 +87,7 @@ func TestAnAnswerToTheCollectorBeforeIsNobodys(t *testing.T) {
 		s, leave := h.connect(sessionKey{"one", "x"})
 		defer leave()
 		for range 3 {
-			_, end, _ := h.ask(s, wire.Question{})
+			_, end, _ := h.ask(s, wire.Question{}, "joe")
 			defer end()
 			q := asks(t, s)
 			if ids[q.ID] {
@@ -106,7 +106,7 @@ func TestAStreamThatIsRefusedSaysSoAndIsAskedAgain(t *testing.T) {
 	lists, ended := make(chan *ledgerv1alpha1.RecordList, 10), make(chan struct{})
 	go func() {
 		defer close(ended)
-		_ = h.Follow(ctx, pr43, ledgerv1alpha1.Options{}, func(l *ledgerv1alpha1.RecordList) error {
+		_ = h.as("joe").Follow(ctx, pr43, ledgerv1alpha1.Options{}, begun, func(l *ledgerv1alpha1.RecordList) error {
 			lists <- l
 			return nil
 		})
@@ -123,7 +123,7 @@ func TestAStreamThatIsRefusedSaysSoAndIsAskedAgain(t *testing.T) {
 	<-ended
 	list := make(chan *ledgerv1alpha1.RecordList, 1)
 	go func() {
-		l, err := h.Records(t.Context(), pr43, ledgerv1alpha1.Options{})
+		l, err := h.as("joe").Records(t.Context(), pr43, ledgerv1alpha1.Options{})
 		if err != nil {
 			t.Error(err)
 			l = newList()
@@ -150,7 +150,7 @@ func TestAnAnswerWaitsForItsReaderButNotForLongAndIsTheNodesOwn(t *testing.T) {
 	})}
 	session, leave := h.connect(sessionKey{"one", "x"})
 	defer leave()
-	question, end, _ := h.ask(session, wire.Question{})
+	question, end, _ := h.ask(session, wire.Question{}, "joe")
 	defer end()
 	q := asks(t, session)
 	post := func(node string, a wire.Answer) int {

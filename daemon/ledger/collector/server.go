@@ -31,6 +31,8 @@ type service struct {
 	access access
 	// who says who asks: whom the API server's front proxy names.
 	who authenticator.Request
+	// patience is with readers that take nothing of their answers.
+	patience time.Duration
 	// page is the same for everybody.
 	page http.Handler
 }
@@ -70,7 +72,7 @@ func (s *service) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if resource.Watch {
 		go s.askAgain(ctx, cancel, reply.User, resource.Owner)
 	}
-	ledger.Handler(s.hub).ServeHTTP(w, r.WithContext(ctx))
+	ledger.Handler(reader{s.hub, reply.User.GetName()}, s.patience).ServeHTTP(w, r.WithContext(ctx))
 }
 
 // askAgain ends a stream whose reader may not read any more. While the API server

@@ -33,6 +33,8 @@ type apiServer struct {
 	forbidden map[string]string // what may not be read, by a part of its path
 	streams   []chan *ledger.RecordList
 	begin     *ledger.RecordList
+	full      []time.Time // when streams were asked for that were refused, while busy is true
+	busy      bool
 }
 
 func newAPIServer(t *testing.T) *apiServer {
@@ -122,6 +124,13 @@ func (a *apiServer) records(w http.ResponseWriter, r *http.Request) {
 	a.mu.Lock()
 	if a.refuses(w, r) {
 		a.mu.Unlock()
+		return
+	}
+	if a.busy {
+		a.full = append(a.full, time.Now())
+		a.mu.Unlock()
+		w.Header().Set("Retry-After", "4")
+		writeJSON(w, http.StatusTooManyRequests, metav1.Status{Status: metav1.StatusFailure, Code: http.StatusTooManyRequests, Reason: metav1.StatusReasonTooManyRequests, Message: "as many streams are open as there may be"})
 		return
 	}
 	more := make(chan *ledger.RecordList, 16)

@@ -156,6 +156,29 @@ func TestAStreamThatEndsIsFollowedAgain(t *testing.T) {
 	p.MustWait(among("#link", "live"))
 }
 
+func TestACollectorThatIsFullIsAskedAgainWhenItSays(t *testing.T) {
+	a := newAPIServer(t)
+	a.shop()
+	a.begin = day(2)
+	a.busy = true
+	p := look(t, a, "shop/sandboxes/pr-42")
+	p.MustWait(says("as many streams are open as there may be"))
+	refused := 0
+	for deadline := time.Now().Add(2 * time.Minute); refused < 2; time.Sleep(50 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("it does not ask again")
+		}
+		a.change(func() { refused = len(a.full) })
+	}
+	a.change(func() {
+		a.busy = false
+		if wait := a.full[1].Sub(a.full[0]); wait < 3*time.Second {
+			t.Errorf("it asks again after %s, and was told to wait for 4 s", wait)
+		}
+	})
+	p.MustWait(among("#link", "live"))
+}
+
 func TestAThousandRecordsAreNoBurden(t *testing.T) {
 	a := newAPIServer(t)
 	a.shop()

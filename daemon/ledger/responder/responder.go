@@ -35,8 +35,9 @@ import (
 const (
 	// answerLimit is how long an answer may take to arrive.
 	answerLimit = 30 * time.Second
-	// maxQuestions is how many questions are answered at a time.
-	maxQuestions = 64
+	// maxQuestions is how many questions are answered at a time: the collector asks no
+	// more for all its readers.
+	maxQuestions = 128
 	// gather is how long records of a stream wait for one another.
 	gather = 100 * time.Millisecond
 )

@@ -16,9 +16,11 @@ export const now = () => Date.now() + skew;
 
 /** ApiError is what the API server says is wrong. */
 export class ApiError extends Error {
-  constructor(status, message) {
+  constructor(status, message, after = 0) {
     super(message);
     this.status = status;
+    // How long to wait before asking again, in milliseconds.
+    this.after = after;
   }
 }
 
@@ -43,7 +45,7 @@ async function request(path, {signal, accept = 'application/json'} = {}) {
     } catch {
       // Whatever is in between does not speak Kubernetes: its own words will do.
     }
-    throw new ApiError(response.status, message);
+    throw new ApiError(response.status, message, 1000 * (Number(response.headers.get('Retry-After')) || 0));
   }
   return response;
 }

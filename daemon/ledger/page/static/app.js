@@ -104,7 +104,7 @@ async function listen() {
   const abort = ear = new AbortController();
   const {kind, at, name} = state;
   for (let wait = 500; !abort.signal.aborted; wait = Math.min(wait * 2, 15000)) {
-    let fresh = null;
+    let fresh = null, after = 0;
     state.link = state.link === 'none' ? 'connecting' : state.link;
     try {
       await follow(paths.records(kind, at, name, limit), {
@@ -125,11 +125,12 @@ async function listen() {
     } catch (e) {
       if (abort.signal.aborted) return;
       Object.assign(state, {link: 'broken', linkError: tell(e)});
+      after = Math.min(e.after || 0, 60000);
       if (e.status === 403 || e.status === 401) state.ledger = new Ledger();
     }
     draw();
     await new Promise((done) => {
-      const t = setTimeout(done, wait);
+      const t = setTimeout(done, Math.max(wait, after));
       abort.signal.addEventListener('abort', () => { clearTimeout(t); done(); }, {once: true});
     });
   }
