@@ -19,7 +19,8 @@ import (
 // A table that does not fit is an error that names the flag, and nothing is
 // changed. When writing fails half-way, which takes a kernel without memory,
 // flows go by a mixture that misroutes none; the next Apply starts over with
-// a fresh set.
+// a fresh set. So it does when a table before t was compiled and not applied:
+// steps are only known to be safe from one generation to the next.
 func (k *Kernel) Apply(t *routing.Table) error {
 	return k.do(func() error {
 		k.applying.Lock()
@@ -33,7 +34,7 @@ func (k *Kernel) apply(t *routing.Table) error {
 	if err := k.cfg.fits(size); err != nil {
 		return err
 	}
-	if k.damaged {
+	if k.damaged || k.applied != nil && !t.Follows(k.applied) {
 		if err := k.startOver(); err != nil {
 			return err
 		}

@@ -128,6 +128,28 @@ func TestAFailedWriteIsMadeGoodUnderLoad(t *testing.T) {
 	wantOnly(t, "tagged", tagged(), "fork")
 }
 
+// A table may follow one that did not fit: no steps lead to it from what is applied
+// that are known to be safe on the way.
+func TestATableAfterOneThatWasNotAppliedIsMadeGoodUnderLoad(t *testing.T) {
+	s := newScene(t)
+	s.start()
+	tagged := s.load(s.tagged, at(webVIP4, 80))
+	for range slowly(10, 2) {
+		before := s.k.objs
+		s.compile()
+		s.apply()
+		if s.k.objs == before {
+			t.Fatal("the maps are changed step by step")
+		}
+		before = s.k.objs
+		s.apply()
+		if s.k.objs != before {
+			t.Fatal("the maps are new, though one table follows the other")
+		}
+	}
+	wantOnly(t, "tagged", tagged(), "fork")
+}
+
 func TestMethodsMayBeCalledConcurrently(t *testing.T) {
 	s := newScene(t)
 	s.start()

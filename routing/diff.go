@@ -50,10 +50,12 @@ func (t *Table) Size() Size {
 }
 
 // Diff calls yield with each step that takes the kernel's maps from old (nil:
-// empty maps) to t. The kernel looks flows up while the steps are applied one
-// by one, so their order matters: after every prefix of the steps, each flow is
-// answered as by old or as by t. (A pod that moves from one sandbox to another
-// in one generation is in between answered as t answers its old sandbox.)
+// empty maps) to t, which must follow old (Follows): what came and went in between
+// could be in the maps under a number that has another meaning now. The kernel looks
+// flows up while the steps are applied one by one, so their order matters: after every
+// prefix of the steps, each flow is answered as by old or as by t. (A pod that moves
+// from one sandbox to another in one generation is in between answered as t answers
+// its old sandbox.)
 //
 // It looks at what the two do not share, so after a small change it is quick,
 // however large they are.

@@ -329,6 +329,11 @@ type counters struct {
 // Generation counts tables: each Compile adds one to its predecessor's.
 func (t *Table) Generation() uint64 { return t.generation }
 
+// Follows reports whether t was compiled from old, or is old.
+func (t *Table) Follows(old *Table) bool {
+	return t == old || old.generation > 0 && t.generation == old.generation+1
+}
+
 // Dest returns the destination that a DestID stands for. Ids of destinations
 // that have left the table are known for a while longer, because a connection
 // may have been captured just before.
