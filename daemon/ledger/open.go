@@ -94,7 +94,7 @@ func (l *Ledger) Going(t *routing.Table, e *Entry, d *routing.Decision, to netip
 			endpoints = nil // it is the Service's own address, and who got it is not known
 		}
 	}
-	h, fresh := l.traces.note(t, e.Trace, e.Owner, d.Service, endpoints, l.announce != nil && e.Owner.Propagate, time.Now())
+	h, fresh := l.traces.note(t, e.Trace, e.Owner, d.Service, endpoints, l.announce != nil && e.Owner.Propagate, l.now())
 	if h == nil {
 		return nil // it is another sandbox's trace
 	}

@@ -155,14 +155,19 @@ func (t *traces) note(table *routing.Table, id TraceID, owner *routing.SandboxIn
 	if ok && tr.owner.ID != owner.ID && table.Sandbox(tr.owner.ID) != nil {
 		return nil, false
 	}
-	next := &trace{owner: owner, since: t.seen.since, unsettled: true}
-	if ok && tr.owner.ID == owner.ID {
+	ours := ok && tr.owner.ID == owner.ID
+	if ours {
 		for _, known := range tr.hops {
 			if known.leads(service, endpoints) {
-				t.keep(id, tr, at)
+				if _, ok := t.seen.now[id]; !ok {
+					t.keep(id, tr, at)
+				}
 				return known, false
 			}
 		}
+	}
+	next := &trace{owner: owner, since: t.seen.since, unsettled: true}
+	if ours {
 		next.since = tr.since
 		if len(tr.hops) >= maxHops {
 			next.since = at // who has received it is not known any more
