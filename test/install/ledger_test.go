@@ -6,7 +6,10 @@ import (
 	"bufio"
 	"context"
 	"crypto/tls"
+	"crypto/x509"
+	"encoding/base64"
 	"encoding/json"
+	"encoding/pem"
 	"fmt"
 	"io"
 	"log/slog"
@@ -20,6 +23,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
@@ -256,7 +261,7 @@ func (s *installed) healed(ledgers map[string]*nodeLedger) {
 
 // collect starts the collector, and leads the API server to it: there is no node here
 // that its pod could run on.
-func (s *installed) collect() net.Listener {
+func (s *installed) collect(change ...func(*collector.Config)) net.Listener {
 	s.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	s.must(err)
@@ -272,6 +277,9 @@ func (s *installed) collect() net.Listener {
 	c := collector.DefaultConfig()
 	c.REST, c.Listener, c.HealthAddress, c.Namespace = s.token("sidetrack-ledger", ""), listener, "0", ours
 	c.Logger = slog.New(slog.DiscardHandler)
+	for _, f := range change {
+		f(&c)
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- collector.Run(ctx, c) }()
@@ -344,6 +352,67 @@ func (s *installed) past(address, path string, cert *tls.Certificate) {
 	s.must(err)
 	if resp.StatusCode != http.StatusUnauthorized || !strings.Contains(string(body), "ask the Kubernetes API server") {
 		s.Errorf("who goes past the API server is answered %s: %s", resp.Status, body)
+	}
+}
+
+// TestACertificateIsRenewedWithoutARestart goes on reading until the first certificate
+// has run out.
+func TestACertificateIsRenewedWithoutARestart(t *testing.T) {
+	plane := cluster.StartControlPlane(t)
+	s := &installed{T: t, ctx: t.Context(), plane: plane}
+	var err error
+	s.admin, err = kubernetes.NewForConfig(plane.Admin())
+	s.must(err)
+	s.must(plane.Apply(s.ctx, manifest))
+	listener := s.collect(func(c *collector.Config) { c.CertificateLife = 40 * time.Second })
+	s.must(plane.ApplyYAML(s.ctx, `
+apiVersion: v1
+kind: Namespace
+metadata: {name: team}
+---
+apiVersion: sidetrack.dev/v1alpha1
+kind: Sandbox
+metadata: {name: pr-1, namespace: team}
+`))
+	served := func() *x509.Certificate {
+		conn, err := tls.DialWithDialer(&net.Dialer{Timeout: 20 * time.Second}, "tcp", listener.Addr().String(), &tls.Config{InsecureSkipVerify: true}) //nolint:gosec // which it is, is the question
+		s.must(err)
+		defer conn.Close()
+		return conn.ConnectionState().PeerCertificates[0]
+	}
+	first := served()
+	path := (&ledgerv1alpha1.Options{}).Path("sandboxes", "team", "pr-1")
+	read := func() error {
+		if status, body := s.as(plane.Admin()).get(path); status != http.StatusOK {
+			return fmt.Errorf("%d %s", status, body)
+		}
+		return nil
+	}
+	s.eventually(read)
+	second := first
+	for deadline := time.Now().Add(5 * time.Minute); second.SerialNumber.Cmp(first.SerialNumber) == 0; time.Sleep(200 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("the certificate is never renewed")
+		}
+		second = served()
+	}
+	if made := second.NotBefore.Add(time.Hour); made.After(first.NotAfter) {
+		t.Errorf("it is renewed at %s, after it had run out", made)
+	}
+	time.Sleep(time.Until(first.NotAfter) + time.Second)
+	s.eventually(read)
+	if now := served(); now.SerialNumber.Cmp(first.SerialNumber) == 0 || time.Now().After(now.NotAfter) {
+		t.Errorf("the certificate that is served holds until %s", now.NotAfter)
+	}
+	service, err := dynamic.NewForConfigOrDie(plane.Admin()).Resource(schema.GroupVersionResource{Group: "apiregistration.k8s.io", Version: "v1", Resource: "apiservices"}).
+		Get(s.ctx, collector.APIService, metav1.GetOptions{})
+	s.must(err)
+	text, _, err := unstructured.NestedString(service.Object, "spec", "caBundle")
+	s.must(err)
+	bundle, err := base64.StdEncoding.DecodeString(text)
+	s.must(err)
+	if strings.Contains(string(bundle), string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: first.Raw}))) {
+		t.Error("the certificate that has run out is published still")
 	}
 }
 

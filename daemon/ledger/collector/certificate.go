@@ -29,11 +29,13 @@ import (
 
 // The serving certificate is made by the process that uses it and lives in its
 // memory. The API server learns of it from the APIService, of which RBAC lets the
-// collector change this one.
+// collector change this one. It is renewed at half its life.
 const (
-	certificateLife  = 365 * 24 * time.Hour
-	certificateRenew = certificateLife / 2
-	publishEvery     = 30 * time.Second
+	certificateLife = 365 * 24 * time.Hour
+	publishEvery    = 30 * time.Second
+	// keepBefore is how long the certificate before is still published: API servers do
+	// not hear of another one all at once.
+	keepBefore = time.Hour
 )
 
 // APIService is the name of the object that leads the API server here.
@@ -46,7 +48,7 @@ type identity struct {
 }
 
 // newIdentity makes a key and a certificate for a name, signed by itself.
-func newIdentity(name string, now time.Time) (*identity, error) {
+func newIdentity(name string, now time.Time, life time.Duration) (*identity, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return nil, fmt.Errorf("make a key: %w", err)
@@ -60,7 +62,7 @@ func newIdentity(name string, now time.Time) (*identity, error) {
 		Subject:      pkix.Name{CommonName: name},
 		DNSNames:     []string{name},
 		// Clocks differ.
-		NotBefore: now.Add(-time.Hour), NotAfter: now.Add(certificateLife),
+		NotBefore: now.Add(-time.Hour), NotAfter: now.Add(life),
 		KeyUsage:              x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
 		ExtKeyUsage:           []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
 		IsCA:                  true,
@@ -80,20 +82,23 @@ func newIdentity(name string, now time.Time) (*identity, error) {
 // publisher keeps the APIService true.
 type publisher struct {
 	name   string // that the certificate is for
+	life   time.Duration
 	client rest.Interface
 	log    *slog.Logger
 
-	now       atomic.Pointer[identity]
-	before    *identity // until the API server has surely heard of the next
+	now       atomic.Pointer[identity] // is served
+	next      *identity                // is published, and served from the next time on
+	before    []byte                   // verifies what was served before
+	changed   time.Time                // when that was
 	published atomic.Bool
 }
 
-func newPublisher(name string, client rest.Interface, log *slog.Logger) (*publisher, error) {
-	id, err := newIdentity(name, time.Now())
+func newPublisher(name string, life time.Duration, client rest.Interface, log *slog.Logger) (*publisher, error) {
+	id, err := newIdentity(name, time.Now(), life)
 	if err != nil {
 		return nil, err
 	}
-	p := &publisher{name: name, client: client, log: log}
+	p := &publisher{name: name, life: life, client: client, log: log}
 	p.now.Store(id)
 	return p, nil
 }
@@ -119,7 +124,7 @@ func (p *publisher) run(ctx context.Context) {
 			p.log.Error("the certificate is not in the APIService, so the API server cannot ask here; trying again", "apiService", APIService, "err", err)
 			said = text
 		}
-		pause := publishEvery
+		pause := min(publishEvery, p.life/8)
 		if err != nil {
 			pause = 2 * time.Second
 		}
@@ -131,24 +136,30 @@ func (p *publisher) run(ctx context.Context) {
 	}
 }
 
+// publish does what is due. API servers hear of a certificate some time before it is
+// served, or they could not verify it.
 func (p *publisher) publish(ctx context.Context, now time.Time) error {
 	id := p.now.Load()
-	if now.Sub(id.made) > certificateRenew {
-		next, err := newIdentity(p.name, now)
+	if p.next != nil {
+		p.before, p.changed = id.pem, now
+		id, p.next = p.next, nil
+		p.now.Store(id)
+		p.log.Info("another certificate is served", "apiService", APIService)
+	}
+	if now.Sub(id.made) > p.life/2 {
+		next, err := newIdentity(p.name, now, p.life)
 		if err != nil {
 			return err
 		}
-		// Both are told, and the new one is used from the next time on.
 		if err := p.tell(ctx, append(bytes.Clone(next.pem), id.pem...)); err != nil {
 			return err
 		}
-		p.before = id
-		p.now.Store(next)
+		p.next = next
 		return nil
 	}
 	bundle := id.pem
-	if p.before != nil && now.Sub(id.made) < time.Hour {
-		bundle = append(bytes.Clone(bundle), p.before.pem...)
+	if p.before != nil && now.Sub(p.changed) < min(keepBefore, p.life/4) {
+		bundle = append(bytes.Clone(bundle), p.before...)
 	}
 	return p.tell(ctx, bundle)
 }

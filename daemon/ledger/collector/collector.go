@@ -3,7 +3,7 @@
 package collector
 
 import (
-	"bytes"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -15,9 +15,6 @@ import (
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
-	"k8s.io/apiserver/pkg/authentication/authenticator"
-	"k8s.io/apiserver/pkg/authentication/request/headerrequest"
-	"k8s.io/apiserver/pkg/server/dynamiccertificates"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
@@ -40,7 +37,10 @@ type Config struct {
 	Service, Namespace string
 	// Patience is how long a node may take to answer.
 	Patience time.Duration
-	Logger   *slog.Logger
+	// CertificateLife is how long a serving certificate holds. It is renewed, without a
+	// restart, at half of it. A year when it is zero.
+	CertificateLife time.Duration
+	Logger          *slog.Logger
 }
 
 // DefaultConfig returns the defaults of everything but REST and Namespace.
@@ -59,55 +59,12 @@ func (c *Config) Validate() error {
 		return errors.New("the Service that leads here is not named: give its name and namespace")
 	case c.Patience < time.Second:
 		return fmt.Errorf("patience: %s is too short for a node to answer; use seconds", c.Patience)
+	case c.CertificateLife != 0 && c.CertificateLife < 10*time.Second:
+		return fmt.Errorf("certificate's life: %s is too short for the API server to hear of the next one; use hours", c.CertificateLife)
 	case c.Logger == nil:
 		return errors.New("no logger is given")
 	}
 	return nil
-}
-
-// Where the API server says how its front proxy is known.
-const (
-	proxyNamespace = metav1.NamespaceSystem
-	proxyConfigMap = "extension-apiserver-authentication"
-	proxyCA        = "requestheader-client-ca-file"
-	clientCA       = "client-ca-file"
-)
-
-// proxy knows the API server's front proxy, and whom it speaks for.
-type proxy struct {
-	ca      *dynamiccertificates.ConfigMapCAController
-	headers *headerrequest.RequestHeaderAuthRequestController
-}
-
-func newProxy(ctx context.Context, client kubernetes.Interface) (*proxy, error) {
-	cm, err := client.CoreV1().ConfigMaps(proxyNamespace).Get(ctx, proxyConfigMap, metav1.GetOptions{})
-	if err != nil {
-		return nil, fmt.Errorf("read how the API server's front proxy is known: %w", err)
-	}
-	switch ca := []byte(cm.Data[proxyCA]); {
-	case len(bytes.TrimSpace(ca)) == 0:
-		return nil, fmt.Errorf("the API server has no front proxy: ConfigMap %s/%s has no %s; aggregated APIs need the API server's flags --requestheader-* and --proxy-client-*", proxyNamespace, proxyConfigMap, proxyCA)
-	case bytes.Equal(bytes.TrimSpace(ca), bytes.TrimSpace([]byte(cm.Data[clientCA]))) && cm.Data["requestheader-allowed-names"] == "[]":
-		return nil, errors.New("the API server takes any user's certificate for its front proxy's, so anybody could pose as anybody: set --requestheader-allowed-names, or an authority of its own with --requestheader-client-ca-file")
-	}
-	p := &proxy{headers: headerrequest.NewRequestHeaderAuthRequestController(proxyConfigMap, proxyNamespace, client,
-		"requestheader-username-headers", "requestheader-uid-headers", "requestheader-group-headers",
-		"requestheader-extra-headers-prefix", "requestheader-allowed-names")}
-	if p.ca, err = dynamiccertificates.NewDynamicCAFromConfigMapController("front-proxy", proxyNamespace, proxyConfigMap, proxyCA, client); err != nil {
-		return nil, fmt.Errorf("follow the front proxy's authority: %w", err)
-	}
-	if err := errors.Join(p.ca.RunOnce(ctx), p.headers.RunOnce(ctx)); err != nil {
-		return nil, fmt.Errorf("read how the API server's front proxy is known: %w", err)
-	}
-	return p, nil
-}
-
-func (p *proxy) authenticator() authenticator.Request {
-	value := func(f func() []string) headerrequest.StringSliceProvider {
-		return headerrequest.StringSliceProviderFunc(f)
-	}
-	return headerrequest.NewDynamicVerifyOptionsSecure(p.ca.VerifyOptions, value(p.headers.AllowedClientNames),
-		value(p.headers.UsernameHeaders), value(p.headers.UIDHeaders), value(p.headers.GroupHeaders), value(p.headers.ExtraHeaderPrefixes))
 }
 
 // Run serves until ctx is over.
@@ -131,18 +88,17 @@ func Run(ctx context.Context, c Config) error {
 	if err != nil {
 		return fmt.Errorf("make a client: %w", err)
 	}
-	p, err := newProxy(ctx, client)
+	p, err := newProxy(ctx, client, c.Logger)
 	if err != nil {
 		return err
 	}
-	certificates, err := newPublisher(c.Service+"."+c.Namespace+".svc", client.CoreV1().RESTClient(), c.Logger)
+	certificates, err := newPublisher(c.Service+"."+c.Namespace+".svc", cmp.Or(c.CertificateLife, certificateLife), client.CoreV1().RESTClient(), c.Logger)
 	if err != nil {
 		return err
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	go p.ca.Run(ctx, 1)
-	go p.headers.Run(ctx, 1)
+	p.run(ctx)
 	published := make(chan struct{})
 	go func() {
 		defer close(published)
