@@ -27,7 +27,7 @@ type basis struct {
 	odd bool
 
 	services shared[Name, *service, plainHash[Name]]
-	slices   shared[Name, *slice, plainHash[Name]]
+	slices   int // of all Services
 	members  shared[servicePort, *member, plainHash[servicePort]]
 	// waiting are those whose routing key is another's, by key; the slices are never
 	// changed.

@@ -55,6 +55,17 @@ func (c *compiler) differServices(in []Service) {
 	})
 }
 
+// slice returns one of a Service's EndpointSlices, or nil.
+func (s *service) slice(name Name) *slice {
+	if s == nil {
+		return nil
+	}
+	if i, ok := slices.BinarySearchFunc(s.slices, name, func(sl *slice, name Name) int { return sl.Name.Compare(name) }); ok {
+		return s.slices[i]
+	}
+	return nil
+}
+
 func (s *service) behind() []*slice {
 	if s == nil {
 		return nil
@@ -62,7 +73,8 @@ func (s *service) behind() []*slice {
 	return s.slices
 }
 
-// differSlices finds the EndpointSlices that base does not have like this.
+// differSlices finds the EndpointSlices that base does not have like this. One that
+// has another Service's label is another.
 func (c *compiler) differSlices(in []EndpointSlice) {
 	known := newSeen(c.base.next.object)
 	unchanged := 0
@@ -70,7 +82,7 @@ func (c *compiler) differSlices(in []EndpointSlice) {
 	var out, into []*slice
 	for i := range in {
 		s := &in[i]
-		old := c.base.slices.of(s.Name)
+		old := c.base.services.of(Name{s.Name.Namespace, s.Service}).slice(s.Name)
 		switch {
 		case old != nil:
 			if known.twice(old.number) {
@@ -93,18 +105,19 @@ func (c *compiler) differSlices(in []EndpointSlice) {
 			c.next.object++
 			next.number = c.next.object
 		}
-		c.slices.put(s.Name, next)
 		into = append(into, next)
 	}
-	if unchanged < c.base.slices.size {
-		c.base.slices.all(func(name Name, old *slice) bool {
-			if !known.has(old.number) {
-				c.slices.delete(name)
-				out = append(out, old)
+	if unchanged < c.base.slices {
+		c.base.services.all(func(_ Name, svc *service) bool {
+			for _, old := range svc.slices {
+				if !known.has(old.number) {
+					out = append(out, old)
+				}
 			}
 			return true
 		})
 	}
+	c.sliceCount = c.base.slices - len(out) + len(into)
 	// What each Service has now.
 	behind := map[Name][]*slice{}
 	of := func(s *slice) Name {

@@ -100,7 +100,7 @@ func describe(t *Table) []string {
 		}
 		return true
 	})
-	t.slices.all(func(n Name, s *slice) bool { say("slice %s: %v", n, s.EndpointSlice); return true })
+	say("slices %d", t.slices)
 	t.members.all(func(p servicePort, m *member) bool { say("member %s: %+v", p, *m); return true })
 	t.waiting.all(func(key string, who []sandboxName) bool {
 		say("waiting for %s: %v", key, slices.SortedFunc(slices.Values(who), sandboxName.compare))

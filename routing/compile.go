@@ -44,7 +44,7 @@ func compileFrom(base *Table, in Input, prev *Table) (*Table, []Problem, bool) {
 	c := &compiler{
 		base: base, prev: prev, generation: prev.generation + 1, next: prev.next,
 		backends: base.backends, inject: base.inject,
-		services: base.services.change(), slices: base.slices.change(), members: base.members.change(),
+		services: base.services.change(), members: base.members.change(),
 		sandboxes: base.sandboxes.change(), byName: base.byName.change(), byKey: base.byKey.change(),
 		waiting: base.waiting.change(), joins: base.joins.change(), grouped: base.grouped.change(),
 		troubled: base.troubled.change(), named: base.named.change(), groups: base.groups.change(),
@@ -82,7 +82,7 @@ func compileFrom(base *Table, in Input, prev *Table) (*Table, []Problem, bool) {
 		sandboxes: c.sandboxes.seal(), byName: c.byName.seal(), byKey: c.byKey.seal(), groups: c.groups.seal(),
 		backends: c.backends, answering: c.answering.seal(), behind: c.behind.seal(),
 		basis: basis{
-			odd: c.odd, services: c.services.seal(), slices: c.slices.seal(), members: c.members.seal(),
+			odd: c.odd, services: c.services.seal(), slices: c.sliceCount, members: c.members.seal(),
 			waiting: c.waiting.seal(), joins: c.joins.seal(), grouped: c.grouped.seal(), troubled: c.troubled.seal(),
 			named: c.named.seal(), inject: c.inject,
 		},
@@ -105,11 +105,11 @@ type compiler struct {
 	generation uint64
 	next       counters
 	backends   int
+	sliceCount int
 	inject     bool
 	everyMoved bool // destinations are others for a reason that members do not tell
 
 	services  draft[Name, *service, plainHash[Name]]
-	slices    draft[Name, *slice, plainHash[Name]]
 	members   draft[servicePort, *member, plainHash[servicePort]]
 	sandboxes draft[SandboxID, *SandboxInfo, countedHash[SandboxID]]
 	byName    draft[sandboxName, *SandboxInfo, plainHash[sandboxName]]

@@ -97,7 +97,7 @@ func (c *compiler) group(eps []netip.AddrPort) *group {
 		// From another generation only where all is compiled anew.
 		if use.group = c.prev.groups.of(text).group; use.group == nil {
 			c.next.group++
-			use.group = &group{id: c.next.group, key: text, n4: min(n4, maxGroup)}
+			use.group = &group{id: c.next.group, key: text, n4: uint16(min(n4, maxGroup))}
 			use.all = slices.Concat(eps[:use.n4], eps[n4:][:min(len(eps)-n4, maxGroup)])
 		}
 		c.backends += len(use.all)

@@ -25,6 +25,9 @@ const (
 	// crowd is how many entries a leaf has at most, but for those that cannot be
 	// told apart by their hashes.
 	crowd = 16
+	// growth is how much room a full leaf gets: there are many, and most stay as
+	// they are.
+	growth = 3
 )
 
 // branch is an inner node when it has kids, else a leaf.
@@ -164,6 +167,9 @@ func (d *draft[K, V, H]) putIn(n *branch[K, V], h uint64, depth int, key K, v V)
 		}
 	}
 	d.size++
+	if len(n.entries) == cap(n.entries) {
+		n.entries = append(make([]pair[K, V], 0, len(n.entries)+growth), n.entries...)
+	}
 	n.entries = append(n.entries, pair[K, V]{key, v})
 	if len(n.entries) > crowd && depth*fanBits < 64 {
 		d.split(n, depth)
@@ -179,6 +185,9 @@ func (d *draft[K, V, H]) split(n *branch[K, V], depth int) {
 		at := &n.kids[hs.hash(e.key)>>(depth*fanBits)%fan]
 		if *at == nil {
 			*at = &branch[K, V]{owner: d.mark}
+		}
+		if (*at).entries == nil {
+			(*at).entries = make([]pair[K, V], 0, growth)
 		}
 		(*at).entries = append((*at).entries, e)
 	}

@@ -256,8 +256,8 @@ type route struct {
 // group is an immutable list of endpoints, sorted: IPv4 first.
 type group struct {
 	id  GroupID
+	n4  uint16
 	key string // what makes it the same in every generation
-	n4  int
 	all []netip.AddrPort
 }
 
@@ -522,7 +522,7 @@ func (g *group) forRouter(dialled netip.Addr) []netip.AddrPort {
 // dialled this address. An IPv6 socket reaches IPv4 too, in its v4-mapped form;
 // one with IPV6_V6ONLY gets the kernel's ENETUNREACH for it.
 func (g *group) forFlow(dialled netip.Addr) []netip.AddrPort {
-	if dialled.Is4() || g.n4 == len(g.all) {
+	if dialled.Is4() || int(g.n4) == len(g.all) {
 		return g.v4()
 	}
 	return g.v6()

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"runtime"
 	"runtime/debug"
 	"sync/atomic"
 	"time"
@@ -224,6 +225,11 @@ func (a *Agent) reconcile() {
 		in.Sandboxes = a.gone.with(in.Sandboxes, a.snapshot.Pods, began)
 	}
 	table, problems := routing.Compile(in, a.compiled)
+	if a.applied == nil {
+		// What reading and compiling everything has left is the most that there ever
+		// is. It makes room for what filling the kernel's maps takes.
+		runtime.GC()
+	}
 
 	// The router answers for ids of the old table as well, so it goes first.
 	a.compiled = table

@@ -62,7 +62,7 @@ var staticUID = regexp.MustCompile(`^[0-9a-f]{32}$`)
 // convertClusterSandbox takes from a Sandbox what its status says.
 func convertClusterSandbox(o *v1alpha1.Sandbox) routing.Sandbox {
 	s := routing.Sandbox{
-		Name:      routing.Name{Namespace: o.Namespace, Name: o.Name},
+		Name:      routing.Name{Namespace: known(o.Namespace), Name: o.Name},
 		Key:       o.Status.RoutingKey,
 		Existing:  convertExisting(o.Spec.ExistingConnections),
 		Redirects: convertResolved(o.Status.Redirects),
@@ -84,7 +84,7 @@ func convertWatching(s *routing.Sandbox, spec *v1alpha1.SandboxSpec) {
 // convertClusterGroup takes from a RouteGroup what its status says.
 func convertClusterGroup(o *v1alpha1.RouteGroup) routing.Sandbox {
 	return routing.Sandbox{
-		Name:      routing.Name{Namespace: o.Namespace, Name: o.Name},
+		Name:      routing.Name{Namespace: known(o.Namespace), Name: o.Name},
 		Group:     true,
 		Key:       o.Status.RoutingKey,
 		Existing:  convertExisting(o.Spec.ExistingConnections),
@@ -108,7 +108,7 @@ func convertResolved(all []v1alpha1.RedirectStatus) []routing.Redirect {
 	for i := range all {
 		r := &all[i]
 		c := convertRedirect(&r.From, &r.To, r.Unavailable)
-		c.Field = fmt.Sprintf("status.redirects[%d]", i)
+		c.Field = known(fmt.Sprintf("status.redirects[%d]", i))
 		if r.Refused {
 			c.Refused = refusal(r.Message)
 		}
@@ -129,8 +129,8 @@ func refusal(message string) string {
 // convertRedirect makes a redirect of what is valid.
 func convertRedirect(from *v1alpha1.RedirectFrom, to *v1alpha1.RedirectTo, unavailable v1alpha1.Unavailable) routing.Redirect {
 	out := routing.Redirect{
-		From: routing.ServiceRef{Service: from.Service, Port: portText(from.Port)},
-		To:   routing.Target{Service: to.Service, Namespace: to.Namespace, Port: portText(to.Port)},
+		From: routing.ServiceRef{Service: known(from.Service), Port: known(portText(from.Port))},
+		To:   routing.Target{Service: to.Service, Namespace: to.Namespace, Port: known(portText(to.Port))},
 	}
 	if to.Address != "" {
 		// One that does not parse is none, which routing refuses with words.

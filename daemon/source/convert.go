@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"strconv"
 	"strings"
+	"unique"
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -23,10 +24,14 @@ import (
 // an API server would not have let through; what it names is left out of the
 // value.
 
+// known returns one copy of a text that many objects have: namespaces, names of
+// ports and of Services that everybody redirects.
+func known(text string) string { return unique.Make(text).Value() }
+
 // convertService takes what routing needs of a Service.
 func convertService(o *corev1.Service) (routing.Service, field.ErrorList) {
 	var errs field.ErrorList
-	s := routing.Service{Name: routing.Name{Namespace: o.Namespace, Name: o.Name}}
+	s := routing.Service{Name: routing.Name{Namespace: known(o.Namespace), Name: o.Name}}
 	spec := field.NewPath("spec")
 	if o.Spec.Type == corev1.ServiceTypeExternalName {
 		s.ExternalName = o.Spec.ExternalName
@@ -67,7 +72,7 @@ func convertService(o *corev1.Service) (routing.Service, field.ErrorList) {
 			ok = false
 		}
 		if ok {
-			s.Ports = append(s.Ports, routing.ServicePort{Name: p.Name, Port: uint16(p.Port), Protocol: proto, HTTP2: speaksHTTP2(&p)})
+			s.Ports = append(s.Ports, routing.ServicePort{Name: known(p.Name), Port: uint16(p.Port), Protocol: proto, HTTP2: speaksHTTP2(&p)})
 		}
 	}
 	return s, errs
@@ -107,7 +112,7 @@ func protocol(at *field.Path, p corev1.Protocol) (routing.Protocol, bool, *field
 func convertSlice(o *discoveryv1.EndpointSlice) (routing.EndpointSlice, bool, field.ErrorList) {
 	var errs field.ErrorList
 	s := routing.EndpointSlice{
-		Name:    routing.Name{Namespace: o.Namespace, Name: o.Name},
+		Name:    routing.Name{Namespace: known(o.Namespace), Name: o.Name},
 		Service: o.Labels[discoveryv1.LabelServiceName],
 	}
 	if s.Service == "" || o.AddressType == discoveryv1.AddressTypeFQDN {
@@ -135,7 +140,7 @@ func convertSlice(o *discoveryv1.EndpointSlice) (routing.EndpointSlice, bool, fi
 			ok = false
 		}
 		if ok {
-			s.Ports = append(s.Ports, routing.EndpointPort{Name: name, Port: uint16(*p.Port), Protocol: proto})
+			s.Ports = append(s.Ports, routing.EndpointPort{Name: known(name), Port: uint16(*p.Port), Protocol: proto})
 		}
 	}
 	for i, e := range o.Endpoints {
@@ -162,7 +167,7 @@ func convertSlice(o *discoveryv1.EndpointSlice) (routing.EndpointSlice, bool, fi
 // deleted still talks and stays until it is gone.
 func convertPod(o *corev1.Pod) (pods.Pod, bool) {
 	p := pods.Pod{
-		Name:        routing.Name{Namespace: o.Namespace, Name: o.Name},
+		Name:        routing.Name{Namespace: known(o.Namespace), Name: o.Name},
 		Netns:       o.Annotations[v1alpha1.NetnsAnnotation],
 		HostNetwork: o.Spec.HostNetwork,
 		Sandbox:     o.Labels[v1alpha1.SandboxLabel],
@@ -208,7 +213,7 @@ func podAdvice(o *corev1.Pod) []routing.Problem {
 // convertSandbox takes what routing needs of a Sandbox that is valid.
 func convertSandbox(o *v1alpha1.Sandbox) routing.Sandbox {
 	s := routing.Sandbox{
-		Name: routing.Name{Namespace: o.Namespace, Name: o.Name},
+		Name: routing.Name{Namespace: known(o.Namespace), Name: o.Name},
 		Key:  o.Spec.RoutingKey,
 	}
 	if s.Key == "" {
@@ -216,10 +221,11 @@ func convertSandbox(o *v1alpha1.Sandbox) routing.Sandbox {
 	}
 	s.Existing = convertExisting(o.Spec.ExistingConnections)
 	convertWatching(&s, &o.Spec)
+	s.Redirects = make([]routing.Redirect, 0, len(o.Spec.Redirects))
 	for i := range o.Spec.Redirects {
 		r := &o.Spec.Redirects[i]
 		c := convertRedirect(&r.From, &r.To, r.Unavailable)
-		c.Field = fmt.Sprintf("spec.redirects[%d]", i)
+		c.Field = known(fmt.Sprintf("spec.redirects[%d]", i))
 		s.Redirects = append(s.Redirects, c)
 	}
 	return s

@@ -185,7 +185,7 @@ func (d *document) decode(data []byte, item int) {
 		d.fail(Problem{Item: item, Problem: routing.Problem{Field: f, Message: msg}})
 		return
 	}
-	name := routing.Name{Namespace: h.Metadata.Namespace, Name: h.Metadata.Name}
+	name := routing.Name{Namespace: known(h.Metadata.Namespace), Name: h.Metadata.Name}
 	if name.Namespace == "" {
 		name.Namespace = metav1.NamespaceDefault
 	}

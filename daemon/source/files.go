@@ -6,6 +6,7 @@ import (
 	"cmp"
 	"crypto/sha256"
 	"fmt"
+	"hash/maphash"
 	"maps"
 	"slices"
 	"time"
@@ -104,7 +105,8 @@ func settle(files map[string]*file) {
 		f.duplicates = nil
 		newest[f] = f.unreadable == "" && f.read != nil && !f.read.refused
 	}
-	for clash := true; clash; {
+	// Nearly always all names differ, and that can be told without keeping them.
+	for clash := mayClash(sorted, newest); clash; {
 		clash = false
 		now := maps.Clone(newest)
 		seen := map[objectKey]place{}
@@ -141,6 +143,36 @@ func settle(files map[string]*file) {
 			f.good = f.read
 		}
 	}
+}
+
+// mayClash reports whether some object may be in two places. It goes by hashes, so it
+// may be wrong where it says yes.
+func mayClash(files []*file, newest map[*file]bool) bool {
+	count := 0
+	state := func(f *file) *content {
+		if newest[f] {
+			return f.read
+		}
+		return f.good
+	}
+	for _, f := range files {
+		if c := state(f); c != nil {
+			for _, d := range c.docs {
+				count += len(d.objects)
+			}
+		}
+	}
+	seed := maphash.MakeSeed()
+	seen, twice := make(map[uint64]struct{}, count), false
+	for _, f := range files {
+		state(f).each(f, func(o *object, _ place) {
+			h := maphash.Comparable(seed, o.key())
+			_, there := seen[h]
+			twice = twice || there
+			seen[h] = struct{}{}
+		})
+	}
+	return twice
 }
 
 // held reports whether the object is in the file's last good state.

@@ -56,9 +56,9 @@ type Kubernetes struct {
 	slices *watched[*discoveryv1.EndpointSlice, routing.EndpointSlice]
 	boxes  *watched[*v1alpha1.Sandbox, routing.Sandbox]
 	groups *watched[*v1alpha1.RouteGroup, routing.Sandbox]
-	// concerned are the Services that sandboxes name; all says that a pod here wants
-	// every Service known.
-	concerned map[routing.Name]bool
+	// concerned are the Services that sandboxes name, and how often; all says that a
+	// pod here wants every Service known.
+	concerned map[routing.Name]int
 	all       bool
 	// since is when the oldest change was seen that no snapshot has. fresh says that
 	// there is one, told that only versions differ, lag that these can wait.
@@ -148,8 +148,9 @@ func restClient(cfg *rest.Config, gv schema.GroupVersion) (rest.Interface, error
 }
 
 func (k *Kubernetes) make() {
+	k.concerned = map[routing.Name]int{}
 	service := func(name routing.Name) bool {
-		return k.all || k.concerned[name] || k.concerned[everyService(name.Namespace)]
+		return k.all || k.concerned[name] > 0 || k.concerned[everyService(name.Namespace)] > 0
 	}
 	k.pods = &watched[*corev1.Pod, pods.Pod]{
 		of: k, name: "Pods", objects: map[routing.Name]entry[pods.Pod]{},
@@ -185,6 +186,7 @@ func (k *Kubernetes) make() {
 			return convertClusterSandbox(o), true, nil
 		},
 		concerns: func(routing.Name, *routing.Sandbox) bool { return true },
+		names:    concernedBy,
 		revision: func(o *v1alpha1.Sandbox) int64 { return o.Status.Revision },
 	}
 	k.groups = &watched[*v1alpha1.RouteGroup, routing.Sandbox]{
@@ -193,6 +195,7 @@ func (k *Kubernetes) make() {
 			return convertClusterGroup(o), true, nil
 		},
 		concerns: func(routing.Name, *routing.Sandbox) bool { return true },
+		names:    concernedBy,
 		revision: func(o *v1alpha1.RouteGroup) int64 { return o.Status.Revision },
 	}
 }
@@ -270,10 +273,7 @@ func (k *Kubernetes) heard(ctx context.Context, kind string, err error) {
 }
 
 // note takes in a change. The caller holds the lock.
-func (k *Kubernetes) note(now time.Time, affects, matters bool) {
-	if affects {
-		k.concerned = nil
-	}
+func (k *Kubernetes) note(now time.Time, matters bool) {
 	if !matters {
 		k.lag = true
 		return
@@ -366,18 +366,13 @@ func (k *Kubernetes) snapshot() (Snapshot, bool) {
 		s.Since = time.Time{} // how long a list takes says nothing about changes
 	}
 	k.told = s.Versions
-	boxes, groups := k.boxes.values(), k.groups.values()
 	s.Input = routing.Input{
 		Services:  k.svcs.values(),
 		Slices:    k.slices.values(),
-		Sandboxes: slices.Concat(boxes, groups),
+		Sandboxes: slices.Concat(k.boxes.values(), k.groups.values()),
 	}
 	s.Problems = slices.Concat(k.pods.problems(), k.svcs.problems(), k.slices.problems())
 	k.since, k.fresh, k.lag = time.Time{}, false, false
-	if k.concerned == nil {
-		k.concerned = referenced(boxes, groups)
-		observed(k.concerned, boxes)
-	}
 	k.all = slices.ContainsFunc(s.Pods, func(p pods.Pod) bool { return p.Inject && p.Sandbox != "" })
 	return s, true
 }
@@ -385,17 +380,4 @@ func (k *Kubernetes) snapshot() (Snapshot, bool) {
 // everyService stands for all Services of a namespace: none has this name.
 func everyService(namespace string) routing.Name {
 	return routing.Name{Namespace: namespace, Name: v1alpha1.ObserveAll}
-}
-
-// observed adds the Services that sandboxes observe.
-func observed(names map[routing.Name]bool, sandboxes []routing.Sandbox) {
-	for i := range sandboxes {
-		s := &sandboxes[i]
-		if s.ObserveAll {
-			names[everyService(s.Name.Namespace)] = true
-		}
-		for _, name := range s.Observe {
-			names[routing.Name{Namespace: s.Name.Namespace, Name: name}] = true
-		}
-	}
 }

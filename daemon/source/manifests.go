@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"syscall"
@@ -25,6 +26,9 @@ const (
 	// notification: some file systems send none, and symbolic links may lead
 	// anywhere.
 	pollInterval = 500 * time.Millisecond
+	// pollRest is how many times as long as a look took the next one is put off:
+	// looking at a hundred thousand files must not be all that is done.
+	pollRest = 20
 	// settleTime is how long the directory has to be quiet before it is read, so
 	// that a file is not read while it is being written; settleLimit bounds the
 	// wait when it never is.
@@ -97,6 +101,7 @@ func OpenManifests(dir string, log *slog.Logger) (*Manifests, error) {
 		log.Debug("parent of the manifests' directory is not watched", "err", err)
 	}
 	m.scan()
+	runtime.GC() // parsers leave fifty times what is kept
 	m.publish()
 	m.stopped.Go(m.run)
 	return m, nil
@@ -117,7 +122,7 @@ func (m *Manifests) Close() error {
 }
 
 func (m *Manifests) run() {
-	poll := time.NewTicker(pollInterval)
+	poll := time.NewTimer(pollInterval)
 	defer poll.Stop()
 	var events chan fsnotify.Event
 	var errs chan error
@@ -147,9 +152,11 @@ func (m *Manifests) run() {
 			m.log.Debug("watching the manifests", "err", err)
 			touched()
 		case <-poll.C:
+			began := time.Now()
 			if since.IsZero() && m.stale() {
 				touched()
 			}
+			poll.Reset(max(pollInterval, pollRest*time.Since(began)))
 		case <-quiet.C:
 			since = time.Time{}
 			if m.scan() {

@@ -3,12 +3,16 @@
 package source
 
 import (
+	"cmp"
 	"reflect"
 	"slices"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/tools/cache"
 
+	"github.com/sidetrack-dev/sidetrack/daemon/pods"
 	"github.com/sidetrack-dev/sidetrack/routing"
 )
 
@@ -25,6 +29,8 @@ type watched[O metav1.Object, V any] struct {
 	concerns func(name routing.Name, v *V) bool
 	// revision, which may be nil, tells apart what convert does not.
 	revision func(O) int64
+	// names, which may be nil, calls yield with every Service that v has to do with.
+	names func(v *V, yield func(routing.Name))
 	// counted says that somebody may wait for the version of a change that changes
 	// nothing.
 	counted bool
@@ -83,6 +89,10 @@ func (w *watched[O, V]) put(obj any) error {
 	w.version = o.GetResourceVersion()
 	old, had := w.objects[name]
 	w.objects[name] = next
+	if had {
+		w.concern(&old.value, -1)
+	}
+	w.concern(&next.value, +1)
 	matters := w.concerns(name, &next.value) || had && w.concerns(name, &old.value)
 	if had && reflect.DeepEqual(old, next) {
 		if w.counted && matters {
@@ -93,8 +103,23 @@ func (w *watched[O, V]) put(obj any) error {
 		return nil
 	}
 	w.changed = true
-	k.note(now, w.affects(), matters)
+	k.note(now, matters)
 	return nil
+}
+
+// concern counts the Services that a sandbox has to do with. The caller holds the
+// lock.
+func (w *watched[O, V]) concern(v *V, n int) {
+	if w.names == nil {
+		return
+	}
+	w.names(v, func(name routing.Name) {
+		if n := w.of.concerned[name] + n; n > 0 {
+			w.of.concerned[name] = n
+		} else {
+			delete(w.of.concerned, name)
+		}
+	})
 }
 
 // Delete forgets an object.
@@ -116,9 +141,33 @@ func (w *watched[O, V]) Delete(obj any) error {
 	}
 	matters := w.concerns(name, &old.value)
 	delete(w.objects, name)
+	w.concern(&old.value, -1)
 	w.changed = true
-	k.note(now, w.affects(), matters)
+	k.note(now, matters)
 	return nil
+}
+
+// early is an object of a list that is streamed. What routing does not need of it is
+// gone before the next one comes: all of a large cluster's objects at a time would be
+// most of the agent's memory.
+type early[V any] struct {
+	name  routing.Name
+	entry entry[V]
+	keep  bool
+}
+
+var _ cache.TransformingStore = (*watched[*corev1.Pod, pods.Pod])(nil) // it is asserted nowhere else
+
+// Transformer is asked by client-go's Reflector; it takes no lock.
+func (w *watched[O, V]) Transformer() cache.TransformFunc {
+	return func(obj any) (any, error) {
+		o, ok := obj.(O)
+		if !ok {
+			return obj, nil
+		}
+		e, keep := w.entry(o)
+		return &early[V]{nameOf(o), e, keep}, nil
+	}
 }
 
 // Replace forgets all objects and takes in these.
@@ -126,25 +175,34 @@ func (w *watched[O, V]) Replace(list []any, version string) error {
 	now := time.Now()
 	objects := make(map[routing.Name]entry[V], len(list))
 	for _, obj := range list {
-		o, ok := obj.(O)
-		if !ok {
-			continue
-		}
-		if e, keep := w.entry(o); keep {
-			objects[nameOf(o)] = e
+		switch o := obj.(type) {
+		case *early[V]:
+			if o.keep {
+				objects[o.name] = o.entry
+			}
+		case O:
+			if e, keep := w.entry(o); keep {
+				objects[nameOf(o)] = e
+			}
 		}
 	}
 	k := w.of
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	same := w.synced && reflect.DeepEqual(w.objects, objects)
-	w.objects, w.version, w.synced = objects, version, true
+	w.version, w.synced = version, true
 	if same {
 		k.tell(now)
 		return nil
 	}
-	w.changed = true
-	k.note(now, w.affects(), true)
+	for _, e := range w.objects {
+		w.concern(&e.value, -1)
+	}
+	for _, e := range objects {
+		w.concern(&e.value, +1)
+	}
+	w.objects, w.changed = objects, true
+	k.note(now, true)
 	return nil
 }
 
@@ -159,9 +217,6 @@ func (w *watched[O, V]) Bookmark(version string) error {
 	w.of.lag = true
 	return nil
 }
-
-// affects reports whether changes of this kind change which other changes matter.
-func (w *watched[O, V]) affects() bool { return w.revision != nil }
 
 // values returns what is kept, in no order. The slice is shared between snapshots
 // and never changed. The caller holds the lock.
@@ -194,24 +249,20 @@ func (w *watched[O, V]) problems() []Problem {
 	return out
 }
 
-// referenced are the Services that redirects lead from and to.
-func referenced(lists ...[]routing.Sandbox) map[routing.Name]bool {
-	out := map[routing.Name]bool{}
-	for _, list := range lists {
-		for i := range list {
-			s := &list[i]
-			for j := range s.Redirects {
-				r := &s.Redirects[j]
-				out[routing.Name{Namespace: s.Name.Namespace, Name: r.From.Service}] = true
-				if r.To.Service != "" {
-					ns := r.To.Namespace
-					if ns == "" {
-						ns = s.Name.Namespace
-					}
-					out[routing.Name{Namespace: ns, Name: r.To.Service}] = true
-				}
-			}
+// concernedBy calls yield with every Service that a sandbox redirects, leads to or
+// observes.
+func concernedBy(s *routing.Sandbox, yield func(routing.Name)) {
+	for i := range s.Redirects {
+		r := &s.Redirects[i]
+		yield(routing.Name{Namespace: s.Name.Namespace, Name: r.From.Service})
+		if r.To.Service != "" {
+			yield(routing.Name{Namespace: cmp.Or(r.To.Namespace, s.Name.Namespace), Name: r.To.Service})
 		}
 	}
-	return out
+	if s.ObserveAll {
+		yield(everyService(s.Name.Namespace))
+	}
+	for _, name := range s.Observe {
+		yield(routing.Name{Namespace: s.Name.Namespace, Name: name})
+	}
 }
