@@ -173,7 +173,7 @@ var changesOfOne = []struct {
 	}},
 	{"a sandbox less", func(in *routing.Input, n int) { in.Sandboxes = in.Sandboxes[:len(in.Sandboxes)-1] }},
 	{"a redirected Service's pod is another", func(in *routing.Input, n int) {
-		s := &in.Slices[len(in.Slices)-1]
+		s := &in.Slices[1]
 		s.Endpoints = []routing.Endpoint{{Addr: nthAddr(netip.MustParseAddr("10.99.0.0"), n), Ready: true}}
 	}},
 	{"a Service is redirected that was not", func(in *routing.Input, n int) {
