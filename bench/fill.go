@@ -17,6 +17,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/sidetrack-dev/sidetrack/loader"
 	"github.com/sidetrack-dev/sidetrack/routing"
 )
@@ -49,6 +51,17 @@ type Changed struct {
 	What           string
 	Steps          int // that the kernel's maps took
 	Compile, Apply time.Duration
+	// CPU is what both have worked, which others on the machine hardly change.
+	CPU time.Duration
+}
+
+// worked is the CPU time that this process has used.
+func worked() time.Duration {
+	var u unix.Rusage
+	if err := unix.Getrusage(unix.RUSAGE_SELF, &u); err != nil {
+		return 0
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
 // memory is in bytes, as /proc/PID/status says.
@@ -111,7 +124,7 @@ func (f *Fill) fill(k *loader.Kernel, res *Filled) error {
 
 	for _, c := range changesOfOne {
 		changed := Changed{What: c.what}
-		var compiling, applying []time.Duration
+		var compiling, applying, working []time.Duration
 		for n := range repeats {
 			// As sources do it: the lists of objects are new ones, and so is what the
 			// object leads to that has changed.
@@ -119,9 +132,10 @@ func (f *Fill) fill(k *loader.Kernel, res *Filled) error {
 				Services: slices.Clone(in.Services), Slices: slices.Clone(in.Slices), Pods: in.Pods, Sandboxes: slices.Clone(in.Sandboxes),
 			}
 			c.change(&in, n)
-			began := time.Now()
+			began, before := time.Now(), worked()
 			next, problems := routing.Compile(in, table)
 			compiling = append(compiling, time.Since(began))
+			work := worked() - before
 			if len(problems) > 0 {
 				return fmt.Errorf("fill: %s: %d problems, the first: %s", c.what, len(problems), problems[0])
 			}
@@ -130,14 +144,15 @@ func (f *Fill) fill(k *loader.Kernel, res *Filled) error {
 			if changed.Steps == 0 {
 				return fmt.Errorf("fill: %s: nothing changes", c.what)
 			}
-			began = time.Now()
+			began, before = time.Now(), worked()
 			if err := k.Apply(next); err != nil {
 				return fmt.Errorf("fill: %s: %w", c.what, err)
 			}
 			applying = append(applying, time.Since(began))
+			working = append(working, work+worked()-before)
 			table = next
 		}
-		changed.Compile, changed.Apply = middle(compiling), middle(applying)
+		changed.Compile, changed.Apply, changed.CPU = middle(compiling), middle(applying), middle(working)
 		res.Changes = append(res.Changes, changed)
 	}
 	res.Size = table.Size()

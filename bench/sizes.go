@@ -73,9 +73,9 @@ func (s *scene) sizeOfMaps(ctx context.Context, b *bytes.Buffer) error {
 		changes = filled.Changes
 	}
 	b.WriteString("\nEvery redirect leads to an address of its own. The tagged pod belongs to the last sandbox; every answer came from\nits fork.\n\n")
-	fmt.Fprintf(b, "## One object changes, with the largest of these tables in force\n| change | steps in the kernel | compile | apply |\n|---|---|---|---|\n")
+	fmt.Fprintf(b, "## One object changes, with the largest of these tables in force\n| change | steps in the kernel | compile | apply | CPU time of both |\n|---|---|---|---|---|\n")
 	for _, c := range changes {
-		fmt.Fprintf(b, "| %s | %d | %s | %s |\n", c.What, c.Steps, short(c.Compile), short(c.Apply))
+		fmt.Fprintf(b, "| %s | %d | %s | %s | %s |\n", c.What, c.Steps, short(c.Compile), short(c.Apply), short(c.CPU))
 	}
 	fmt.Fprintf(b, "\nMedians of %d. The router has a table as soon as it is compiled.\n\n", repeats)
 	return nil

@@ -37,6 +37,8 @@ type basis struct {
 	troubled shared[SandboxID, *SandboxInfo, countedHash[SandboxID]]   // those with problems
 	named    shared[Name, int, plainHash[Name]]                        // Services that matter -> how often
 	inject   bool                                                      // some pod here wants every Service
+	// order are the sandboxes as they were given, as far as they had been compiled before.
+	order []*SandboxInfo
 }
 
 // portID numbers a Service port that is a member. It is given out anew once no

@@ -156,17 +156,20 @@ func (c *compiler) differSlices(in []EndpointSlice) {
 // differSandboxes finds the sandboxes that base does not have like this.
 func (c *compiler) differSandboxes(in []Sandbox) {
 	known := newSeen(uint32(c.base.next.sandbox))
-	unchanged := 0
+	unchanged, at := 0, 0
+	c.order = make([]*SandboxInfo, len(in))
 	for i := range in {
 		s := &in[i]
 		name := s.key()
-		old := c.base.byName.of(name)
+		var old *SandboxInfo
+		old, at = c.base.from(at, name)
 		if old != nil {
 			if known.twice(uint32(old.ID)) {
 				c.odd = true
 			}
 			if old.given.same(s) {
 				unchanged++
+				c.order[i] = old
 				continue
 			}
 		} else if c.todo[name] != nil {
@@ -184,6 +187,33 @@ func (c *compiler) differSandboxes(in []Sandbox) {
 		}
 		return true
 	})
+}
+
+// from returns a sandbox by its name. Sources give nearly all in the order of the time
+// before, so it is looked for at a place in that, and the next place is returned.
+func (t *Table) from(at int, name sandboxName) (*SandboxInfo, int) {
+	for i := at; i < min(at+2, len(t.order)); i++ {
+		if s := t.order[i]; s != nil && s.given.key() == name {
+			return s, i + 1
+		}
+	}
+	if at < len(t.order) && t.order[at] == nil {
+		at++
+	}
+	return t.byName.of(name), at
+}
+
+// forgetStale takes those out of the order that have been compiled anew.
+func (c *compiler) forgetStale() {
+	stale := make(map[*SandboxInfo]bool, len(c.stale))
+	for _, s := range c.stale {
+		stale[s] = true
+	}
+	for i, s := range c.order {
+		if stale[s] {
+			c.order[i] = nil
+		}
+	}
 }
 
 // again has a sandbox compiled anew although it has not changed.
@@ -245,7 +275,7 @@ func (c *compiler) concernKeys() {
 	if c.base.waiting.size == 0 {
 		return
 	}
-	for _, name := range c.order() {
+	for _, name := range c.names() {
 		keys := []string{""}
 		if s := c.todo[name]; s != nil {
 			keys[0] = s.Key

@@ -40,6 +40,11 @@ func compileBothWays(t *testing.T, in Input, prev *Table) (*Table, []Problem) {
 	if diff := cmp.Diff(steps(want), steps(got)); diff != "" {
 		t.Fatalf("steps from scratch (-) and from the table before (+):\n%s", diff)
 	}
+	for i, s := range got.order {
+		if s != nil && (got.sandboxes.of(s.ID) != s || s.given.key() != in.Sandboxes[i].key()) {
+			t.Fatalf("%s is remembered at place %d, which is that of %v, or is not the one in force", s.Title(), i, in.Sandboxes[i].key())
+		}
+	}
 	return got, problems
 }
 

@@ -59,7 +59,7 @@ func compileFrom(base *Table, in Input, prev *Table) (*Table, []Problem, bool) {
 		return nil, nil, false
 	}
 	c.concern()
-	for _, name := range c.order() {
+	for _, name := range c.names() {
 		c.release(name)
 	}
 	c.numberSandboxes()
@@ -75,6 +75,7 @@ func compileFrom(base *Table, in Input, prev *Table) (*Table, []Problem, bool) {
 	identities := c.identify(in.Pods)
 	moved := c.settleMembers()
 	c.forgetGroups()
+	c.forgetStale()
 	c.namePods()
 
 	t := &Table{
@@ -84,7 +85,7 @@ func compileFrom(base *Table, in Input, prev *Table) (*Table, []Problem, bool) {
 		basis: basis{
 			odd: c.odd, services: c.services.seal(), slices: c.sliceCount, members: c.members.seal(),
 			waiting: c.waiting.seal(), joins: c.joins.seal(), grouped: c.grouped.seal(), troubled: c.troubled.seal(),
-			named: c.named.seal(), inject: c.inject,
+			named: c.named.seal(), inject: c.inject, order: c.order,
 		},
 	}
 	if moved || base.made == nil {
@@ -107,7 +108,8 @@ type compiler struct {
 	backends   int
 	sliceCount int
 	inject     bool
-	everyMoved bool // destinations are others for a reason that members do not tell
+	order      []*SandboxInfo // see basis
+	everyMoved bool           // destinations are others for a reason that members do not tell
 
 	services  draft[Name, *service, plainHash[Name]]
 	members   draft[servicePort, *member, plainHash[servicePort]]
@@ -139,8 +141,8 @@ func problem(kind string, obj Name, field, format string, args ...any) Problem {
 	return Problem{Kind: kind, Object: obj, Field: field, Message: fmt.Sprintf(format, args...)}
 }
 
-// order returns the names of what is compiled anew, in order.
-func (c *compiler) order() []sandboxName {
+// names returns the names of what is compiled anew, in order.
+func (c *compiler) names() []sandboxName {
 	names := make([]sandboxName, 0, len(c.todo))
 	for name := range c.todo {
 		names = append(names, name)

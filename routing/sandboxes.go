@@ -42,7 +42,7 @@ func (c *compiler) release(name sandboxName) {
 // Whoever has a key already keeps it, so that a newcomer cannot take traffic over by
 // choosing somebody else's key.
 func (c *compiler) numberSandboxes() {
-	for _, name := range c.order() {
+	for _, name := range c.names() {
 		s := c.todo[name]
 		if s == nil {
 			continue
