@@ -97,11 +97,11 @@ func compareResponses() tool {
 			if err := compare.Verify(ctx, c.Cluster, sb, &res); err != nil {
 				return nil, err
 			}
-			return compared(handle(sb.Namespace, sb.Name), &res, in.Detail), nil
+			return compared(handle(sb.Namespace, sb.Name), &res, in.Detail, c.redact), nil
 		})
 }
 
-func compared(name string, res *compare.Result, d detail) *compareReply {
+func compared(name string, res *compare.Result, d detail, redact func(string) string) *compareReply {
 	r := &compareReply{
 		Sandbox: name, Same: len(res.Differences) == 0, Verified: res.Verified, Differences: []differenceReply{}, Noise: res.Noise, TraceID: res.TraceID,
 		Baseline: sideReply{res.BaselineAnswers, res.BaselineStatus, res.BaselineError},
@@ -117,7 +117,7 @@ func compared(name string, res *compare.Result, d detail) *compareReply {
 		}
 		b, f := v.Baseline, v.Sandbox
 		if d != full {
-			b, f = cut(b, mostValue), cut(f, mostValue)
+			b, f = cut(redact(b), mostValue), cut(redact(f), mostValue)
 		}
 		r.Differences = append(r.Differences, differenceReply{v.Where, b, f})
 	}

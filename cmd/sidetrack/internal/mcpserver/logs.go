@@ -103,6 +103,7 @@ func sandboxLogs() tool {
 				most = mostFullLog
 			}
 			for i := range r.Logs {
+				r.Logs[i].Text = c.redact(r.Logs[i].Text)
 				r.Logs[i].shorten(most, in.Detail)
 			}
 			return r, nil

@@ -69,7 +69,7 @@ func runTests() tool {
 				req.Env = append(req.Env, name+"="+value)
 			}
 			slices.Sort(req.Env)
-			out := tail{most: mostOutput}
+			out := tail{most: mostOutput, redact: c.redact}
 			if in.Detail == full {
 				out.most = mostFullOutput
 			}
@@ -108,11 +108,15 @@ func notRun(err error, out *tail) error {
 // tail keeps the end of what is printed.
 type tail struct {
 	most, total int
+	redact      func(string) string // a line, before it is cut
 	lines       []string
 	size        int
 }
 
 func (t *tail) add(line string) error {
+	if t.redact != nil {
+		line = t.redact(line)
+	}
 	t.total += len(line)
 	if len(line) > t.most {
 		line = line[len(line)-t.most:]

@@ -124,7 +124,7 @@ func sendRequest() tool {
 			if err != nil {
 				return nil, err
 			}
-			out := answerOf(a, in)
+			out := c.answerOf(a, in)
 			out.Sandbox = handle(sb.Namespace, sb.Name)
 			return out, out.prove(ctx, c, e)
 		})
@@ -168,20 +168,23 @@ func notAnswered(err error, sb *v1alpha1.Sandbox) error {
 	return f
 }
 
-func answerOf(a *exchange.Answer, in sendInput) *sendReply {
+func (c call) answerOf(a *exchange.Answer, in sendInput) *sendReply {
 	r := &sendReply{Status: a.Status, ContentType: a.Header.Get("Content-Type"), Milliseconds: a.Took.Milliseconds(), TraceID: a.TraceID, Hops: []hopReply{}}
 	if in.Detail == full {
 		r.Headers = a.Header
 	}
-	body := a.Body
-	if a.Truncated || len(body) > in.MaxBodyBytes {
+	body := []byte(c.redact(string(a.Body)))
+	if a.Truncated {
+		body = []byte(c.redactCut(string(a.Body)))
+	}
+	if whole := body; a.Truncated || len(body) > in.MaxBodyBytes {
 		body = body[:min(len(body), in.MaxBodyBytes)]
 		// A character that is cut in two does not make it binary.
 		for n := 0; n < utf8.UTFMax && len(body) > 0 && !utf8.Valid(body); n++ {
 			body = body[:len(body)-1]
 		}
 		if !utf8.Valid(body) {
-			body = a.Body[:min(len(a.Body), in.MaxBodyBytes)]
+			body = whole[:min(len(whole), in.MaxBodyBytes)]
 		}
 		r.BodyCut = fmt.Sprintf("the first %d bytes: send the request again with a larger max_body_bytes (at most %d) for more", len(body), mostBody)
 	}

@@ -3,6 +3,7 @@
 package mcpserver
 
 import (
+	"encoding/base64"
 	"net/http"
 	"strings"
 	"testing"
@@ -13,7 +14,9 @@ import (
 
 	ledger "github.com/sidetrack-dev/sidetrack/api/ledger/v1alpha1"
 	"github.com/sidetrack-dev/sidetrack/api/v1alpha1"
+	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/compare"
 	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/exchange"
+	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/task"
 )
 
 var sentAt = time.Date(2030, 1, 2, 3, 4, 5, 0, time.UTC)
@@ -76,7 +79,7 @@ func TestALargeBodyIsCutAndSaysHowToGetTheRest(t *testing.T) {
 		{[]byte{0xff, 0xfe}, false, "//4=", "base64", false},
 		{[]byte{0xff, 0xfe, 0, 1, 2, 3}, true, "//4AAQI=", "base64", true},
 	} {
-		r := answerOf(answer(c.body, c.truncated), in)
+		r := call{secrets: &[]string{}}.answerOf(answer(c.body, c.truncated), in)
 		if r.Body != c.want || r.BodyEncoding != c.encoding || (r.BodyCut != "") != c.cut {
 			t.Errorf("%q: body %q, encoding %q, %q", c.body, r.Body, r.BodyEncoding, r.BodyCut)
 		}
@@ -88,7 +91,7 @@ func TestALargeBodyIsCutAndSaysHowToGetTheRest(t *testing.T) {
 		}
 	}
 	in.Detail = full
-	if r := answerOf(answer(nil, false), in); r.Headers["X-A"] == nil {
+	if r := (call{secrets: &[]string{}}).answerOf(answer(nil, false), in); r.Headers["X-A"] == nil {
 		t.Errorf("in full the headers are %v", r.Headers)
 	}
 }
@@ -129,5 +132,48 @@ func TestARoutingKeyIsTakenOutOfWhateverRepeatsIt(t *testing.T) {
 	c.reveal()
 	if got := c.redact("s3cret-key"); got != "s3cret-key" {
 		t.Error(got)
+	}
+}
+
+// What is cut may end, or begin, within a key.
+func TestNoPartOfARoutingKeyIsLeftWhereATextIsCut(t *testing.T) {
+	const key = "zqjwkvhxgzfbpqnmw"
+	c := call{secrets: &[]string{key}}
+	page := "you are " + key + " and again " + key + "."
+	// tells reports whether a text has three bytes or more of the key.
+	tells := func(text string) bool {
+		for n := range len(key) - 2 {
+			if strings.Contains(text, key[n:n+3]) {
+				return true
+			}
+		}
+		return false
+	}
+	for most := range len(page) + 1 {
+		// The answer is cut when it is read, or is whole and cut for the reply.
+		for _, read := range []int{most, len(page)} {
+			a := &exchange.Answer{Body: []byte(page[:read]), Truncated: read < len(page)}
+			if r := c.answerOf(a, sendInput{MaxBodyBytes: most}); tells(r.Body) {
+				t.Errorf("of %d bytes, %d read: %q", most, read, r.Body)
+			}
+			a.Body = append([]byte{0xff, 0xfe}, a.Body...)
+			r := c.answerOf(a, sendInput{MaxBodyBytes: most})
+			raw, err := base64.StdEncoding.DecodeString(r.Body)
+			if r.BodyEncoding != "" && (err != nil || tells(string(raw))) {
+				t.Errorf("of %d bytes that are no text, %d read: %q, %v", most, read, raw, err)
+			}
+		}
+		out := tail{most: most, redact: c.redact}
+		if err := out.add(page + "\n"); err != nil || tells(out.text()) {
+			t.Errorf("the last %d bytes that tests print: %q, %v", most, out.text(), err)
+		}
+		res := &compare.Result{Differences: []compare.Difference{{Where: "body", Baseline: "a", Sandbox: strings.Repeat("x", most) + strings.Repeat(" ", mostValue-len(page)) + page}}}
+		if r := compared("shop/pr-42", res, short, c.redact); tells(r.Differences[0].Fork) {
+			t.Errorf("a difference: %q", r.Differences[0].Fork)
+		}
+	}
+	err := &toolError{"send_request", &task.Failure{Message: "no", Details: []string{strings.Repeat("x", mostDetail-10) + page}}, c.redact}
+	if tells(err.Error()) {
+		t.Errorf("a failure: %q", err.Error())
 	}
 }

@@ -6,7 +6,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"strings"
 	"time"
 
 	"github.com/google/jsonschema-go/jsonschema"
@@ -70,32 +69,6 @@ type call struct {
 	// not tell.
 	secrets *[]string
 }
-
-// hide has the reply not tell a sandbox's routing key, wherever it comes from: some
-// services repeat what they are sent. One that somebody has chosen like the
-// sandbox's name is no secret, and without it the handle would be none.
-func (c call) hide(sb *v1alpha1.Sandbox) {
-	if sb == nil {
-		return
-	}
-	for _, key := range []string{sb.Status.RoutingKey, sb.Spec.RoutingKey} {
-		if key != "" && !strings.Contains(handle(sb.Namespace, sb.Name), key) {
-			*c.secrets = append(*c.secrets, key)
-		}
-	}
-}
-
-// reveal has the reply tell them: it was asked for that.
-func (c call) reveal() { *c.secrets = nil }
-
-func (c call) redact(text string) string {
-	for _, key := range *c.secrets {
-		text = strings.ReplaceAll(text, key, hidden)
-	}
-	return text
-}
-
-const hidden = "[routing key]"
 
 // sandbox reads the sandbox of a handle.
 func (c call) sandbox(ctx context.Context, text string) (*v1alpha1.Sandbox, error) {

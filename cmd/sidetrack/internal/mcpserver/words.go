@@ -41,7 +41,7 @@ func (e *toolError) Error() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s failed: %s", e.tool, asTools(message))
 	if len(f.Details) > 0 {
-		b.WriteString("\n" + cut(strings.Join(f.Details, "\n"), mostDetail))
+		b.WriteString("\n" + cut(e.redact(strings.Join(f.Details, "\n")), mostDetail))
 	}
 	remedy := asTools(f.Remedy)
 	if remedy == "" && f.Kind == task.Usage {
