@@ -36,6 +36,7 @@ for target in "$@"; do
 		need 'test -e /etc/ssl/certs/ca-certificates.crt' ca-certificates # for npm's packages
 		need 'command -v npm' npm
 		need 'command -v chromium && fc-list | grep -q .' chromium fontconfig fonts-dejavu-core
+		need 'test -e /usr/share/bash-completion/bash_completion' bash-completion
 		need 'command -v runc' runc
 		need 'command -v nft' nftables
 		need 'command -v iptables' iptables
