@@ -8,11 +8,13 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	ledger "github.com/sidetrack-dev/sidetrack/api/ledger/v1alpha1"
+	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/cluster"
 	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/hops"
 	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/sandbox"
 )
@@ -29,7 +31,8 @@ func (p *program) traceCommand() *cobra.Command {
 answered, and how. Calls are below the call that they came of, where they have the same trace (traceparent), or where
 pods and times tell. A hop that has lost the routing key is marked with the workload that lost it.
 
-With --follow, go on and print what comes until interrupted.`,
+With --follow, go on and print what comes until interrupted: the hops of a trace once nothing more has come of it for a
+moment, and later ones below the calls that they came of, which are printed again.`,
 		Example: p.example(`
   %[1]s trace pr-42 --since 5m
   %[1]s trace pr-42 --follow`),
@@ -63,7 +66,7 @@ With --follow, go on and print what comes until interrupted.`,
 				}
 			}
 			if o.Follow {
-				err := hops.Follow(cmd.Context(), c, of, o, func(list *ledger.RecordList) error { return p.writeHops(list, output) })
+				err := p.followHops(cmd.Context(), c, of, o, output)
 				if errors.Is(err, context.Canceled) {
 					return nil // The user has seen enough.
 				}
@@ -90,6 +93,50 @@ With --follow, go on and print what comes until interrupted.`,
 	return cmd
 }
 
+// followHops prints what there is and what comes until ctx ends.
+func (p *program) followHops(ctx context.Context, c *cluster.Cluster, of hops.Of, o ledger.Options, output outputFlag) error {
+	if output != "" {
+		return hops.Follow(ctx, c, of, o, func(list *ledger.RecordList) error { return p.writeHops(list, output) })
+	}
+	var live hops.Live
+	write := func(last bool) error {
+		var b strings.Builder
+		live.Write(&b, time.Now(), last)
+		_, err := io.WriteString(p.streams.Out, b.String())
+		return err
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var writing sync.WaitGroup
+	writing.Go(func() {
+		tick := time.NewTicker(100 * time.Millisecond)
+		defer tick.Stop()
+		for {
+			select {
+			case <-tick.C:
+				if err := write(false); err != nil {
+					cancel(err)
+					return
+				}
+			case <-ctx.Done():
+				return
+			}
+		}
+	})
+	err := hops.Follow(ctx, c, of, o, func(list *ledger.RecordList) error {
+		live.Add(list.Items, time.Now())
+		p.writeGaps(list)
+		return nil
+	})
+	cause := context.Cause(ctx)
+	cancel(nil)
+	writing.Wait()
+	if cause != nil && !errors.Is(cause, context.Canceled) {
+		return cause
+	}
+	return errors.Join(err, write(true))
+}
+
 // writeHops prints records: as a tree for people, as they are for programs, one
 // document for each part of a stream.
 func (p *program) writeHops(list *ledger.RecordList, output outputFlag) error {
@@ -106,8 +153,12 @@ func (p *program) writeHops(list *ledger.RecordList, output outputFlag) error {
 	if _, err := io.WriteString(p.streams.Out, b.String()); err != nil {
 		return err
 	}
+	p.writeGaps(list)
+	return nil
+}
+
+func (p *program) writeGaps(list *ledger.RecordList) {
 	for _, gap := range hops.Gaps(list) {
 		fmt.Fprintf(p.streams.ErrOut, "%s: %s\n", p.name, gap)
 	}
-	return nil
 }

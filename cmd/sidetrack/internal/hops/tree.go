@@ -17,6 +17,8 @@ import (
 type Hop struct {
 	Record   *ledger.Record `json:"record"`
 	Children []*Hop         `json:"children,omitempty"`
+
+	again bool // it was written before
 }
 
 // slack is what the clocks of two nodes may differ by.
@@ -108,7 +110,11 @@ func Write(b *strings.Builder, roots []*Hop) {
 }
 
 func write(b *strings.Builder, h *Hop, first, rest string) {
-	fmt.Fprintf(b, "%s%s\n", first, Line(h.Record))
+	again := ""
+	if h.again {
+		again = " (as above)"
+	}
+	fmt.Fprintf(b, "%s%s%s\n", first, Line(h.Record), again)
 	for i, c := range h.Children {
 		if i < len(h.Children)-1 {
 			write(b, c, rest+"├─ ", rest+"│  ")

@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package hops
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	ledger "github.com/sidetrack-dev/sidetrack/api/ledger/v1alpha1"
+)
+
+func TestAStreamsHopsAreBelowTheCallsThatTheyCameOf(t *testing.T) {
+	at := func(ms int) time.Time { return noon.Add(time.Duration(ms) * time.Millisecond) }
+	var l Live
+	wrote := func(ms int, last bool, want string) {
+		t.Helper()
+		var b strings.Builder
+		l.Write(&b, at(ms), last)
+		if d := cmp.Diff(want, b.String()); d != "" {
+			t.Errorf("at %d ms (-want +got):\n%s", ms, d)
+		}
+	}
+	head := "12:00:00.000  trace " + trace + "\n"
+	front := call(0, 100, "runner", "front", "front-1")
+	// What came of a call is over before it is, and is on record before.
+	l.Add([]ledger.Record{call(20, 50, "cart", "route", "route-1")}, at(80))
+	wrote(90, false, "")
+	l.Add([]ledger.Record{call(10, 80, "front", "cart", "cart-1")}, at(100))
+	l.Add([]ledger.Record{front}, at(300))
+	wrote(700, false, "")
+	wrote(800, false, head+`  Deployment/runner -> front.shop:80 GET /front => BASELINE front-1 (no_redirect) 200 100ms
+  └─ Deployment/front -> cart.shop:80 GET /cart => BASELINE cart-1 (no_redirect) 200 80ms
+     └─ Deployment/cart -> route.shop:80 GET /route => BASELINE route-1 (no_redirect) 200 50ms
+`)
+	wrote(5000, true, "")
+	// One that is named late.
+	l.Add([]ledger.Record{call(70, 5, "cart", "mail", "mail-1")}, at(6000))
+	wrote(6500, false, head+`  Deployment/runner -> front.shop:80 GET /front => BASELINE front-1 (no_redirect) 200 100ms (as above)
+  └─ Deployment/front -> cart.shop:80 GET /cart => BASELINE cart-1 (no_redirect) 200 80ms (as above)
+     └─ Deployment/cart -> mail.shop:80 GET /mail => BASELINE mail-1 (no_redirect) 200 5ms
+`)
+	// A trace that is never quiet is written all the same, and at the end all is.
+	busy := call(0, 1, "runner", "stock", "stock-1")
+	busy.TraceID = "4bf92f3577b34da6a3ce929d0e0e4737"
+	for ms := 10000; ms < 15000; ms += 400 {
+		l.Add([]ledger.Record{busy}, at(ms))
+		wrote(ms+100, false, "")
+	}
+	var b strings.Builder
+	l.Write(&b, at(15000), false)
+	if n := strings.Count(b.String(), "/stock"); n != 13 {
+		t.Errorf("%d of a busy trace's hops are written, want 13:\n%s", n, b.String())
+	}
+	l.Add([]ledger.Record{busy}, at(16000))
+	wrote(16001, true, "12:00:00.000  trace "+busy.TraceID+"\n  Deployment/runner -> stock.shop:80 GET /stock => BASELINE stock-1 (no_redirect) 200 1ms\n")
+}
+
+func TestALiveStreamIsBoundedAndLosesNothing(t *testing.T) {
+	var l Live
+	const most = 2 * mostLive
+	written := 0
+	at := noon
+	for i := range most {
+		r := call(i, 1, "runner", "front", "front-1")
+		switch i % 3 {
+		case 0:
+			r.TraceID = strings.Repeat("0", 26) + noon.Add(time.Duration(i)*time.Second).Format("150405")
+		case 1:
+			r.TraceID = ""
+		}
+		at = at.Add(time.Second)
+		l.Add([]ledger.Record{r}, at)
+		if i%10 == 9 {
+			var b strings.Builder
+			l.Write(&b, at, true)
+			for line := range strings.Lines(b.String()) {
+				if strings.Contains(line, "/front") && !strings.Contains(line, "as above") {
+					written++
+				}
+			}
+		}
+		kept := 0
+		for _, g := range l.groups {
+			kept += len(g.records)
+		}
+		if kept != l.count || kept > mostLive+20 {
+			t.Fatalf("%d records are remembered, and %d counted", kept, l.count)
+		}
+	}
+	if written != most {
+		t.Errorf("%d of %d hops are written", written, most)
+	}
+}
