@@ -88,13 +88,7 @@ func (l *Ledger) Going(t *routing.Table, e *Entry, d *routing.Decision, to netip
 		return nil
 	}
 	one := [1]netip.AddrPort{to}
-	endpoints := one[:]
-	if d.Verdict == routing.ToBaseline && to == e.Dialled {
-		if _, ok := t.PodAt(to); !ok {
-			endpoints = nil // it is the Service's own address, and who got it is not known
-		}
-	}
-	h, fresh := l.traces.note(t, e.Trace, e.Owner, d.Service, endpoints, l.announce != nil && e.Owner.Propagate, l.now())
+	h, fresh := l.traces.note(t, e.Trace, e.Owner, d.Service, one[:e.receivers(t, d, to)], l.announce != nil && e.Owner.Propagate, l.now())
 	if h == nil {
 		return nil // it is another sandbox's trace
 	}
@@ -102,14 +96,40 @@ func (l *Ledger) Going(t *routing.Table, e *Entry, d *routing.Decision, to netip
 		l.tell(e.Trace, e.Owner, h)
 		l.settle(e.Trace)
 	}
-	if h.told != nil {
-		select {
-		case <-h.told:
-		default:
-			return h.told
+	return h.untold()
+}
+
+// Waits reports whether Going would have a request wait that is about to be sent to
+// somebody. With the zero AddrPort: whether it would for some.
+func (l *Ledger) Waits(t *routing.Table, e *Entry, d *routing.Decision, to netip.AddrPort) bool {
+	if e == nil || !e.keyed || d.Verdict == routing.Refuse || l.announce == nil || !e.Owner.Propagate {
+		return false
+	}
+	tr := l.traces.lookup(e.Trace)
+	switch {
+	case tr == nil || !to.IsValid():
+		return true
+	case tr.owner.ID != e.Owner.ID:
+		return t.Sandbox(tr.owner.ID) == nil
+	}
+	one := [1]netip.AddrPort{to}
+	for _, h := range tr.hops {
+		if h.leads(d.Service, one[:e.receivers(t, d, to)]) {
+			return h.untold() != nil
 		}
 	}
-	return nil
+	return true
+}
+
+// receivers is how many endpoints are known of which one gets the request: to, or none
+// where that is the Service's own address.
+func (e *Entry) receivers(t *routing.Table, d *routing.Decision, to netip.AddrPort) int {
+	if d.Verdict == routing.ToBaseline && to == e.Dialled {
+		if _, ok := t.PodAt(to); !ok {
+			return 0
+		}
+	}
+	return 1
 }
 
 // mayHaveLost reports whether an untagged call may turn out to have lost its key: it

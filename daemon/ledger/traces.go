@@ -138,6 +138,19 @@ func (h *hop) leads(service routing.Name, endpoints []netip.AddrPort) bool {
 	return h.service == service && slices.Equal(h.endpoints, endpoints)
 }
 
+// untold returns what is closed when the others know; nil: nobody has to be waited for.
+func (h *hop) untold() <-chan struct{} {
+	if h.told == nil {
+		return nil
+	}
+	select {
+	case <-h.told:
+		return nil
+	default:
+		return h.told
+	}
+}
+
 // any reports whether any trace is known. It is one load.
 func (t *traces) any() bool { return t.known.Load() > 0 }
 

@@ -3,12 +3,19 @@
 package router
 
 import (
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/sidetrack-dev/sidetrack/daemon/ledger"
+	"github.com/sidetrack-dev/sidetrack/test/lab"
 )
 
 // announceLimit is how long a request waits at most for others to be told.
@@ -118,5 +125,149 @@ func TestARequestThatWaitsIsSentAnewWhereItsConnectionEnds(t *testing.T) {
 	c.send("POST /x HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n" + tagged + traceparent + "\r\nhello")
 	if resp, _ := c.response("POST"); resp.StatusCode != 200 || got.Load() != 1 || conns.Load() != 2 {
 		t.Errorf("%s; the fork got %d requests, on %d connections", resp.Status, got.Load(), conns.Load())
+	}
+}
+
+// TestAStreamWaitsUntilOthersKnowWhereItGoes, and streams without a key do not, on the
+// same connection of the client's.
+func TestAStreamWaitsUntilOthersKnowWhereItGoes(t *testing.T) {
+	for _, tc := range []struct {
+		name, dialled, want string
+		headers             []string
+	}{
+		{"to the fork", "10.96.0.7:80", "fork", []string{"baggage", "sidetrack=" + key}},
+		{"to the baseline", cartIPv4, "", []string{"baggage", "sidetrack=" + key}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			var others tellingOthers
+			release := make(chan struct{})
+			w, l := newLedgerWorld(t, withCart, propagating, func(w *world) { others.listen(w, func() {}) })
+			w.behindNode(w.router)
+			tell := func(p *lab.Pod) http.Handler {
+				inner := telling(p)
+				return http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+					if r.Header.Get("Traceparent") != "" && others.early() {
+						t.Error("the stream comes before others have been told")
+					}
+					if r.URL.Path == "/slow" {
+						<-release
+					}
+					inner.ServeHTTP(rw, r)
+				})
+			}
+			for _, p := range []*lab.Pod{w.base, w.fork, w.fork2} {
+				w.serveHTTP2(p, tell(p))
+			}
+			c := w.cartClient(tc.dialled, true)
+			ask := func(method, path, body string, headers ...string) (string, string) {
+				req, err := http.NewRequest(method, "http://cart"+path, strings.NewReader(body))
+				if err != nil {
+					t.Error(err)
+					return "", ""
+				}
+				for i := 0; i < len(headers); i += 2 {
+					req.Header.Set(headers[i], headers[i+1])
+				}
+				resp, err := c.Do(req)
+				if err != nil {
+					t.Error(err)
+					return "", ""
+				}
+				defer resp.Body.Close()
+				got, err := io.ReadAll(resp.Body)
+				if err != nil {
+					t.Error(err)
+				}
+				return resp.Header.Get(lab.ServedBy), string(got)
+			}
+			primary, _ := ask("GET", "/", "")
+			// An untagged stream is under way all the time.
+			var slow sync.WaitGroup
+			slow.Go(func() {
+				if by, _ := ask("POST", "/slow", "untagged"); by != primary {
+					t.Errorf("the untagged stream that was under way was answered by %q, want %s", by, primary)
+				}
+			})
+			var tagged sync.WaitGroup
+			body := strings.Repeat("0123456789", 3000)
+			for i := range 8 {
+				trace := fmt.Sprintf("00-4bf92f3577b34da6a3ce929d0e0e47%02x-00f067aa0ba902b7-01", i/2)
+				tagged.Go(func() {
+					by, got := ask("POST", "/", body, append([]string{"traceparent", trace}, tc.headers...)...)
+					if got != body || tc.want != "" && by != tc.want {
+						t.Errorf("answered by %q with %d bytes, want all %d by %q", by, len(got), len(body), tc.want)
+					}
+				})
+				if by, got := ask("POST", "/", "untagged"); by != primary || got != "untagged" {
+					t.Errorf("an untagged stream was answered by %q with %q, want %s", by, got, primary)
+				}
+			}
+			tagged.Wait()
+			for _, r := range w.records(l, pr42, 8) {
+				if r.Error != "" || r.Status != 200 || r.Answer == nil || r.Answer.Pod == "" {
+					t.Errorf("a record: %+v", r)
+				}
+			}
+			close(release)
+			slow.Wait()
+			// All of that moves on.
+			other := w.another(func(c *Config) { c.Ledger = l })
+			w.moveAll(w.router, other, false)
+			if by, _ := ask("GET", "/", ""); by != primary {
+				t.Errorf("after the move an untagged stream is answered by %q, want %s", by, primary)
+			}
+			if by, got := ask("POST", "/", body, append([]string{"traceparent", strings.Fields(traceparent)[1]}, tc.headers...)...); got != body || tc.want != "" && by != tc.want {
+				t.Errorf("after the move: answered by %q with %d bytes", by, len(got))
+			}
+		})
+	}
+}
+
+// once is a listener that takes one connection and is closed then.
+type once struct {
+	net.Listener
+	taken atomic.Bool
+	done  chan struct{}
+}
+
+func (l *once) Accept() (net.Conn, error) {
+	if l.taken.Swap(true) {
+		<-l.done
+		return nil, http.ErrServerClosed
+	}
+	c, err := l.Listener.Accept()
+	l.Listener.Close()
+	return c, err
+}
+
+// TestAStreamDoesNotWaitWhereItsServerTakesOneConnectionAlone: it is refused once, which
+// clients try again.
+func TestAStreamDoesNotWaitWhereItsServerTakesOneConnectionAlone(t *testing.T) {
+	var others tellingOthers
+	w, l := newLedgerWorld(t, withCart, propagating, func(w *world) { others.listen(w, func() {}) })
+	ln, err := w.fork2.Listen("tcp", ":8080")
+	if err != nil {
+		t.Fatal(err)
+	}
+	one := &once{Listener: ln, done: make(chan struct{})}
+	s := &http.Server{Handler: telling(w.fork2), Protocols: new(http.Protocols), ReadHeaderTimeout: patience}
+	s.Protocols.SetUnencryptedHTTP2(true)
+	defer s.Close() // which waits for Accept
+	defer close(one.done)
+	go func() { _ = s.Serve(one) }()
+	c := w.cartClient(netip.AddrPortFrom(w.fork2.IPv4, 8080).String(), true)
+	if by := w.ask(c); by != "fork2" {
+		t.Fatalf("answered by %q", by)
+	}
+	for range 3 {
+		if by := w.ask(c, tagged, traceparent); by != "fork2" {
+			t.Errorf("a stream with a key was answered by %q", by)
+		}
+	}
+	all := w.records(l, pr42, 4)
+	for i, r := range all {
+		if refused := i == 0; refused != (r.Error != "") || !refused && (r.Status != 200 || r.Answer.Pod != "fork2") {
+			t.Errorf("record %d: %+v", i, r)
+		}
 	}
 }

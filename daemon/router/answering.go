@@ -30,6 +30,15 @@ func (u *upstream) answering() netip.AddrPort {
 	return u.answers
 }
 
+// known is answering where u is connected, and the zero AddrPort where nobody can know
+// yet.
+func (u *upstream) known() netip.AddrPort {
+	if u.state != connected {
+		return netip.AddrPort{}
+	}
+	return u.answering()
+}
+
 // chosen finds out which endpoint somebody has chosen for a connection to a Service's
 // own address. kube-proxy's rules, and IPVS, translate on the way, in the host's
 // namespace. A socket load balancer rewrites where the socket connects to, and then it

@@ -19,6 +19,8 @@ type http2Conn struct {
 	after ending      // what comes when the streams that are left have ended
 	drain uint8       // how often the client was asked to open no more streams
 	heard bool        // the client has what the relay says now
+	// noneApart says that the baseline has refused another connection: see apart.
+	noneApart bool
 }
 
 const (
@@ -444,6 +446,8 @@ func (h *http2Conn) unreachable(u *upstream) {
 	case u.fork, primary:
 		h.relay.LinkFailed(u.link, u.refusal)
 	default:
+		// A client tries again what was on it.
+		h.noneApart = true
 		h.relay.LinkEnded(u.link)
 	}
 	u.countPending()

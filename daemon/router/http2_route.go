@@ -58,19 +58,61 @@ func (u *upstream) forgetEntry(e *ledger.Entry) {
 	}
 }
 
-// streamGoes notes to whom a stream goes. It does not wait for others to be told.
-func (u *upstream) streamGoes(e *ledger.Entry, d *routing.Decision) {
-	if e != nil {
-		c := u.conn
-		c.loop.router.cfg.Ledger.Going(c.table(), e, d, u.answering())
+// streamGoes tells where the stream of an entry, if it has one, is going, u being
+// connected. It reports whether the stream is to be held until that is known where it
+// has to be: then it is let go.
+func (u *upstream) streamGoes(stream uint32, e *ledger.Entry, d *routing.Decision) (hold bool) {
+	if e == nil {
+		return false
 	}
+	c := u.conn
+	l := c.loop
+	known := l.router.cfg.Ledger.Going(c.table(), e, d, u.answering())
+	if known == nil {
+		return false
+	}
+	go func() {
+		<-known
+		l.post(func() {
+			// Of one that is on its way to another process nothing is held.
+			if !c.dead && !c.away && u.state == connected {
+				if c.h2.relay.LetGo(u.link, stream); !c.dead {
+					c.run()
+				}
+			}
+		})
+	}()
+	return true
 }
 
 // pendingGo is streamGoes for those that have waited until u is connected.
 func (u *upstream) pendingGo() {
-	for i := range u.pending {
-		u.streamGoes(u.pending[i].entry, &u.pending[i].decision)
+	for i := 0; i < len(u.pending); i++ {
+		p := &u.pending[i]
+		if stream := p.stream; !u.streamGoes(stream, p.entry, &p.decision) && u.conn.h2 != nil {
+			u.conn.h2.relay.LetGo(u.link, stream)
+		}
 	}
+}
+
+// apart returns where a stream that has to wait goes: a connection besides the primary
+// one, on which it holds up nobody who has no key. It is u itself where it is one, and
+// where there can be no other; then the stream cannot wait.
+func (h *http2Conn) apart(u *upstream, d *routing.Decision) *upstream {
+	c := h.c
+	if u != c.cur || h.noneApart {
+		return u
+	}
+	fork := d.Verdict == routing.ToFork
+	for _, other := range c.ups {
+		if other != u && h.fits(other, fork, d.FallBack, d.Endpoints) {
+			return other
+		}
+	}
+	if other := h.newUpstream(d); other != nil {
+		return other
+	}
+	return u
 }
 
 // Route decides about a stream.
@@ -107,11 +149,16 @@ func (h *http2Conn) Route(req *http2.Request) http2.Route {
 		c.lastOf(e, "the connection has streams to too many forks already")
 		return http2.Route{Busy: true}
 	}
+	hold, records := false, c.loop.router.cfg.Ledger
+	if u == c.cur && e != nil && records.Waits(t, e, &d, u.known()) {
+		u = h.apart(u, &d)
+	}
 	if u.state == connected {
 		c.loop.stats.request(&d)
-		u.streamGoes(e, &d)
+		hold = u.streamGoes(req.Stream, e, &d)
 	} else {
 		u.pending = append(u.pending, sentRequest{req.Stream, d, e})
+		hold = e != nil && records.Waits(t, e, &d, netip.AddrPort{})
 	}
 	if w != nil {
 		w.Peer = watched{e, u}
@@ -120,7 +167,7 @@ func (h *http2Conn) Route(req *http2.Request) http2.Route {
 	if u != c.cur {
 		h.awaitGreeting()
 	}
-	return http2.Route{Link: u.link, Inject: d.Inject, Watch: w}
+	return http2.Route{Link: u.link, Inject: d.Inject, Hold: hold, Watch: w}
 }
 
 // awaitGreeting lets what others have to say wait for the primary's first words,
@@ -181,11 +228,20 @@ func (h *http2Conn) upstreamFor(d *routing.Decision) *upstream {
 	if u := c.cur; h.fits(u, fork, d.FallBack, d.Endpoints) {
 		return u
 	}
-	var idle *upstream
 	for _, u := range c.ups {
 		if h.fits(u, fork, d.FallBack, d.Endpoints) {
 			return u
 		}
+	}
+	return h.newUpstream(d)
+}
+
+// newUpstream dials for a decision, and returns nil where there are too many already.
+func (h *http2Conn) newUpstream(d *routing.Decision) *upstream {
+	c := h.c
+	fork := d.Verdict == routing.ToFork
+	var idle *upstream
+	for _, u := range c.ups {
 		if u != c.cur && u.link.Streams() == 0 {
 			idle = u
 		}

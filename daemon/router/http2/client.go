@@ -343,7 +343,7 @@ func (r *Relay) clientBlock(h head, raw, prio, block []byte) {
 		return
 	}
 	r.skipBlock()
-	r.openOn(l, s, h.flags, prio, fields, end)
+	r.openOn(l, s, h.flags, prio, fields, end, route.Hold)
 }
 
 // keyedElsewhere reports whether the fields that have been decoded carry a key

@@ -330,6 +330,8 @@ type scene struct {
 	now     int64
 	names   routing.KeyNames
 	routed  map[uint32]string
+	hold    func(stream uint32) bool // nil: none
+	held    []uint32
 	watch   bool // all streams
 	ended   []ended
 	limits  Limits
@@ -378,7 +380,20 @@ func (s *scene) Route(req *Request) Route {
 		l = s.relay.NewLink(to)
 		s.links[to] = l
 	}
-	return Route{Link: l, Inject: s.inject, Watch: w}
+	hold := s.hold != nil && s.hold(req.Stream)
+	if hold && to != "base" {
+		s.held = append(s.held, req.Stream)
+	}
+	return Route{Link: l, Inject: s.inject, Hold: hold, Watch: w}
+}
+
+// letGo has the stream go on that has been held for longest.
+func (s *scene) letGo() {
+	if len(s.held) > 0 {
+		id := s.held[0]
+		s.held = s.held[1:]
+		s.relay.LetGo(s.links[s.routed[id]], id)
+	}
 }
 
 func (s *scene) ToClient(b []byte) {

@@ -65,6 +65,9 @@ func FuzzStreams(f *testing.F) {
 func playStreams(t *testing.T, in []byte) {
 	p := &program{in}
 	s := newScene(t, Limits{})
+	if len(in)%2 == 0 {
+		s.hold = func(stream uint32) bool { return stream%5 < 2 }
+	}
 	var open []uint32 // of the client
 	next := uint32(1)
 	pick := func() uint32 {
@@ -170,6 +173,7 @@ func playStreams(t *testing.T, in []byte) {
 				e.must(e.write.WriteSettings(wire.Setting{ID: 0xff, Val: 7}))
 			}
 		case 14:
+			s.letGo()
 			for _, e := range s.endpoints() {
 				s.deliver(e, 1+p.next()*p.next())
 				e.take()
@@ -188,8 +192,9 @@ func playStreams(t *testing.T, in []byte) {
 	}
 	// Let all come to its end.
 	for range 2000 {
+		s.letGo()
 		s.settle()
-		busy := false
+		busy := len(s.held) > 0
 		for _, e := range s.endpoints() {
 			if e.unpaid > 0 {
 				busy = true

@@ -456,10 +456,10 @@ func (r *Relay) promised(l *Link, id uint32) {
 }
 
 // openOn opens a stream on a link other than the primary.
-func (r *Relay) openOn(l *Link, s *stream, flags wire.Flags, prio []byte, fields []hpack.HeaderField, end bool) {
+func (r *Relay) openOn(l *Link, s *stream, flags wire.Flags, prio []byte, fields []hpack.HeaderField, end, hold bool) {
 	s.clientDone = false
-	o := &opening{flags: flags &^ (wire.FlagHeadersPadded | wire.FlagHeadersEndHeaders | wire.FlagHeadersEndStream), prio: prio, fields: fields}
-	if l.Full || l.streams > l.most || len(l.waiting) > 0 {
+	o := &opening{flags: flags &^ (wire.FlagHeadersPadded | wire.FlagHeadersEndHeaders | wire.FlagHeadersEndStream), prio: prio, fields: fields, hold: hold}
+	if hold || l.Full || l.streams > l.most || len(l.waiting) > 0 {
 		o.prio, o.fields = slices.Clone(prio), slices.Clone(fields)
 		if !r.keepBlock(fields, waitingRequests) {
 			r.env.Count(TooManyStreams)
@@ -499,9 +499,19 @@ func (r *Relay) Resumed(l *Link) {
 	r.flush()
 }
 
-// openHeld opens the streams that have waited for others to end.
+// LetGo goes on with a stream that was to be held, if it is still there.
+func (r *Relay) LetGo(l *Link, stream uint32) {
+	if s := r.streamOf(l, stream); s != nil && s.held != nil && s.held.hold {
+		s.held.hold = false
+		r.openHeld(l)
+		r.flush()
+	}
+}
+
+// openHeld opens the streams that have waited to be let go, or for others to end. A
+// server takes them in their order alone (RFC 9113, section 5.1.1).
 func (r *Relay) openHeld(l *Link) {
-	for len(l.waiting) > 0 && !l.Full && l.streams-len(l.waiting) < l.most && !l.gone {
+	for len(l.waiting) > 0 && !l.Full && l.streams-len(l.waiting) < l.most && !l.gone && !l.waiting[0].held.hold {
 		s := l.waiting[0]
 		l.waiting = slices.Delete(l.waiting, 0, 1)
 		o := s.held

@@ -51,6 +51,10 @@ type Route struct {
 	Refusal string
 	// Busy says that there can be no link now, and that the client may try again.
 	Busy bool
+	// Hold has the stream wait, and what is opened on the same link after it, until it
+	// is let go (see Relay.LetGo). It means nothing for the primary link, whose streams
+	// are opened in the order in which they come.
+	Hold bool
 	// Watch is filled in with what becomes of the stream; nil: nobody wants to know.
 	Watch *Watch
 }

@@ -64,11 +64,13 @@ type download struct {
 	code   wire.ErrCode
 }
 
-// opening is a request that waits until its link allows one more stream.
+// opening is a request that waits until it is let go, and its link allows one more
+// stream.
 type opening struct {
 	flags  wire.Flags
 	prio   []byte
 	fields []hpack.HeaderField
+	hold   bool // until it is let go
 }
 
 func (r *Relay) newStream(id uint32, l *Link) *stream {

@@ -257,3 +257,65 @@ func TestMemoryOfLargeBlocksIsGivenBack(t *testing.T) {
 		}
 	}
 }
+
+// TestAStreamThatIsHeldHoldsUpNobodyButThoseBehindItOnItsLink: a server takes streams in
+// the order of their numbers alone.
+func TestAStreamThatIsHeldHoldsUpNobodyButThoseBehindItOnItsLink(t *testing.T) {
+	s := newScene(t, Limits{})
+	s.hold = func(stream uint32) bool { return stream == 5 || stream == 7 || stream == 13 || stream == 15 }
+	c := s.client
+	c.headers(1, false, keyed(keyA)...)
+	c.headers(3, false, keyed("")...)
+	c.headers(5, false, keyed(keyA)...) // held
+	c.data(5, 1000, false)
+	c.headers(7, false, keyed("")...) // on the primary link that means nothing
+	c.headers(9, true, keyed(keyA)...)
+	c.headers(11, false, keyed(keyB)...)
+	c.headers(13, true, keyed(keyB)...) // held
+	s.settle()
+	base, a, b := s.servers["base"], s.servers["a"], s.servers["b"]
+	c.data(1, 500, true)
+	c.data(3, 500, true)
+	c.data(5, 1000, true)
+	s.settle()
+	if a.streams[5] != nil || a.streams[9] != nil || b.streams[13] != nil {
+		t.Error("a stream is held and opened all the same, or one behind it is")
+	}
+	if !a.streams[1].got.end || !base.streams[3].got.end || base.streams[7] == nil || b.streams[11] == nil {
+		t.Error("a stream is held up by another link's, or by one that came later")
+	}
+	// The client gives one up: nobody waits for it any more, and it is too late to let it
+	// go.
+	c.reset(13, wire.ErrCodeCancel)
+	c.headers(15, true, keyed(keyB)...) // held
+	s.settle()
+	s.letGo() // 5
+	s.settle()
+	if x := a.streams[5]; x == nil || len(x.got.data) != 2000 || !x.got.end || a.streams[9] == nil || !a.streams[9].got.end {
+		t.Errorf("stream 5, which was let go: %+v; stream 9 behind it: %+v", x, a.streams[9])
+	}
+	s.letGo() // 13
+	s.settle()
+	if b.streams[13] != nil || b.streams[15] != nil {
+		t.Error("a stream is opened that was reset, or that is held")
+	}
+	s.letGo() // 15
+	s.settle()
+	if b.streams[15] == nil || !b.streams[15].got.end || s.relay.waiting != 0 || s.relay.buffered != 0 {
+		t.Errorf("stream 15: %+v; %d and %d bytes wait", b.streams[15], s.relay.waiting, s.relay.buffered)
+	}
+	// A link that takes no more streams, or fails, refuses what is held.
+	s.hold = func(uint32) bool { return true }
+	c.headers(17, true, keyed(keyA)...)
+	c.headers(19, true, keyed(keyB)...)
+	s.settle()
+	a.must(a.write.WriteGoAway(9, wire.ErrCodeNo, nil))
+	s.settle()
+	s.relay.LinkFailed(s.links["b"], func(uint32) string { return "sidetrack: gone." })
+	s.settle()
+	if !c.streams[17].got.reset || len(c.streams[19].got.blocks) != 1 || !c.streams[19].got.end {
+		t.Errorf("streams that were held: %+v, %+v", c.streams[17].got, c.streams[19].got)
+	}
+	s.relay.LetGo(s.links["a"], 17)
+	s.relay.LetGo(s.links["b"], 19)
+}
