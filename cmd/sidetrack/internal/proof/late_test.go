@@ -233,6 +233,7 @@ func (w *world) begins(l *ledger.Ledger, from routing.Cookie, service, key, trac
 		e.Answer = w.redirected
 	}
 	l.Begin(e)
+	l.Going(w.table, e, &d, e.Answer)
 	return func() { l.Finish(e) }
 }
 
@@ -262,8 +263,12 @@ func TestALossThatIsNamedLateIsNeverVerified(t *testing.T) {
 		{"nobody announces the trace", func(trace string) { w.begins(w.two, theCart, "route", "", trace)() }, named},
 		{"the trace is announced late", func(trace string) {
 			w.begins(w.two, theCart, "route", "", trace)()
-			word := <-w.announced
-			time.AfterFunc(time.Second, func() { w.two.Heard(word) })
+			select {
+			case word := <-w.announced:
+				time.AfterFunc(time.Second, func() { w.two.Heard(word) })
+			case <-time.After(time.Minute):
+				t.Error("the trace is not announced")
+			}
 		}, named},
 		{"the call outlasts the answer", func(trace string) {
 			over := w.begins(w.two, theCart, "route", "", trace)
