@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io/fs"
+	"net"
 	"net/http"
 	"net/netip"
 	"os"
@@ -130,12 +131,25 @@ func TestTheLedgerSaysWhereTaggedTrafficWentAndNothingOfTheRest(t *testing.T) {
 	s.awaitRecords("a", 3)
 	s.tester.MustReach("udp4", lab.HostPort(netip.MustParseAddr(dnsIP), 53), "fork-a")
 	s.client.MustReach("udp4", lab.HostPort(netip.MustParseAddr(dnsIP), 53), "baseline")
-	got := s.awaitRecords("a", 4)
+	s.awaitRecords("a", 4)
+	// An unconnected socket: two datagrams of one are one record.
+	socket, err := s.tester.ListenPacket("udp4", ":0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer socket.Close()
+	for range 2 {
+		if _, err := socket.WriteTo([]byte("name?\n"), net.UDPAddrFromAddrPort(netip.AddrPortFrom(netip.MustParseAddr(dnsIP), 53))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got := s.awaitRecords("a", 5)
 	want := []string{
 		"Router http/1.1 from client to web:80 GET /cart fork redirected by fork-a 200",
 		"Router http/1.1 from runner to web:80 GET /cart fork redirected by fork-a 200",
 		"Connect tcp from tester to web:80 fork redirected by fork-a",
 		"Connect udp from tester to dns:53 fork redirected by fork-a",
+		"SendMsg udp from tester to dns:53 fork redirected by fork-a",
 	}
 	if diff := cmp.Diff(want, hops(got)); diff != "" {
 		t.Errorf("records (-want +got):\n%s", diff)
@@ -151,7 +165,7 @@ func TestTheLedgerSaysWhereTaggedTrafficWentAndNothingOfTheRest(t *testing.T) {
 	if list := s.ledger("a", "--trace", traceA); len(list.Items) != 1 || list.Items[0].TraceID != traceA {
 		t.Errorf("of one trace: %+v", list.Items)
 	}
-	if list := s.ledger("a", "--limit", "1"); len(list.Items) != 1 || list.Nodes[0].Omitted != 3 {
+	if list := s.ledger("a", "--limit", "1"); len(list.Items) != 1 || list.Nodes[0].Omitted != 4 {
 		t.Errorf("the newest: %+v", list)
 	}
 	// It is root's alone.

@@ -49,8 +49,9 @@ Requests with its routing key reach yours; all other traffic stays as it is.
   %[1]s run --sandbox pr-42 --image registry/tests:pr-42 -- ./smoke
   %[1]s sandbox delete pr-42
 
-Exit status: 0 done, 1 failed, 2 wrong usage, 3 not ready or not in time, 4 a difference was found;
-run gives the command's own, 124 when it takes too long and 125 when it could not be run.`,
+Exit status: 0 done, 1 failed, 2 wrong usage, 3 not ready or not in time, 4 a difference was found,
+5 no difference but it is not proved that forks answered, 130 interrupted; run gives the command's
+own, 124 when it takes too long and 125 when it could not be run.`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		Annotations:   map[string]string{cobra.CommandDisplayNameAnnotation: p.name},

@@ -248,7 +248,7 @@ func (r *sendReply) text() string {
 		fmt.Fprintf(&b, "next: %s\n", r.Next)
 	}
 	if len(r.ForksNotAsked) > 0 {
-		fmt.Fprintf(&b, "No call to: %s\n", strings.Join(r.ForksNotAsked, ", "))
+		fmt.Fprintf(&b, "No call on record to: %s\n", strings.Join(r.ForksNotAsked, ", "))
 	}
 	writeHops(&b, "Hops", r.Hops)
 	writeHops(&b, "Other tagged calls since then", r.OtherHops)
