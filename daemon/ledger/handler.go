@@ -132,7 +132,7 @@ func Handler(from Reader, patience time.Duration) http.Handler {
 			return
 		}
 		out := &patientWriter{w: w, rc: http.NewResponseController(w), patience: patience}
-		defer out.done()
+		defer func() { _ = out.flush() }()
 		if want.Follow || resource.Watch {
 			stream(out, r, from, resource.Owner, want)
 			return
@@ -180,16 +180,16 @@ func (p *patientWriter) Write(b []byte) (n int, err error) {
 	return n, err
 }
 
+// flush returns when all is on its way. Nothing waits for the client then, so it has
+// all the time there is: net/http resets a stream of HTTP/2 when its deadline passes,
+// whether or not anybody writes. The connection may serve the next request as well.
 func (p *patientWriter) flush() error {
 	_ = p.rc.SetWriteDeadline(time.Now().Add(p.patience))
-	return p.rc.Flush()
-}
-
-// done leaves the connection to the next request.
-func (p *patientWriter) done() {
-	if p.flush() == nil {
-		_ = p.rc.SetWriteDeadline(time.Time{})
+	if err := p.rc.Flush(); err != nil {
+		return err
 	}
+	_ = p.rc.SetWriteDeadline(time.Time{})
+	return nil
 }
 
 // stream begins to answer once it is known that there is room for it.

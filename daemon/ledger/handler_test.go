@@ -4,12 +4,15 @@ package ledger
 
 import (
 	"bufio"
+	"context"
 	"encoding/json"
+	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"time"
 
 	ledgerv1alpha1 "github.com/sidetrack-dev/sidetrack/api/ledger/v1alpha1"
 )
@@ -107,5 +110,78 @@ func TestAStreamGoesOnWithWhatComes(t *testing.T) {
 		if got := next(); len(got.Items) != 1 || int(got.Items[0].Status) != i {
 			t.Errorf("record %d comes as %+v", i, got)
 		}
+	}
+}
+
+// streamer is a Reader of streams alone.
+type streamer func(ctx context.Context, send func(*ledgerv1alpha1.RecordList) error) error
+
+func (streamer) Records(context.Context, Owner, ledgerv1alpha1.Options) (*ledgerv1alpha1.RecordList, error) {
+	return nil, TooMuch{Reason: "there are streams only"}
+}
+
+func (f streamer) Follow(ctx context.Context, _ Owner, _ ledgerv1alpha1.Options, begin func() error, send func(*ledgerv1alpha1.RecordList) error) error {
+	if err := begin(); err != nil {
+		return err
+	}
+	return f(ctx, send)
+}
+
+// A client is given up when it takes nothing of what there is, and not when there is
+// nothing.
+func TestAnIdleStreamOutlivesThePatienceAndAStalledReaderDoesNot(t *testing.T) {
+	const patience = 3 * time.Second
+	for _, http2 := range []bool{false, true} {
+		t.Run(fmt.Sprintf("HTTP/2 %t", http2), func(t *testing.T) {
+			t.Parallel()
+			stalled := make(chan error, 1)
+			part := ledgerv1alpha1.RecordList{Items: []ledgerv1alpha1.Record{{Target: strings.Repeat("x", 100<<10)}}}
+			server := httptest.NewUnstartedServer(Handler(streamer(func(ctx context.Context, send func(*ledgerv1alpha1.RecordList) error) error {
+				err := send(&ledgerv1alpha1.RecordList{Items: []ledgerv1alpha1.Record{{Status: 1}}})
+				for i := range 2 {
+					select {
+					case <-time.After(2 * patience):
+					case <-ctx.Done():
+					}
+					if err == nil {
+						err = send(&ledgerv1alpha1.RecordList{Items: []ledgerv1alpha1.Record{{Status: int32(2 + i)}}})
+					}
+				}
+				for err == nil {
+					err = send(&part)
+				}
+				stalled <- err
+				return err
+			}), patience))
+			server.EnableHTTP2 = http2
+			server.StartTLS()
+			defer server.Close()
+			o := ledgerv1alpha1.Options{Follow: true}
+			resp, err := server.Client().Get(server.URL + o.Path("sandboxes", "shop", "pr-42"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer resp.Body.Close()
+			if (resp.ProtoMajor == 2) != http2 {
+				t.Fatalf("it is served by %s", resp.Proto)
+			}
+			lines := bufio.NewReader(resp.Body)
+			for i := range 3 {
+				line, err := lines.ReadBytes('\n')
+				if err != nil {
+					t.Fatalf("the stream has ended after %d lines: %v", i, err)
+				}
+				var list ledgerv1alpha1.RecordList
+				if err := json.Unmarshal(line, &list); err != nil || len(list.Items) != 1 || list.Items[0].Status != int32(i+1) {
+					t.Errorf("line %d: %q, %v", i, line, err)
+				}
+			}
+			// And now it reads no more.
+			select {
+			case <-stalled:
+			case <-time.After(2 * time.Minute):
+				t.Error("who takes nothing of what there is, is not given up")
+			}
+		})
 	}
 }
