@@ -176,6 +176,46 @@ func TestRecordsAreReadAndFollowedOverABrokenStream(t *testing.T) {
 	}
 }
 
+func TestWhatTheLimitHasLeftOutIsNotNewWhenAStreamGoesOn(t *testing.T) {
+	on := func(node string, at int, service string) ledger.Record {
+		r := call(at, 1, "a", service, service+"-1")
+		r.Node = node
+		return r
+	}
+	lost := on("n1", 400, "lost")
+	lost.LostKey = true
+	var asked atomic.Int64
+	c := recorded(t, func(rw http.ResponseWriter, r *http.Request) {
+		asked.Add(1)
+		rw.Header().Set("Content-Type", "application/json")
+		list := ledger.RecordList{
+			Items: []ledger.Record{on("n1", 1000, "one"), on("n1", 1100, "two"), on("n2", 900, "three")},
+			Nodes: []ledger.NodeAnswer{{Node: "n1", Answered: true, Omitted: 2}, {Node: "n2", Answered: true}},
+		}
+		if r.URL.Query().Get("limit") != "2" {
+			list.Nodes[0].Omitted = 0
+			// On the other node nothing was left out: what is older there is new.
+			list.Items = append(list.Items, on("n1", 100, "old"), on("n1", 200, "older"), on("n2", 300, "slow"), lost, on("n1", 1200, "new"))
+		}
+		_ = json.NewEncoder(rw).Encode(list)
+		// And breaks off.
+	})
+	enough := errors.New("enough")
+	var got []string
+	err := Follow(t.Context(), c, Of{Namespace: "shop", Name: "pr-42"}, ledger.Options{Limit: 2}, func(l *ledger.RecordList) error {
+		for i := range l.Items {
+			got = append(got, l.Items[i].Service.Name)
+		}
+		if asked.Load() > 2 {
+			return enough
+		}
+		return nil
+	})
+	if want := []string{"one", "two", "three", "slow", "lost", "new"}; !errors.Is(err, enough) || !slices.Equal(got, want) {
+		t.Errorf("it shows %q, want %q (%v)", got, want, err)
+	}
+}
+
 func TestAClusterWithoutALedgerSaysSo(t *testing.T) {
 	c := recorded(t, http.NotFound)
 	_, err := Read(t.Context(), c, Of{Name: "pr-42"}, ledger.Options{})

@@ -72,6 +72,7 @@ func Follow(ctx context.Context, c *cluster.Cluster, of Of, o ledger.Options, f 
 	before := newSeen()
 	for {
 		got, err := once(ctx, c, of, o, func(list *ledger.RecordList) error {
+			before.begins(list)
 			list.Items = before.fresh(list.Items)
 			return f(list)
 		})

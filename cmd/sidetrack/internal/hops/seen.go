@@ -30,6 +30,9 @@ type seen struct {
 	// and empty: it is the first.
 	cut   time.Time
 	again map[uint64]int
+	// floors are, by node, where the first stream began whose limit has left out what
+	// was before.
+	floors map[string]time.Time
 }
 
 type sighting struct {
@@ -38,7 +41,7 @@ type sighting struct {
 }
 
 func newSeen() *seen {
-	return &seen{seed: maphash.MakeSeed(), known: map[uint64]*sighting{}, most: leastSeen}
+	return &seen{seed: maphash.MakeSeed(), known: map[uint64]*sighting{}, most: leastSeen, floors: map[string]time.Time{}}
 }
 
 func over(r *ledger.Record) time.Time { return r.Time.Add(time.Duration(r.LatencyNanos)) }
@@ -57,13 +60,39 @@ func (s *seen) broken() bool {
 	return true
 }
 
+// begins takes notice of what a stream has left out: what it was not to give does not
+// become new by its breaking off.
+func (s *seen) begins(list *ledger.RecordList) {
+	if s.again != nil {
+		return
+	}
+	for _, n := range list.Nodes {
+		if n.Omitted == 0 {
+			continue
+		}
+		for i := range list.Items {
+			r := &list.Items[i]
+			if at, ok := s.floors[n.Node]; r.Node == n.Node && (!ok || over(r).Before(at)) {
+				s.floors[n.Node] = over(r)
+			}
+		}
+	}
+}
+
+// old reports whether a record is from before what the streams are about.
+func (s *seen) old(r *ledger.Record) bool {
+	at := over(r)
+	// What has lost its key may have been told of since, and is rather shown than lost.
+	return at.Before(s.cut) || s.again != nil && !r.LostKey && at.Before(s.floors[r.Node])
+}
+
 // fresh leaves out what has come before.
 func (s *seen) fresh(all []ledger.Record) []ledger.Record {
 	all = slices.DeleteFunc(all, func(r ledger.Record) bool {
-		at := over(&r)
-		if at.Before(s.cut) {
+		if s.old(&r) {
 			return true
 		}
+		at := over(&r)
 		text, err := json.Marshal(&r)
 		if err != nil {
 			return false // It came as JSON.
