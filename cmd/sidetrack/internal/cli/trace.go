@@ -99,6 +99,7 @@ func (p *program) followHops(ctx context.Context, c *cluster.Cluster, of hops.Of
 		return hops.Follow(ctx, c, of, o, func(list *ledger.RecordList) error { return p.writeHops(list, output) })
 	}
 	var live hops.Live
+	var told hops.Told
 	write := func(last bool) error {
 		var b strings.Builder
 		live.Write(&b, time.Now(), last)
@@ -125,7 +126,7 @@ func (p *program) followHops(ctx context.Context, c *cluster.Cluster, of hops.Of
 	})
 	err := hops.Follow(ctx, c, of, o, func(list *ledger.RecordList) error {
 		live.Add(list.Items, time.Now())
-		p.writeGaps(list)
+		p.writeGaps(told.Gaps(list))
 		return nil
 	})
 	cause := context.Cause(ctx)
@@ -153,12 +154,12 @@ func (p *program) writeHops(list *ledger.RecordList, output outputFlag) error {
 	if _, err := io.WriteString(p.streams.Out, b.String()); err != nil {
 		return err
 	}
-	p.writeGaps(list)
+	p.writeGaps(hops.Gaps(list))
 	return nil
 }
 
-func (p *program) writeGaps(list *ledger.RecordList) {
-	for _, gap := range hops.Gaps(list) {
+func (p *program) writeGaps(gaps []string) {
+	for _, gap := range gaps {
 		fmt.Fprintf(p.streams.ErrOut, "%s: %s\n", p.name, gap)
 	}
 }

@@ -108,3 +108,49 @@ func fresh(all []*Hop, isNew map[*ledger.Record]bool) (out []*Hop) {
 	}
 	return out
 }
+
+// Told says what a stream's records do not show, as Gaps does, and once: of a number
+// again when it is twice what was said, and of a node that does not answer again when it
+// has answered since, or for another reason. The zero value is ready. It may not be
+// used concurrently.
+type Told struct {
+	silent  map[string]string // by node, why
+	numbers map[number]int64  // what was said last
+}
+
+// number names one that a node tells of.
+type number struct{ node, what string }
+
+// Gaps returns what is new of a part of the stream.
+func (t *Told) Gaps(list *ledger.RecordList) []string {
+	if t.silent == nil {
+		t.silent, t.numbers = map[string]string{}, map[number]int64{}
+	}
+	var fresh ledger.RecordList
+	for _, n := range list.Nodes {
+		why, said := t.silent[n.Node]
+		switch {
+		case n.Answered:
+			delete(t.silent, n.Node)
+		case said && why == n.Message:
+			n.Answered = true
+		default:
+			t.silent[n.Node] = n.Message
+		}
+		t.again(n.Node, "dropped", &n.Dropped)
+		t.again(n.Node, "missed", &n.MissedFlows)
+		t.again(n.Node, "omitted", &n.Omitted)
+		fresh.Nodes = append(fresh.Nodes, n)
+	}
+	return Gaps(&fresh)
+}
+
+// again makes a number zero that need not be said.
+func (t *Told) again(node, what string, n *int64) {
+	key := number{node, what}
+	if said := t.numbers[key]; *n == 0 || said > 0 && *n/2 < said {
+		*n = 0
+		return
+	}
+	t.numbers[key] = *n
+}
