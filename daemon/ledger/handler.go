@@ -24,7 +24,8 @@ type Reader interface {
 	// Records returns what there is now.
 	Records(ctx context.Context, o Owner, want ledgerv1alpha1.Options) (*ledgerv1alpha1.RecordList, error)
 	// Follow calls begin once it has room for the stream, and then send with what there
-	// is now, and again with what comes, until ctx is over or one of them fails.
+	// is now, and again with what comes, until ctx is over or one of them fails. Its
+	// error is ctx's cause then, or says why it has ended the stream itself.
 	Follow(ctx context.Context, o Owner, want ledgerv1alpha1.Options, begin func() error, send func(*ledgerv1alpha1.RecordList) error) error
 }
 
@@ -37,6 +38,11 @@ type TooMuch struct {
 }
 
 func (e TooMuch) Error() string { return e.Reason }
+
+// Forbidden is the error of a Reader whose user may not read any more: why not.
+type Forbidden string
+
+func (e Forbidden) Error() string { return string(e) }
 
 // Records returns what this node's ledger has of an owner.
 func (l *Ledger) Records(_ context.Context, o Owner, want ledgerv1alpha1.Options) (*ledgerv1alpha1.RecordList, error) {
@@ -150,13 +156,25 @@ func Handler(from Reader, patience time.Duration) http.Handler {
 
 // unread says why there is no answer.
 func unread(w http.ResponseWriter, err error) {
-	if much, ok := errors.AsType[TooMuch](err); ok {
-		// In seconds (RFC 9110, section 10.2.3); client-go obeys by itself.
-		w.Header().Set("Retry-After", strconv.Itoa(int(math.Ceil(much.Again.Seconds()))))
-		fail(w, http.StatusTooManyRequests, metav1.StatusReasonTooManyRequests, err.Error())
-		return
+	s := statusOf(err)
+	if s.Details != nil {
+		// RFC 9110, section 10.2.3; client-go obeys by itself.
+		w.Header().Set("Retry-After", strconv.Itoa(int(s.Details.RetryAfterSeconds)))
 	}
-	fail(w, http.StatusServiceUnavailable, metav1.StatusReasonServiceUnavailable, err.Error())
+	write(w, s)
+}
+
+// statusOf says what is wrong as an API server does.
+func statusOf(err error) *metav1.Status {
+	if much, ok := errors.AsType[TooMuch](err); ok {
+		s := status(http.StatusTooManyRequests, metav1.StatusReasonTooManyRequests, err.Error())
+		s.Details = &metav1.StatusDetails{RetryAfterSeconds: int32(math.Ceil(much.Again.Seconds()))}
+		return s
+	}
+	if _, ok := errors.AsType[Forbidden](err); ok {
+		return status(http.StatusForbidden, metav1.StatusReasonForbidden, err.Error())
+	}
+	return status(http.StatusServiceUnavailable, metav1.StatusReasonServiceUnavailable, err.Error())
 }
 
 // patientWriter writes as long as the client takes some of it now and then.
@@ -196,30 +214,51 @@ func (p *patientWriter) flush() error {
 func stream(w *patientWriter, r *http.Request, from Reader, o Owner, want ledgerv1alpha1.Options) {
 	out := json.NewEncoder(w)
 	begun := false
+	gone := false
 	begin := func() error {
 		begun = true
 		w.w.Header().Set("Content-Type", "application/json")
 		w.w.WriteHeader(http.StatusOK)
-		return w.flush()
+		err := w.flush()
+		gone = err != nil
+		return err
 	}
-	err := from.Follow(r.Context(), o, want, begin, func(list *ledgerv1alpha1.RecordList) error {
-		if err := out.Encode(list); err != nil {
-			return err
+	send := func(list *ledgerv1alpha1.RecordList) error {
+		err := out.Encode(list)
+		if err == nil {
+			err = w.flush()
 		}
-		return w.flush()
-	})
-	// It ends with the client, whom nothing more can be told once it has begun.
-	if !begun {
+		gone = gone || err != nil
+		return err
+	}
+	err := from.Follow(r.Context(), o, want, begin, send)
+	switch {
+	case !begun:
 		unread(w.w, err)
+	case gone || errors.Is(err, context.Canceled):
+		// Nobody listens, or the server ends: another goes on.
+	default:
+		_ = send(&ledgerv1alpha1.RecordList{
+			TypeMeta: metav1.TypeMeta{APIVersion: ledgerv1alpha1.APIVersion, Kind: ledgerv1alpha1.RecordListKind},
+			Items:    []ledgerv1alpha1.Record{}, Ended: statusOf(err),
+		})
 	}
 }
 
 // fail answers as an API server does.
 func fail(w http.ResponseWriter, code int, reason metav1.StatusReason, message string) {
+	write(w, status(code, reason, message))
+}
+
+func write(w http.ResponseWriter, s *metav1.Status) {
 	w.Header().Set("Content-Type", "application/json")
-	w.WriteHeader(code)
-	_ = json.NewEncoder(w).Encode(&metav1.Status{
+	w.WriteHeader(int(s.Code))
+	_ = json.NewEncoder(w).Encode(s)
+}
+
+func status(code int, reason metav1.StatusReason, message string) *metav1.Status {
+	return &metav1.Status{
 		TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Status"},
 		Status:   metav1.StatusFailure, Message: message, Reason: reason, Code: int32(code),
-	})
+	}
 }

@@ -6,6 +6,7 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -13,6 +14,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	ledgerv1alpha1 "github.com/sidetrack-dev/sidetrack/api/ledger/v1alpha1"
 )
@@ -125,6 +128,52 @@ func (f streamer) Follow(ctx context.Context, _ Owner, _ ledgerv1alpha1.Options,
 		return err
 	}
 	return f(ctx, send)
+}
+
+func TestAStreamThatTheLedgerEndsSaysWhy(t *testing.T) {
+	for _, tc := range []struct {
+		err    error
+		reason metav1.StatusReason
+		code   int32
+		again  int32
+	}{
+		{TooMuch{Reason: "others want to read", Again: 1500 * time.Millisecond}, metav1.StatusReasonTooManyRequests, 429, 2},
+		{Forbidden("you may not read it any more"), metav1.StatusReasonForbidden, 403, 0},
+		{errors.New("the API server is away"), metav1.StatusReasonServiceUnavailable, 503, 0},
+		{fmt.Errorf("the server ends: %w", context.Canceled), "", 0, 0},
+	} {
+		server := httptest.NewServer(Handler(streamer(func(context.Context, func(*ledgerv1alpha1.RecordList) error) error { return tc.err }), Patience))
+		o := ledgerv1alpha1.Options{Follow: true}
+		resp, err := http.Get(server.URL + o.Path("sandboxes", "shop", "pr-42"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, err := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		server.Close()
+		if err != nil || resp.StatusCode != http.StatusOK {
+			t.Fatalf("%v: %s, %v", tc.err, resp.Status, err)
+		}
+		if tc.code == 0 {
+			if len(body) > 0 {
+				t.Errorf("%v: it says %q", tc.err, body)
+			}
+			continue
+		}
+		var list ledgerv1alpha1.RecordList
+		if err := json.Unmarshal(body, &list); err != nil || list.Ended == nil {
+			t.Errorf("%v: it says %q (%v)", tc.err, body, err)
+			continue
+		}
+		e := list.Ended
+		again := int32(0)
+		if e.Details != nil {
+			again = e.Details.RetryAfterSeconds
+		}
+		if list.Kind != "RecordList" || list.Items == nil || e.Reason != tc.reason || e.Code != tc.code || again != tc.again || e.Message != tc.err.Error() {
+			t.Errorf("%v: it says %q", tc.err, body)
+		}
+	}
 }
 
 // A client is given up when it takes nothing of what there is, and not when there is

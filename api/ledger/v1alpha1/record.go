@@ -200,6 +200,13 @@ type RecordList struct {
 	// which there is something new to say.
 	// +optional
 	Nodes []NodeAnswer `json:"nodes,omitempty"`
+	// Ended says why the ledger has ended a stream, as the error of a request would: in
+	// the last list, which has nothing else. Of reason Forbidden the reader may not read
+	// any more, of TooManyRequests others want to; of another it may well begin again.
+	// Missing where the connection was lost or the ledger's server ends, and from
+	// one of a version that did not know it.
+	// +optional
+	Ended *metav1.Status `json:"ended,omitempty"`
 }
 
 // NodeAnswer is what became of asking one node.

@@ -5,6 +5,7 @@
 package v1alpha1
 
 import (
+	"k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 )
 
@@ -103,6 +104,11 @@ func (in *RecordList) DeepCopyInto(out *RecordList) {
 		for i := range *in {
 			(*in)[i].DeepCopyInto(&(*out)[i])
 		}
+	}
+	if in.Ended != nil {
+		in, out := &in.Ended, &out.Ended
+		*out = new(v1.Status)
+		(*in).DeepCopyInto(*out)
 	}
 }
 

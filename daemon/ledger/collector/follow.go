@@ -4,7 +4,6 @@ package collector
 
 import (
 	"context"
-	"errors"
 	"sync"
 	"time"
 
@@ -31,7 +30,7 @@ type follower struct {
 }
 
 // errFree is why a stream ends.
-var errFree = errors.New("somebody else wants to read, and this is one of many streams of one user")
+var errFree = ledger.TooMuch{Reason: "somebody else wants to read, and you have many streams of the ledger, of which this was the newest", Again: againLater}
 
 // Follow implements ledger.Reader.
 func (h reader) Follow(ctx context.Context, o ledger.Owner, want ledgerv1alpha1.Options, begin func() error, send func(*ledgerv1alpha1.RecordList) error) error {
@@ -72,6 +71,9 @@ func (h reader) Follow(ctx context.Context, o ledger.Owner, want ledgerv1alpha1.
 		silent, err := h.silent(ctx, sessions)
 		if err == nil {
 			err = f.say(silent)
+		}
+		if err != nil && ctx.Err() != nil {
+			return context.Cause(ctx)
 		}
 		if err != nil {
 			return err

@@ -218,6 +218,20 @@ func TestAStreamSurvivesTheLossOfANodeAndSaysSo(t *testing.T) {
 	}
 }
 
+func TestAStreamEndsWithTheReasonForWhichItIsEnded(t *testing.T) {
+	h := newTestHub(time.Minute, "one")
+	ctx, end := context.WithCancelCause(t.Context())
+	// What fails because of the end is none.
+	h.expected = func(context.Context) (map[string]string, error) {
+		end(ledger.Forbidden("not any more"))
+		return nil, context.Canceled
+	}
+	err := h.as("joe").Follow(ctx, pr42, ledgerv1alpha1.Options{}, begun, func(*ledgerv1alpha1.RecordList) error { return nil })
+	if err != ledger.Forbidden("not any more") {
+		t.Errorf("it ended with %v", err)
+	}
+}
+
 func TestTracesAreToldToAllOthers(t *testing.T) {
 	h := newTestHub(time.Minute)
 	one, two := h.agent("one", "x"), h.agent("two", "y")

@@ -86,7 +86,7 @@ func (s *service) askAgain(ctx context.Context, cancel context.CancelCauseFunc, 
 			return
 		case <-tick.C:
 			if why, err := s.access.mayRead(ctx, u, o); err == nil && why != "" {
-				cancel(errors.New(why))
+				cancel(ledger.Forbidden(why))
 				return
 			}
 		}

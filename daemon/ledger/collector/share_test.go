@@ -5,6 +5,7 @@ package collector
 import (
 	"bufio"
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"net"
@@ -15,6 +16,7 @@ import (
 	"time"
 
 	authorizationv1 "k8s.io/api/authorization/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apiserver/pkg/authentication/authenticator"
 	"k8s.io/apiserver/pkg/authentication/user"
@@ -139,7 +141,18 @@ func TestOneUsersStreamsDoNotKeepOthersFromReading(t *testing.T) {
 			t.Errorf("stream %d says nothing: %v", i, err)
 		}
 		if i >= 2 {
-			eventually(t, fmt.Sprintf("stream %d ends", i), func() bool { _, err := lines.ReadBytes('\n'); return err != nil })
+			var last []byte
+			eventually(t, fmt.Sprintf("stream %d ends", i), func() bool {
+				line, err := lines.ReadBytes('\n')
+				if err == nil {
+					last = line
+				}
+				return err != nil
+			})
+			var list ledgerv1alpha1.RecordList
+			if err := json.Unmarshal(last, &list); err != nil || list.Ended == nil || !apierrors.IsTooManyRequests(&apierrors.StatusError{ErrStatus: *list.Ended}) {
+				t.Errorf("stream %d ends with %q (%v)", i, last, err)
+			}
 		}
 	}
 	if resp := open(t, s, "ben", follow); resp.StatusCode != http.StatusOK {

@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
 	ledger "github.com/sidetrack-dev/sidetrack/api/ledger/v1alpha1"
 	"github.com/sidetrack-dev/sidetrack/test/browser"
 )
@@ -152,6 +154,19 @@ func TestAStreamThatEndsIsFollowedAgain(t *testing.T) {
 	p.MustWait(among("#count", "4 requests"))
 	a.change(func() { a.begin = day(6) })
 	a.say(nil)
+	p.MustWait(among("#count", "8 requests"))
+	p.MustWait(among("#link", "live"))
+}
+
+func TestAStreamThatTheCollectorEndsSaysWhy(t *testing.T) {
+	a := newAPIServer(t)
+	a.shop()
+	a.begin = day(2)
+	p := look(t, a, "shop/sandboxes/pr-42")
+	p.MustWait(among("#count", "4 requests"))
+	a.change(func() { a.begin = day(6) })
+	a.say(&ledger.RecordList{Ended: &metav1.Status{Code: http.StatusTooManyRequests, Message: "others want to read", Details: &metav1.StatusDetails{RetryAfterSeconds: 5}}})
+	p.MustWait(says("others want to read"))
 	p.MustWait(among("#count", "8 requests"))
 	p.MustWait(among("#link", "live"))
 }

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -79,5 +80,26 @@ sidetrack: node n2 has not answered, and its hops are missing: not connected
 `
 	if d := cmp.Diff(want, said); d != "" {
 		t.Errorf("it says (-want +got):\n%s", d)
+	}
+}
+
+func TestAStreamThatTheLedgerHasEndedSaysWhy(t *testing.T) {
+	ended := func(code int32, reason metav1.StatusReason) ledger.RecordList {
+		return ledger.RecordList{Ended: &metav1.Status{Status: metav1.StatusFailure, Code: code, Reason: reason, Message: "it is so"}}
+	}
+	for _, x := range []struct {
+		end  ledger.RecordList
+		want string
+	}{
+		{ended(403, metav1.StatusReasonForbidden), "you may not read the ledger of pr-42: it is so"},
+		{ended(429, metav1.StatusReasonTooManyRequests), "the ledger has ended the stream of pr-42: it is so"},
+	} {
+		if _, err := follow(t, ledger.RecordList{}, x.end); err == nil || !strings.HasPrefix(err.Error(), x.want) {
+			t.Errorf("%s: %v, want %q", x.end.Ended.Reason, err, x.want)
+		}
+	}
+	// It goes on, until the test cancels it.
+	if _, err := follow(t, ledger.RecordList{}, ended(503, metav1.StatusReasonServiceUnavailable)); !errors.Is(err, context.Canceled) {
+		t.Errorf("of one that may go on: %v", err)
 	}
 }

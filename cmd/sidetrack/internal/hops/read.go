@@ -65,7 +65,8 @@ func Read(ctx context.Context, c *cluster.Cluster, of Of, o ledger.Options) (*le
 const maxMessage = 64 << 20
 
 // Follow calls f with what there is, and then with what comes, until the context
-// ends or f fails. When the stream breaks off it goes on where it was.
+// ends, f fails, or the ledger says that the user may not read any more, or that others
+// want to. When the stream breaks off it goes on where it was.
 func Follow(ctx context.Context, c *cluster.Cluster, of Of, o ledger.Options, f func(*ledger.RecordList) error) error {
 	o.Follow = true
 	failures := 0
@@ -77,11 +78,18 @@ func Follow(ctx context.Context, c *cluster.Cluster, of Of, o ledger.Options, f 
 			return f(list)
 		})
 		var told toldError
+		var ended endedError
+		wait := time.Duration(0)
 		switch {
 		case ctx.Err() != nil:
 			return ctx.Err()
 		case errors.As(err, &told):
 			return told.err
+		case errors.As(err, &ended):
+			if apierrors.IsForbidden(ended) || apierrors.IsTooManyRequests(ended) {
+				return explain(err, of)
+			}
+			wait = endedPause
 		case err != nil && (!got && failures == 0 || failures > 10):
 			return explain(err, of)
 		}
@@ -96,7 +104,7 @@ func Follow(ctx context.Context, c *cluster.Cluster, of Of, o ledger.Options, f 
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-time.After(min(time.Duration(failures)*200*time.Millisecond, 2*time.Second)):
+		case <-time.After(max(wait, min(time.Duration(failures)*200*time.Millisecond, 2*time.Second))):
 		}
 	}
 }
@@ -105,6 +113,13 @@ func Follow(ctx context.Context, c *cluster.Cluster, of Of, o ledger.Options, f 
 type toldError struct{ err error }
 
 func (e toldError) Error() string { return e.err.Error() }
+
+// endedError is why the ledger has ended a stream.
+type endedError struct{ *apierrors.StatusError }
+
+// endedPause is when a stream goes on that the ledger has ended: in a moment it would
+// have to do so again.
+const endedPause = 2 * time.Second
 
 // once reads one stream to its end, and reports whether anything came.
 func once(ctx context.Context, c *cluster.Cluster, of Of, o ledger.Options, f func(*ledger.RecordList) error) (got bool, err error) {
@@ -126,6 +141,9 @@ func once(ctx context.Context, c *cluster.Cluster, of Of, o ledger.Options, f fu
 		got = true
 		if err := f(&list); err != nil {
 			return got, toldError{err}
+		}
+		if list.Ended != nil {
+			return got, endedError{&apierrors.StatusError{ErrStatus: *list.Ended}}
 		}
 	}
 	if err := in.Err(); err != nil && !errors.Is(err, io.ErrUnexpectedEOF) {
@@ -149,6 +167,12 @@ func explain(err error, of Of) error {
 		return &task.Failure{
 			Message: fmt.Sprintf("the ledger does not answer: %v", err),
 			Remedy:  "kubectl get apiservice v1alpha1." + ledger.Group + " -o yaml says why", Err: err,
+		}
+	}
+	if ended := (endedError{}); errors.As(err, &ended) && apierrors.IsTooManyRequests(err) {
+		return &task.Failure{
+			Message: fmt.Sprintf("the ledger has ended the stream of %s: %v", of.Name, err),
+			Remedy:  "end other streams of yours, or begin again later", Err: err,
 		}
 	}
 	if apierrors.IsForbidden(err) {

@@ -55,7 +55,10 @@ export async function get(path, options) {
   return (await request(path, options)).json();
 }
 
-/** follow reads a stream of objects, each on a line, until it ends; begun is called first. */
+/**
+ * follow reads a stream of objects, each on a line, until it ends; begun is called first.
+ * It fails when the server says why it has ended it.
+ */
 export async function follow(path, {signal, begun, each}) {
   const response = await request(path, {signal});
   begun();
@@ -66,7 +69,16 @@ export async function follow(path, {signal, begun, each}) {
     if (done) return;
     const lines = (rest + value).split('\n');
     rest = lines.pop();
-    for (const line of lines) if (line.trim()) each(JSON.parse(line));
+    for (const line of lines) {
+      if (!line.trim()) continue;
+      const object = JSON.parse(line);
+      const {ended} = object;
+      if (ended) {
+        reader.cancel().catch(() => {});
+        throw new ApiError(ended.code, ended.message, 1000 * (ended.details?.retryAfterSeconds ?? 0));
+      }
+      each(object);
+    }
   }
 }
 
