@@ -75,6 +75,7 @@ static __always_inline bool too_early(struct __sk_buff *skb, __u32 header, __u8 
 static __always_inline bool has_room(__u64 listener)
 {
 	__u64 written = bpf_ringbuf_query(&sd_syns, BPF_RB_PROD_POS);
+	__u64 read = bpf_ringbuf_query(&sd_syns, BPF_RB_CONS_POS);
 	struct budget *b = bpf_map_lookup_elem(&sd_syn_budgets, &listener);
 
 	if (!b) {
@@ -85,8 +86,8 @@ static __always_inline bool has_room(__u64 listener)
 		if (!b)
 			return true;
 	}
-	if (bpf_ringbuf_query(&sd_syns, BPF_RB_CONS_POS) >= b->since) {
-		b->told_before = b->told;
+	if (read >= b->since) {
+		b->told_before = read < written ? b->told : 0;
 		b->told = 0;
 		b->since = written;
 	}

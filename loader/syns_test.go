@@ -57,10 +57,12 @@ func TestOneListenersClientsLeaveRoomForOthers(t *testing.T) {
 		}
 		return l
 	}
-	dial := func(l listener) {
-		if err := unix.Connect(socket(unix.SOCK_NONBLOCK), l.at); err != unix.EINPROGRESS {
+	dial := func(l listener) (fd int) {
+		fd = socket(unix.SOCK_NONBLOCK)
+		if err := unix.Connect(fd, l.at); err != unix.EINPROGRESS {
 			t.Fatalf("connect: %v", err)
 		}
+		return fd
 	}
 	told := map[uint64]int{}
 	read := func() {
@@ -101,5 +103,33 @@ func TestOneListenersClientsLeaveRoomForOthers(t *testing.T) {
 	}
 	if n := told[many.cookie]; n < most+100 {
 		t.Errorf("%d clients of the busy listener are heard at last, want %d", n, most+100)
+	}
+
+	// Who comes when all have been read need not come again.
+	last := listen()
+	began = time.Now()
+	for range most {
+		dial(last)
+	}
+	wait := func(n int) {
+		for end := time.Now().Add(time.Minute); told[last.cookie] < n && time.Now().Before(end); time.Sleep(time.Millisecond) {
+			read()
+		}
+		if told[last.cookie] < n {
+			t.Errorf("%d clients of the last listener are heard, want %d", told[last.cookie], n)
+		}
+	}
+	wait(most)
+	before := told[last.cookie]
+	var again []int
+	for range 100 {
+		again = append(again, dial(last))
+	}
+	wait(before + len(again))
+	for _, fd := range again {
+		info, err := unix.GetsockoptTCPInfo(fd, unix.SOL_TCP, unix.TCP_INFO)
+		if err != nil || info.Total_retrans > 0 && time.Since(began) < time.Second {
+			t.Fatalf("a SYN was heard when it had come again: %+v, %v", info, err)
+		}
 	}
 }
