@@ -48,9 +48,16 @@ func (k *Kernel) apply(t *routing.Table) error {
 	if err != nil {
 		return err
 	}
+	afresh := k.applied == nil
 	if err := k.write(todo); err != nil {
 		k.damaged = true
 		return err
+	}
+	if afresh {
+		if err := k.keepHitsOf(t); err != nil {
+			k.damaged = true
+			return err
+		}
 	}
 	k.applied, k.size = t, size
 	if k.published || k.yielded {
@@ -162,6 +169,22 @@ func (k *Kernel) write(steps func(yield func(*routing.Step) bool)) error {
 		return fmt.Errorf("apply the table: %w", err)
 	}
 	return k.forgetHits(w.goneRoutes)
+}
+
+// keepHitsOf deletes the counters of routes that are not t's: no steps have said that
+// they are gone.
+func (k *Kernel) keepHitsOf(t *routing.Table) error {
+	hits, err := k.hits()
+	if err != nil {
+		return err
+	}
+	gone := map[routing.RouteKey]bool{}
+	for key := range hits {
+		if _, _, ok := t.Describe(key); !ok {
+			gone[key] = true
+		}
+	}
+	return k.forgetHits(gone)
 }
 
 // forgetHits deletes the counters of routes that are gone.

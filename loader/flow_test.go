@@ -3,6 +3,7 @@
 package loader
 
 import (
+	"fmt"
 	"net/netip"
 	"testing"
 	"time"
@@ -215,6 +216,12 @@ func TestWithoutALeaseFlowsGoToTheBaseline(t *testing.T) {
 }
 
 func TestHitsAreCountedForEachRouteAndForgottenWithIt(t *testing.T) {
+	for _, skip := range []bool{false, true} {
+		t.Run(fmt.Sprintf("after a table that was not applied %t", skip), func(t *testing.T) { testHits(t, skip) })
+	}
+}
+
+func testHits(t *testing.T, skip bool) {
 	s := newScene(t)
 	s.start()
 	for range 3 {
@@ -233,6 +240,16 @@ func TestHitsAreCountedForEachRouteAndForgottenWithIt(t *testing.T) {
 		t.Errorf("hits (-want +got):\n%s", diff)
 	}
 
+	if skip {
+		s.compile()
+		s.apply()
+		hits, err = s.k.Hits()
+		s.must(err)
+		if diff := cmp.Diff(want, hits); diff != "" {
+			t.Errorf("hits when all maps are new (-want +got):\n%s", diff)
+		}
+		s.compile()
+	}
 	s.input.Sandboxes[0].Redirects = nil
 	s.apply()
 	hits, err = s.k.Hits()

@@ -3,6 +3,7 @@
 package router
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -11,8 +12,12 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
+
+	wire "golang.org/x/net/http2"
+	"golang.org/x/sys/unix"
 
 	"github.com/sidetrack-dev/sidetrack/daemon/ledger"
 	"github.com/sidetrack-dev/sidetrack/test/lab"
@@ -223,11 +228,12 @@ func TestAStreamWaitsUntilOthersKnowWhereItGoes(t *testing.T) {
 	}
 }
 
-// once is a listener that takes one connection and is closed then.
+// once is a listener that takes one connection and then is closed, or full.
 type once struct {
 	net.Listener
 	taken atomic.Bool
 	done  chan struct{}
+	fill  func(net.Listener) // nil: it is closed
 }
 
 func (l *once) Accept() (net.Conn, error) {
@@ -236,13 +242,40 @@ func (l *once) Accept() (net.Conn, error) {
 		return nil, http.ErrServerClosed
 	}
 	c, err := l.Listener.Accept()
-	l.Listener.Close()
+	if l.fill != nil {
+		l.fill(l.Listener)
+	} else {
+		l.Listener.Close()
+	}
 	return c, err
+}
+
+// fill has a pod's listener drop SYNs from now on.
+func (w *world) fill(l net.Listener) {
+	raw, err := l.(syscall.Conn).SyscallConn()
+	if err == nil {
+		err = errors.Join(raw.Control(func(fd uintptr) { err = unix.Listen(int(fd), 0) }), err)
+	}
+	var c net.Conn
+	if err == nil {
+		c, err = w.runner.Dial("tcp", netip.AddrPortFrom(w.fork2.IPv4, 8080).String())
+	}
+	if err != nil {
+		w.t.Errorf("fill a listener: %v", err)
+		return
+	}
+	w.t.Cleanup(func() { c.Close() })
 }
 
 // TestAStreamDoesNotWaitWhereItsServerTakesOneConnectionAlone: it is refused once, which
 // clients try again.
 func TestAStreamDoesNotWaitWhereItsServerTakesOneConnectionAlone(t *testing.T) {
+	for _, full := range []bool{false, true} {
+		t.Run(fmt.Sprintf("full %t", full), func(t *testing.T) { testOneConnectionAlone(t, full) })
+	}
+}
+
+func testOneConnectionAlone(t *testing.T, full bool) {
 	var others tellingOthers
 	w, l := newLedgerWorld(t, withCart, propagating, func(w *world) { others.listen(w, func() {}) })
 	ln, err := w.fork2.Listen("tcp", ":8080")
@@ -250,6 +283,9 @@ func TestAStreamDoesNotWaitWhereItsServerTakesOneConnectionAlone(t *testing.T) {
 		t.Fatal(err)
 	}
 	one := &once{Listener: ln, done: make(chan struct{})}
+	if full {
+		one.fill = w.fill
+	}
 	s := &http.Server{Handler: telling(w.fork2), Protocols: new(http.Protocols), ReadHeaderTimeout: patience}
 	s.Protocols.SetUnencryptedHTTP2(true)
 	defer s.Close() // which waits for Accept
@@ -269,5 +305,43 @@ func TestAStreamDoesNotWaitWhereItsServerTakesOneConnectionAlone(t *testing.T) {
 		if refused := i == 0; refused != (r.Error != "") || !refused && (r.Status != 200 || r.Answer.Pod != "fork2") {
 			t.Errorf("record %d: %+v", i, r)
 		}
+	}
+}
+
+// TestAStreamThatWaitsIsSentBeforeTheClientsEnd: a client may say that it will say
+// nothing more while its stream is held.
+func TestAStreamThatWaitsIsSentBeforeTheClientsEnd(t *testing.T) {
+	var others tellingOthers
+	w, _ := newLedgerWorld(t, propagating, func(w *world) { others.listen(w, func() {}) })
+	w.serveHTTP2(w.base, telling(w.base))
+	heard := make(chan bool, 1)
+	w.script(w.fork, func(c *peer) {
+		got := false
+		f := wire.NewFramer(c.conn, c.r)
+		c.expect(wire.ClientPreface)
+		if err := f.WriteSettings(); err != nil {
+			t.Error(err)
+		}
+		for {
+			frame, err := f.ReadFrame()
+			if err != nil {
+				heard <- got
+				return
+			}
+			got = got || frame.Header().Type == wire.FrameHeaders
+		}
+	})
+	f := w.frames(w.dial(w.client))
+	f.headers(1, true, asking("baggage", "sidetrack="+key, "traceparent", strings.Fields(traceparent)[1])...)
+	if err := f.conn.CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case got := <-heard:
+		if !got {
+			t.Error("the fork has heard of the client's end and not of its stream")
+		}
+	case <-time.After(patience):
+		t.Error("the fork does not hear of the client's end")
 	}
 }

@@ -145,6 +145,9 @@ const (
 	resetPolls = 1000
 	// forkDialLimit is how long one endpoint of a fork is tried.
 	forkDialLimit = 3 * time.Second
+	// apartDialLimit is how long a second connection to the baseline is tried, for streams
+	// that could have gone by the first.
+	apartDialLimit = time.Second
 )
 
 // delays are how long a client may take for something before it is taken for one

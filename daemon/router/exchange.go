@@ -313,6 +313,8 @@ const (
 
 // finish has a record made soon. Its entry is not to be changed any more.
 func (l *loop) finish(e *ledger.Entry) {
+	// Until then it is under way to whoever asks.
+	l.router.cfg.Ledger.Begin(e)
 	e.End()
 	l.finished = append(l.finished, e)
 }

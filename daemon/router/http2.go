@@ -353,11 +353,14 @@ func (h *http2Conn) conclude() {
 		}
 		c.in.drop(&c.loop.bufs)
 		c.phase = unread
-		for _, u := range c.ups {
-			u.sendFIN()
-		}
 		if len(c.ups) == 0 && c.end == goOn {
 			c.end = hangUp
+		}
+	}
+	for _, u := range c.ups {
+		// What has been held up goes first.
+		if c.finSeen && !u.wantFIN && !u.link.Waiting() {
+			u.sendFIN()
 		}
 	}
 	if c.end == goOn && h.relay.Open() == 0 {
@@ -447,7 +450,7 @@ func (h *http2Conn) unreachable(u *upstream) {
 		h.relay.LinkFailed(u.link, u.refusal)
 	default:
 		// A client tries again what was on it.
-		h.noneApart = true
+		h.noneApart = h.noneApart || !u.fallBack
 		h.relay.LinkEnded(u.link)
 	}
 	u.countPending()

@@ -95,6 +95,11 @@ func (u *upstream) pendingGo() {
 	}
 }
 
+// apart reports whether u is a connection to the baseline besides the primary one.
+func (u *upstream) apart() bool {
+	return u.conn.h2 != nil && u != u.conn.cur && !u.fork && !u.fallBack
+}
+
 // apart returns where a stream that has to wait goes: a connection besides the primary
 // one, on which it holds up nobody who has no key. It is u itself where it is one, and
 // where there can be no other; then the stream cannot wait.

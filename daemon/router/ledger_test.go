@@ -150,10 +150,15 @@ func TestWhatTheRouterAnswersItselfLeavesARecord(t *testing.T) {
 	w, l := newLedgerWorld(t, func(w *world) { w.input.Slices[1] = endpoints("route-pr-42") })
 	w.names(w.base)
 	c := w.dial(w.client)
-	c.send(get(tagged))
+	c.send(get(tagged + traceparent))
 	resp, _ := c.response("GET")
 	if resp.StatusCode != http.StatusServiceUnavailable {
 		t.Fatalf("answered %s", resp.Status)
+	}
+	if list := (ledgerv1alpha1.RecordList{}); l.UnderWay() == 0 {
+		if list, _ = l.List(pr42, ledger.Query{}); len(list.Items) == 0 {
+			t.Error("a request that is answered is neither under way nor on record")
+		}
 	}
 	// A head that cannot be framed.
 	bad := "GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nContent-Length: 2\r\n" + tagged + "\r\n"

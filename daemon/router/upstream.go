@@ -4,6 +4,7 @@ package router
 
 import (
 	"net/netip"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -228,9 +229,16 @@ func (u *upstream) dialOnce() unix.Errno {
 		closeFD(fd)
 		return unix.ENOMEM
 	}
-	if u.fork {
+	limit := time.Duration(0) // the kernel's own
+	switch {
+	case u.fork:
+		limit = forkDialLimit
+	case u.apart():
+		limit = apartDialLimit
+	}
+	if limit > 0 {
 		u.timer.fire = func() { u.failed(unix.ETIMEDOUT) }
-		l.timers.set(&u.timer, forkDialLimit)
+		l.timers.set(&u.timer, limit)
 	}
 	return noError
 }

@@ -300,6 +300,9 @@ func (r *Relay) clientBlock(h head, raw, prio, block []byte) {
 	l := route.Link
 	r.mute = false
 	if r.in.long && (l != r.primary || route.Inject != "") {
+		if route.Watch != nil {
+			r.env.Ended(route.Watch, "a frame of its headers is too long")
+		}
 		r.fail(wire.ErrCodeFrameSize, ClientError)
 		return
 	}

@@ -104,9 +104,14 @@ func TestFramesThatAreTooLongEndTheConnectionWhereverTheyGo(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := newScene(t, Limits{})
+			s.watch = true
 			s.settle()
 			send(s)
 			for s.deliver(s.client, 10_000) && !s.relay.Over() {
+			}
+			s.relay.Ended("")
+			if len(s.ended) != len(s.routed) {
+				t.Errorf("of %d streams that leave records %d have ended", len(s.routed), len(s.ended))
 			}
 			s.client.take()
 			if g := s.client.goAways; !s.relay.Over() || len(g) != 1 || g[0].ErrCode != wire.ErrCodeFrameSize {

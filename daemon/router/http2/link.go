@@ -88,6 +88,9 @@ func (l *Link) Usable() bool { return !l.gone && !l.closing }
 // Streams returns how many streams are open on the link.
 func (l *Link) Streams() int { return l.streams }
 
+// Waiting reports whether streams are held up that the server has not been told of.
+func (l *Link) Waiting() bool { return len(l.waiting) > 0 }
+
 // writeSettings tells a link what the client has announced.
 func (r *Relay) writeSettings(l *Link) {
 	settings := append([]wire.Setting{{ID: wire.SettingEnablePush}}, r.clientSetting...)

@@ -55,7 +55,8 @@ func (w *Watch) look(fields []hpack.HeaderField) {
 	for _, f := range fields {
 		switch f.Name {
 		case ":status":
-			if n, err := strconv.Atoi(f.Value); err == nil && (n < 100 || n > 199) {
+			// Three digits (RFC 9113, section 8.3.2; RFC 9110, section 15).
+			if n, err := strconv.Atoi(f.Value); err == nil && n >= 200 && n <= 999 {
 				w.Status = n
 			}
 		case "grpc-status":
