@@ -115,10 +115,18 @@ func ParsePath(path string) (Resource, bool) {
 // Patience is how long a client may take none of its answer before it is given up.
 const Patience = 30 * time.Second
 
+// leastRate is how many bytes a second a client takes at least of a list, or of a part
+// of a stream, besides its patience: it is in memory for as long.
+const leastRate = 64 << 10
+
 // Handler serves records as package api/ledger/v1alpha1 says. Who may read them has
 // been decided by whoever calls it. It gives a client up that takes nothing of its
-// answer for as long as patience.
+// answer for as long as patience, or that takes it a trickle at a time.
 func Handler(from Reader, patience time.Duration) http.Handler {
+	return handler(from, patience, leastRate)
+}
+
+func handler(from Reader, patience time.Duration, rate int) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		resource, ok := ParsePath(r.URL.Path)
 		if !ok {
@@ -137,7 +145,7 @@ func Handler(from Reader, patience time.Duration) http.Handler {
 			fail(w, http.StatusBadRequest, metav1.StatusReasonBadRequest, err.Error())
 			return
 		}
-		out := &patientWriter{w: w, rc: http.NewResponseController(w), patience: patience}
+		out := &patientWriter{w: w, rc: http.NewResponseController(w), patience: patience, rate: rate}
 		defer func() { _ = out.flush() }()
 		if want.Follow || resource.Watch {
 			stream(out, r, from, resource.Owner, want)
@@ -177,35 +185,49 @@ func statusOf(err error) *metav1.Status {
 	return status(http.StatusServiceUnavailable, metav1.StatusReasonServiceUnavailable, err.Error())
 }
 
-// patientWriter writes as long as the client takes some of it now and then.
+// patientWriter writes as long as the client takes some of it now and then, and what is
+// written at once fast enough.
 type patientWriter struct {
 	w        http.ResponseWriter
 	rc       *http.ResponseController
 	patience time.Duration
+	rate     int       // bytes a second
+	until    time.Time // when what was written last has to be on its way
 }
 
 // patientChunk is what has to be taken at a time.
 const patientChunk = 32 << 10
 
 func (p *patientWriter) Write(b []byte) (n int, err error) {
+	p.until = time.Now().Add(p.patience + time.Duration(len(b))*time.Second/time.Duration(p.rate))
 	for len(b) > 0 && err == nil {
 		var wrote int
-		// Where there are no deadlines there is no connection either.
-		_ = p.rc.SetWriteDeadline(time.Now().Add(p.patience))
+		p.wait()
 		wrote, err = p.w.Write(b[:min(len(b), patientChunk)])
 		n, b = n+wrote, b[wrote:]
 	}
 	return n, err
 }
 
+// wait sets how long the next bytes may take.
+func (p *patientWriter) wait() {
+	at := time.Now().Add(p.patience)
+	if !p.until.IsZero() && p.until.Before(at) {
+		at = p.until
+	}
+	// Where there are no deadlines there is no connection either.
+	_ = p.rc.SetWriteDeadline(at)
+}
+
 // flush returns when all is on its way. Nothing waits for the client then, so it has
 // all the time there is: net/http resets a stream of HTTP/2 when its deadline passes,
 // whether or not anybody writes. The connection may serve the next request as well.
 func (p *patientWriter) flush() error {
-	_ = p.rc.SetWriteDeadline(time.Now().Add(p.patience))
+	p.wait()
 	if err := p.rc.Flush(); err != nil {
 		return err
 	}
+	p.until = time.Time{}
 	_ = p.rc.SetWriteDeadline(time.Time{})
 	return nil
 }

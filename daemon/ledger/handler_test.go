@@ -11,6 +11,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -230,6 +231,59 @@ func TestAnIdleStreamOutlivesThePatienceAndAStalledReaderDoesNot(t *testing.T) {
 			case <-stalled:
 			case <-time.After(2 * time.Minute):
 				t.Error("who takes nothing of what there is, is not given up")
+			}
+		})
+	}
+}
+
+// lister is a Reader of one list.
+type lister func(ctx context.Context) *ledgerv1alpha1.RecordList
+
+func (f lister) Records(ctx context.Context, _ Owner, _ ledgerv1alpha1.Options) (*ledgerv1alpha1.RecordList, error) {
+	return f(ctx), nil
+}
+
+func (lister) Follow(context.Context, Owner, ledgerv1alpha1.Options, func() error, func(*ledgerv1alpha1.RecordList) error) error {
+	return TooMuch{Reason: "there are lists only"}
+}
+
+// Each of its chunks is taken well within the patience.
+func TestAReaderThatTricklesIsGivenUp(t *testing.T) {
+	const size, patience = 32 << 20, 3 * time.Second
+	for _, http2 := range []bool{false, true} {
+		t.Run(fmt.Sprintf("HTTP/2 %t", http2), func(t *testing.T) {
+			t.Parallel()
+			part := ledgerv1alpha1.Record{Target: strings.Repeat("x", 64<<10)}
+			over := make(chan struct{})
+			server := httptest.NewUnstartedServer(handler(lister(func(ctx context.Context) *ledgerv1alpha1.RecordList {
+				context.AfterFunc(ctx, func() { close(over) })
+				return &ledgerv1alpha1.RecordList{Items: slices.Repeat([]ledgerv1alpha1.Record{part}, size>>16)}
+			}), patience, size/2))
+			server.EnableHTTP2 = http2
+			server.StartTLS()
+			defer server.Close()
+			resp, err := server.Client().Get(server.URL + (&ledgerv1alpha1.Options{}).Path("sandboxes", "shop", "pr-42"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer resp.Body.Close()
+			n, given := 0, false
+			for buffer := make([]byte, 64<<10); ; {
+				m, err := io.ReadFull(resp.Body, buffer)
+				n += m
+				if err != nil {
+					break
+				}
+				if !given {
+					select {
+					case <-over: // what is on its way comes at once
+						given = true
+					case <-time.After(100 * time.Millisecond):
+					}
+				}
+			}
+			if n >= size {
+				t.Errorf("it gets all of %d bytes", n)
 			}
 		})
 	}

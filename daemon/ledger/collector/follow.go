@@ -125,6 +125,7 @@ func (f *follower) stream(ctx context.Context, s *session) error {
 		case answer := <-a.answers:
 			patience.Stop()
 			if answer.Refused != "" {
+				a.give(sizes(answer.Records.Items))
 				// It is asked again when the stream looks for nodes next.
 				return f.say([]ledgerv1alpha1.NodeAnswer{{Node: s.node, Message: answer.Refused}})
 			}

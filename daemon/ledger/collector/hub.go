@@ -292,7 +292,7 @@ func (h *hub) collect(ctx context.Context, s *session, q wire.Question, g *gathe
 	}
 }
 
-// reader is a user of the ledger.
+// reader is a user of the ledger, by the name of whose share it takes.
 type reader struct {
 	*hub
 	user string

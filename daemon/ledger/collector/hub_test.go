@@ -227,7 +227,7 @@ func TestAStreamEndsWithTheReasonForWhichItIsEnded(t *testing.T) {
 		return nil, context.Canceled
 	}
 	err := h.as("joe").Follow(ctx, pr42, ledgerv1alpha1.Options{}, begun, func(*ledgerv1alpha1.RecordList) error { return nil })
-	if err != ledger.Forbidden("not any more") {
+	if !errors.Is(err, ledger.Forbidden("not any more")) {
 		t.Errorf("it ended with %v", err)
 	}
 }

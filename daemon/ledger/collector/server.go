@@ -72,7 +72,7 @@ func (s *service) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if resource.Watch {
 		go s.askAgain(ctx, cancel, reply.User, resource.Owner)
 	}
-	ledger.Handler(reader{s.hub, reply.User.GetName()}, s.patience).ServeHTTP(w, r.WithContext(ctx))
+	ledger.Handler(reader{s.hub, sharer(reply.User.GetName())}, s.patience).ServeHTTP(w, r.WithContext(ctx))
 }
 
 // askAgain ends a stream whose reader may not read any more. While the API server

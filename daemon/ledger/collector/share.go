@@ -4,6 +4,7 @@ package collector
 
 import (
 	"fmt"
+	"strings"
 	"sync"
 	"time"
 
@@ -12,7 +13,8 @@ import (
 
 // Nobody can keep others from reading by reading much. So users, as the API server
 // names them, have a share each of what there is of memory, of streams and of lists
-// that are made at a time.
+// that are made at a time. The ServiceAccounts of a namespace have one together: whoever
+// administers it makes as many as he likes.
 const (
 	// maxStreams and maxLists are how many requests of each kind there may be at a time,
 	// and streamsEach and listsEach how many of them one user's. Agents answer at least
@@ -26,6 +28,27 @@ const (
 	againSoon  = time.Second
 	againLater = 2 * time.Second
 )
+
+// accounts begins the names of ServiceAccounts, which go on with namespace:name.
+const accounts = "system:serviceaccount:"
+
+// sharer names who has the share of which a user of this name takes.
+func sharer(user string) string {
+	if rest, ok := strings.CutPrefix(user, accounts); ok {
+		if namespace, _, ok := strings.Cut(rest, ":"); ok {
+			return accounts + namespace + ":*"
+		}
+	}
+	return user
+}
+
+// have says who has something.
+func have(sharer string) string {
+	if strings.HasPrefix(sharer, accounts) {
+		return "the ServiceAccounts of your namespace together have"
+	}
+	return "you have"
+}
 
 // room is how many bytes of records there may be. It may be used concurrently.
 type room struct {
@@ -41,16 +64,17 @@ type room struct {
 func (r *room) take(user string, n int64) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if n == 0 {
+		return true // there is always room for nothing
+	}
 	if r.held[user]+n > r.most-r.used-n {
 		return false
 	}
 	if r.held == nil {
 		r.held = map[string]int64{}
 	}
-	if n > 0 {
-		r.held[user] += n
-		r.used += n
-	}
+	r.held[user] += n
+	r.used += n
 	return true
 }
 
@@ -96,7 +120,7 @@ func (s *seats) take(user string, end func()) (leave func(), err error) {
 	defer s.mu.Unlock()
 	own := len(s.users[user])
 	if own >= s.each {
-		return nil, ledger.TooMuch{Reason: fmt.Sprintf("you have %d %s of the ledger open already, which is as many as one user may: end some, or try again later", own, s.kind), Again: s.again}
+		return nil, ledger.TooMuch{Reason: fmt.Sprintf("%s %d %s of the ledger open already, which is as many as one user may: end some, or try again later", have(user), own, s.kind), Again: s.again}
 	}
 	if s.n >= s.most && !s.free(own) {
 		return nil, ledger.TooMuch{Reason: fmt.Sprintf("as many %s of the ledger are open as there may be: try again later", s.kind), Again: s.again}

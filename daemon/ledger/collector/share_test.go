@@ -210,6 +210,63 @@ func TestAReaderThatIsSlowGetsAll(t *testing.T) {
 	}
 }
 
+// Whoever administers a namespace makes as many ServiceAccounts in it as he likes.
+func TestServiceAccountsOfANamespaceAreOneUser(t *testing.T) {
+	h := newTestHub(time.Minute, "one")
+	h.streams.each = 2
+	h.answering(t, 1)
+	s := serve(t, h, time.Minute, false)
+	follow := (&ledgerv1alpha1.Options{Follow: true}).Path("sandboxes", "shop", "pr-42")
+	for _, x := range []struct {
+		user string
+		want int
+	}{
+		{"system:serviceaccount:shop:one", http.StatusOK}, {"system:serviceaccount:shop:two", http.StatusOK},
+		{"system:serviceaccount:shop:three", http.StatusTooManyRequests},
+		{"system:serviceaccount:pay:three", http.StatusOK}, {"system:node:one", http.StatusOK}, {"joe", http.StatusOK},
+	} {
+		resp := open(t, s, x.user, follow)
+		if resp.StatusCode != x.want {
+			t.Errorf("%s: %s, want %d", x.user, resp.Status, x.want)
+		}
+		if x.want != http.StatusOK {
+			if body, err := io.ReadAll(resp.Body); err != nil || !strings.Contains(string(body), "the ServiceAccounts of your namespace together have 2 streams") {
+				t.Errorf("%s is told %s, %v", x.user, body, err)
+			}
+		}
+	}
+}
+
+func TestARefusalKeepsNoRoom(t *testing.T) {
+	h := newTestHub(time.Minute, "one")
+	one := h.agent("one", "x")
+	said := make(chan string, 8)
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		_ = h.as("joe").Follow(ctx, pr42, ledgerv1alpha1.Options{}, begun, func(l *ledgerv1alpha1.RecordList) error {
+			for _, n := range l.Nodes {
+				said <- n.Message
+			}
+			return nil
+		})
+	}()
+	answer := wire.Answer{ID: one.next(t).ID, Refused: "no"}
+	answer.Records.Items = make([]ledgerv1alpha1.Record, 3) // which a refusal has not, by right
+	if !h.answered(t.Context(), "one", answer) {
+		t.Error("nobody awaits the refusal")
+	}
+	if why := <-said; why != "no" {
+		t.Errorf("it says %q", why)
+	}
+	cancel()
+	<-ended
+	if n := h.room.taken(); n != 0 {
+		t.Errorf("%d bytes are kept", n)
+	}
+}
+
 func TestRoomIsLeftForWhoeverComes(t *testing.T) {
 	r := room{most: 1200}
 	fill := func(user string) (n int64) {
@@ -223,6 +280,11 @@ func TestRoomIsLeftForWhoeverComes(t *testing.T) {
 	}
 	if n := fill("ann"); n != 300 {
 		t.Errorf("the next gets %d", n)
+	}
+	for _, user := range []string{"joe", "ann", "ben"} {
+		if !r.take(user, 0) {
+			t.Errorf("there is no room for nothing of %s", user)
+		}
 	}
 	r.give("joe", 600)
 	if n := fill("ann"); n != 300 {
