@@ -87,7 +87,7 @@ type publisher struct {
 	log    *slog.Logger
 
 	now       atomic.Pointer[identity] // is served
-	next      *identity                // is published, and served from the next time on
+	next      *identity                // is published, and served once it has been for a while
 	before    []byte                   // verifies what was served before
 	changed   time.Time                // when that was
 	published atomic.Bool
@@ -137,35 +137,41 @@ func (p *publisher) run(ctx context.Context) {
 }
 
 // publish does what is due. API servers hear of a certificate some time before it is
-// served, or they could not verify it.
+// served, or they could not verify it: another is served once it was in the APIService
+// for a while. Where somebody has taken it out meanwhile, it waits for as long again,
+// unless the one before is about to end.
 func (p *publisher) publish(ctx context.Context, now time.Time) error {
 	id := p.now.Load()
-	if p.next != nil {
-		p.before, p.changed = id.pem, now
-		id, p.next = p.next, nil
-		p.now.Store(id)
-		p.log.Info("another certificate is served", "apiService", APIService)
+	if p.next == nil && now.Sub(id.made) <= p.life/2 {
+		bundle := id.pem
+		if p.before != nil && now.Sub(p.changed) < min(keepBefore, p.life/4) {
+			bundle = append(bytes.Clone(bundle), p.before...)
+		}
+		_, err := p.tell(ctx, bundle)
+		return err
 	}
-	if now.Sub(id.made) > p.life/2 {
+	first := p.next == nil
+	if first {
 		next, err := newIdentity(p.name, now, p.life)
 		if err != nil {
 			return err
 		}
-		if err := p.tell(ctx, append(bytes.Clone(next.pem), id.pem...)); err != nil {
-			return err
-		}
 		p.next = next
-		return nil
 	}
-	bundle := id.pem
-	if p.before != nil && now.Sub(p.changed) < min(keepBefore, p.life/4) {
-		bundle = append(bytes.Clone(bundle), p.before...)
+	known, err := p.tell(ctx, append(bytes.Clone(p.next.pem), id.pem...))
+	if err != nil || first || !known && now.Sub(id.made) < p.life*3/4 {
+		return err
 	}
-	return p.tell(ctx, bundle)
+	p.before, p.changed = id.pem, now
+	p.now.Store(p.next)
+	p.next = nil
+	p.log.Info("another certificate is served", "apiService", APIService)
+	return nil
 }
 
-// tell has the APIService say that bundle verifies the collector.
-func (p *publisher) tell(ctx context.Context, bundle []byte) error {
+// tell has the APIService say that bundle verifies the collector, and reports whether it
+// has said so before.
+func (p *publisher) tell(ctx context.Context, bundle []byte) (known bool, err error) {
 	var have struct {
 		Spec struct {
 			CABundle []byte `json:"caBundle"`
@@ -173,21 +179,21 @@ func (p *publisher) tell(ctx context.Context, bundle []byte) error {
 	}
 	text, err := p.client.Get().AbsPath("/apis/apiregistration.k8s.io/v1/apiservices", APIService).DoRaw(ctx)
 	if err != nil {
-		return fmt.Errorf("read APIService %s: %w", APIService, err)
+		return false, fmt.Errorf("read APIService %s: %w", APIService, err)
 	}
 	if err := json.Unmarshal(text, &have); err != nil {
-		return fmt.Errorf("read APIService %s: %w", APIService, err)
+		return false, fmt.Errorf("read APIService %s: %w", APIService, err)
 	}
 	if bytes.Equal(have.Spec.CABundle, bundle) {
-		return nil
+		return true, nil
 	}
 	patch := fmt.Sprintf(`{"spec":{"caBundle":%q}}`, base64.StdEncoding.EncodeToString(bundle))
 	if err := p.client.Patch(types.MergePatchType).AbsPath("/apis/apiregistration.k8s.io/v1/apiservices", APIService).
 		Body([]byte(patch)).Do(ctx).Error(); err != nil {
-		return fmt.Errorf("write APIService %s: %w", APIService, err)
+		return false, fmt.Errorf("write APIService %s: %w", APIService, err)
 	}
 	p.log.Info("certificate published", "apiService", APIService)
-	return nil
+	return false, nil
 }
 
 var errNotPublished = errors.New("the API server does not know the certificate yet")
