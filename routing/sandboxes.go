@@ -49,6 +49,7 @@ func (c *compiler) numberSandboxes() {
 		}
 		info := &SandboxInfo{Name: s.Name, Group: s.Group, Propagate: s.Propagate, given: *s}
 		info.Watched = len(s.Observe) > 0 || s.ObserveAll || s.Propagate
+		info.AllWatched = info.Watched
 		if old := c.prev.byName.of(name); old != nil {
 			info.ID = old.ID
 			if s.Key != "" && old.Key == s.Key {
@@ -102,7 +103,7 @@ func (c *compiler) join(group *SandboxInfo) {
 		return
 	}
 	group.members = make(map[SandboxID]bool, len(group.given.Members))
-	all := true
+	all, watched := true, true
 	for _, m := range group.given.Members {
 		s := c.byName.of(sandboxName{Name: Name{group.Name.Namespace, m}})
 		if s == nil {
@@ -114,8 +115,10 @@ func (c *compiler) join(group *SandboxInfo) {
 		}
 		all = all && s.Propagate
 		group.Watched = group.Watched || s.Watched
+		watched = watched && s.Watched
 	}
 	group.Propagate = all && len(group.members) > 0
+	group.AllWatched = watched && len(group.members) > 0
 }
 
 // sandboxName tells a sandbox from a group of the same name.

@@ -173,6 +173,9 @@ type SandboxInfo struct {
 	// Watched says that somebody wants to know who loses the key, on whichever node:
 	// the sandbox observes or propagates, or a member of the group does.
 	Watched bool
+	// AllWatched says that Watched is so of everything that the key leads to: of a
+	// group, that each member is watched.
+	AllWatched bool
 
 	members map[SandboxID]bool // a group's
 	lost    map[Name][]*lost   // redirects of Services that are not there

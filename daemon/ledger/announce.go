@@ -58,11 +58,17 @@ func (l *Ledger) tell(id TraceID, owner *routing.SandboxInfo, h *hop) {
 	l.announce(a)
 }
 
+// hears reports whether this node takes in what others say of an owner's traces. A
+// nil owner is one that it does not know.
+func hears(owner *routing.SandboxInfo) bool {
+	return owner != nil && owner.Watched && owner.Key != ""
+}
+
 // Heard takes in what another node has announced.
 func (l *Ledger) Heard(a Announcement) {
 	t := l.table.Load()
 	owner := t.SandboxNamed(a.Owner.Name, a.Owner.Group)
-	if owner == nil || !owner.Watched || owner.Key == "" || a.Trace == (TraceID{}) {
+	if !hears(owner) || a.Trace == (TraceID{}) {
 		return
 	}
 	l.traces.note(t, a.Trace, owner, a.Service, a.Endpoints, false, time.Now())

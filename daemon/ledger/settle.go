@@ -54,7 +54,9 @@ func (l *Ledger) UnderWay() (n int) {
 // Settle takes in where a trace of an owner has gone with its key, as other nodes have
 // said, looks at the calls of the trace again, and says how far this node's records
 // of it can be relied on when they are read next. It returns where this node knows it
-// to have gone. Of a trace that is not the owner's nothing is said.
+// to have gone. Of a trace that is not the owner's nothing is said. Of an owner whose
+// traces nodes do not tell each other of, nothing is claimed to be known: calls that
+// have lost its key elsewhere have not been kept.
 func (l *Ledger) Settle(o Owner, id TraceID, told []Announcement) ([]Announcement, ledgerv1alpha1.TraceAnswer) {
 	for _, a := range told {
 		if a.Owner == o && a.Trace == id {
@@ -90,5 +92,8 @@ func (l *Ledger) Settle(o Owner, id TraceID, told []Announcement) ([]Announcemen
 		since = l.began
 	}
 	answer.KnownNanos = max(now.Sub(since).Nanoseconds(), 0)
+	if sb := l.table.Load().SandboxNamed(o.Name, o.Group); !hears(sb) || !sb.AllWatched {
+		answer.Unwatched, answer.KnownNanos = true, 0
+	}
 	return hops, answer
 }

@@ -249,3 +249,41 @@ func TestHopsOfAllTracesAreBounded(t *testing.T) {
 		t.Error("it does not know that it has forgotten some")
 	}
 }
+
+// Calls that lose a key which nodes do not tell each other of are not kept, so a node
+// does not claim to know of them.
+func TestANodeSaysThatItDoesNotHearOfATrace(t *testing.T) {
+	route := routing.ServiceRef{Service: "route"}
+	input := func(in *routing.Input) {
+		in.Sandboxes = append(in.Sandboxes, routing.Sandbox{
+			Name: name("blind"), Key: "key-of-blind", Redirects: []routing.Redirect{{From: route, To: routing.Target{Service: "route-pr-42"}}},
+		}, routing.Sandbox{
+			Name: name("both"), Group: true, Key: "key-of-both", Members: []string{"pr-42", "blind"},
+		}, routing.Sandbox{
+			Name: name("one"), Group: true, Key: "key-of-one", Members: []string{"pr-42"},
+		})
+	}
+	first, second, table, told := twoNodes(t, input)
+	call(t, first, table, tester, "cart", "key-of-blind", trace1)
+	if len(told) != 0 {
+		t.Fatal("a trace of a sandbox that observes nothing is announced")
+	}
+	e, _ := call(t, second, table, cart, "route", "", trace1)
+	second.Finish(e)
+	for _, tc := range []struct {
+		owner     Owner
+		unwatched bool
+	}{
+		{ofPR42, false},
+		{Owner{Name: name("blind")}, true},
+		{Owner{Name: name("both"), Group: true}, true}, // one of its members is not watched
+		{Owner{Name: name("one"), Group: true}, false},
+		{Owner{Name: name("nobody")}, true},
+	} {
+		hops, _ := first.Settle(tc.owner, ParseTraceID(trace1), nil)
+		_, answer := second.Settle(tc.owner, ParseTraceID(trace1), hops)
+		if answer.Unwatched != tc.unwatched || (answer.KnownNanos == 0) != tc.unwatched {
+			t.Errorf("of %+v it says %+v", tc.owner, answer)
+		}
+	}
+}

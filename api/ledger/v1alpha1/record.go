@@ -258,4 +258,9 @@ type TraceAnswer struct {
 	// looks for no calls that have lost this Sandbox's.
 	// +optional
 	Foreign bool `json:"foreign,omitempty"`
+	// Unwatched says that the Sandbox neither observes nor propagates, so that nodes do
+	// not tell each other where its traces have gone: what a workload has lost that
+	// received the key by way of another node is not known, and KnownNanos is zero.
+	// +optional
+	Unwatched bool `json:"unwatched,omitempty"`
 }

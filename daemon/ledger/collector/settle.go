@@ -28,7 +28,8 @@ type collected struct {
 
 // hopsOf returns where a trace has gone, as agents say, and whether each that has
 // answered knows all of it: it has said so itself, or was told with the question. Who
-// was told and does not say so has no use for it.
+// was told and does not say so has no use for it, or none yet: its answer says so (see
+// TraceAnswer.Foreign and Unwatched).
 func hopsOf(nodes []collected, told []wire.Trace) (hops []wire.Trace, known bool) {
 	all := map[string]wire.Trace{}
 	for i := range nodes {
