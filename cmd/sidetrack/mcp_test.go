@@ -9,6 +9,7 @@ import (
 	"io"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -178,6 +179,7 @@ func TestLongListsAreCutAndSayHowToGetTheRest(t *testing.T) {
 func TestAnAgentCreatesChangesAndDeletesASandbox(t *testing.T) {
 	ns := namespace(t)
 	deployment(t, ns, "route", "app")
+	create(t, serviceOf(ns, "route"))
 	deployment(t, ns, "stock", "app", "proxy")
 	a := newAgent(t, ns)
 	done := make(chan struct{})
@@ -213,6 +215,9 @@ func TestAnAgentCreatesChangesAndDeletesASandbox(t *testing.T) {
 	}
 	if spec.TTL == nil || spec.TTL.Duration != 2*time.Hour {
 		t.Errorf("its ttl is %v", spec.TTL)
+	}
+	if !slices.Equal(spec.Observe, []string{"route"}) {
+		t.Errorf("it observes %q", spec.Observe)
 	}
 	if r := spec.Redirects; len(r) != 1 || r[0].To.Namespace != "mine" || r[0].From.Service != "postgres" {
 		t.Errorf("redirects: %v", r)

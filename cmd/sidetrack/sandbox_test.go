@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -81,6 +82,40 @@ func TestASandboxThatIsThereIsChangedOnlyWhenThatIsSaid(t *testing.T) {
 		t.Errorf("after --update: %+v", got)
 	}
 	sidetrack(t, ns, 0, "sandbox", "create", "new", "--update", "--fork", "stock", "--image", "stock:2")
+}
+
+// Without --observe what is forked is observed, by whatever the sandbox was before.
+func TestWhatIsForkedIsObserved(t *testing.T) {
+	ns := namespace(t)
+	for _, name := range []string{"route", "stock"} {
+		deployment(t, ns, name, "app")
+		create(t, serviceOf(ns, name))
+	}
+	observes := func(want ...string) {
+		t.Helper()
+		if got := sandboxOf(t, ns, "a").Spec.Observe; !slices.Equal(got, want) {
+			t.Errorf("it observes %q, want %q", got, want)
+		}
+	}
+	sidetrack(t, ns, 0, "sandbox", "create", "a", "--fork", "route", "--image", "route:2")
+	observes("route")
+	sidetrack(t, ns, 0, "sandbox", "create", "a", "--update", "--fork", "stock", "--image", "stock:2")
+	observes("stock")
+	sidetrack(t, ns, 0, "sandbox", "create", "a", "--update", "--fork", "stock", "--image", "stock:2", "--observe", "*")
+	observes("*")
+	sidetrack(t, ns, 0, "sandbox", "create", "a", "--update", "--fork", "stock", "--image", "stock:2")
+	observes("stock")
+	sidetrack(t, ns, 0, "sandbox", "create", "a", "--update", "--fork", "stock", "--image", "stock:2", "--observe", "none")
+	observes()
+	_, said := sidetrack(t, ns, 2, "sandbox", "create", "a", "--update", "--fork", "stock", "--image", "stock:2", "--observe", "none,stock")
+	mustSay(t, said, "observe none goes with nothing else")
+}
+
+// serviceOf is a Service of a deployment's pods.
+func serviceOf(ns, name string) *corev1.Service {
+	return &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: name}, Spec: corev1.ServiceSpec{
+		Selector: map[string]string{"app": name}, Ports: []corev1.ServicePort{{Name: "http", Port: 80}},
+	}}
 }
 
 func TestADryRunStoresNothing(t *testing.T) {

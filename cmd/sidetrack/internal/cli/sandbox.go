@@ -119,7 +119,7 @@ that, the only one that has been given an image. CONTAINER may be the name of a 
 	flags.StringVar(&r.TTL, "ttl", "", "delete the sandbox after this `duration`, such as 2h")
 	flags.StringVar(&r.RoutingKey, "routing-key", "", "routing `key`; one is made when it is left out")
 	flags.StringVar(&r.ExistingConnections, "existing-connections", "", "what happens to connections from before the sandbox: Idle, the default, All or Leave")
-	flags.StringSliceVar(&r.Observe, "observe", nil, "`services` that are not redirected and in whose traffic to look for who loses the routing key; * is all of the namespace")
+	flags.StringSliceVar(&r.Observe, "observe", nil, "`services` in whose traffic to look for who loses the routing key; * is all of the namespace, none is none (default: those that are redirected)")
 	flags.StringVar(&r.Propagate, "propagate", "", "what stands for a routing key that was lost: TraceID, or nothing")
 	flags.StringToStringVarP(&r.Labels, "labels", "l", nil, "labels of the sandbox, for RouteGroups")
 	flags.BoolVar(&update, "update", false, "change the sandbox when there is one")

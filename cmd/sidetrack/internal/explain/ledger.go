@@ -69,7 +69,7 @@ func (e *explainer) propagation(records []ledger.Record, gaps bool) {
 	}
 	slices.Sort(who)
 	switch {
-	case len(who) == 0 && len(e.sb.Spec.Observe) == 0:
+	case len(who) == 0 && !e.seesOthers():
 		e.say("propagation", Note, "observe the Services in between: sidetrack sandbox create … --observe '*' --update",
 			"no workload has been seen to lose the key on calls to redirected Services; calls to others are not looked at")
 	case len(who) == 0 && (gaps || len(records) == 0):
@@ -104,4 +104,11 @@ func (e *explainer) summarise(r *v1alpha1.RedirectStatus) {
 	if r == nil {
 		e.out.Summary = "nothing is known that keeps " + what + " from what the sandbox redirects"
 	}
+}
+
+// seesOthers reports whether the sandbox observes a Service that it does not redirect.
+func (e *explainer) seesOthers() bool {
+	return slices.ContainsFunc(e.sb.Spec.Observe, func(name string) bool {
+		return !slices.ContainsFunc(e.sb.Status.Redirects, func(r v1alpha1.RedirectStatus) bool { return r.From.Service == name })
+	})
 }

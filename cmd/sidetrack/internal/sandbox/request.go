@@ -47,8 +47,9 @@ type Request struct {
 	RoutingKey string
 	// ExistingConnections is Idle, All or Leave; empty is the API's default.
 	ExistingConnections string
-	// Observe are Services that are not redirected and in whose traffic it is looked
-	// for workloads that have lost the key; * is all of the namespace.
+	// Observe are Services in whose traffic it is looked for workloads that have lost
+	// the key; * is all of the namespace, and ObserveNone alone none. Where it is empty
+	// they are those that are redirected anyway, as far as the user may list Services.
 	Observe []string
 	// Propagate is what stands for a key that has been lost: TraceID, or nothing.
 	Propagate string
@@ -67,7 +68,7 @@ func (r Request) Build(ctx context.Context, c *cluster.Cluster) (*v1alpha1.Sandb
 		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: r.Name, Labels: r.Labels},
 		Spec: v1alpha1.SandboxSpec{
 			RoutingKey: r.RoutingKey, ExistingConnections: v1alpha1.ExistingConnections(r.ExistingConnections),
-			Observe: r.Observe, Propagate: v1alpha1.Propagate(r.Propagate),
+			Propagate: v1alpha1.Propagate(r.Propagate),
 		},
 	}
 	if r.TTL != "" {
@@ -85,16 +86,19 @@ func (r Request) Build(ctx context.Context, c *cluster.Cluster) (*v1alpha1.Sandb
 		redirect.Unavailable = v1alpha1.Unavailable(r.Unavailable)
 		sb.Spec.Redirects = append(sb.Spec.Redirects, redirect)
 	}
-	forks, err := r.forks(ctx, c, namespace)
+	plan, err := r.plan(ctx, c, namespace)
 	if err != nil {
 		return nil, err
 	}
-	sb.Spec.Forks = forks
-	return sb, nil
+	for _, w := range plan.workloads {
+		sb.Spec.Forks = append(sb.Spec.Forks, v1alpha1.Fork{Workload: w.ref, Containers: w.overrides})
+	}
+	sb.Spec.Observe, err = r.observed(ctx, c, sb, plan)
+	return sb, err
 }
 
-func (r Request) forks(ctx context.Context, c *cluster.Cluster, namespace string) ([]v1alpha1.Fork, error) {
-	plan := plan{}
+func (r Request) plan(ctx context.Context, c *cluster.Cluster, namespace string) (*plan, error) {
+	plan := &plan{}
 	for _, text := range r.Forks {
 		ref, err := ParseWorkload(text)
 		if err != nil {
@@ -116,11 +120,7 @@ func (r Request) forks(ctx context.Context, c *cluster.Cluster, namespace string
 			return nil, err
 		}
 	}
-	var forks []v1alpha1.Fork
-	for _, w := range plan.workloads {
-		forks = append(forks, v1alpha1.Fork{Workload: w.ref, Containers: w.overrides})
-	}
-	return forks, nil
+	return plan, nil
 }
 
 // plan is what becomes of the forks while images and variables are given to

@@ -66,6 +66,7 @@ func kindOf(word string) string {
 type workload struct {
 	ref               v1alpha1.WorkloadRef
 	containers, inits []string
+	labels            map[string]string // of its pods
 	overrides         []v1alpha1.ContainerOverride
 }
 
@@ -89,6 +90,7 @@ func readWorkload(ctx context.Context, c *cluster.Cluster, namespace string, ref
 	}
 	w := &workload{ref: ref}
 	t := template(o)
+	w.labels = t.Labels
 	for i := range t.Spec.Containers {
 		w.containers = append(w.containers, t.Spec.Containers[i].Name)
 	}
@@ -185,12 +187,17 @@ func describe(kind string, o client.Object, services []corev1.Service) Workload 
 		w.Containers = append(w.Containers, Container{c.Name, c.Image, false})
 	}
 	for i := range services {
-		s := services[i].Spec.Selector
-		if len(s) > 0 && labels.SelectorFromSet(s).Matches(labels.Set(t.Labels)) {
+		if selects(&services[i], t.Labels) {
 			w.Services = append(w.Services, services[i].Name)
 		}
 	}
 	return w
+}
+
+// selects reports whether a Service has pods with these labels behind it.
+func selects(svc *corev1.Service, pod map[string]string) bool {
+	s := svc.Spec.Selector
+	return len(s) > 0 && labels.SelectorFromSet(s).Matches(labels.Set(pod))
 }
 
 func items(list client.ObjectList) []client.Object {
