@@ -117,7 +117,8 @@ func commandLine(t *testing.T) {
 	}
 
 	began := time.Now()
-	out, said := sidetrack(t, 0, "sandbox", "create", "cli", "--fork", "deploy/route", "--image", "sidetrack.test/shop:pr-42", "--ttl", "1h", "--wait")
+	// What diff sends comes in at front; who loses the key behind it is to be known.
+	out, said := sidetrack(t, 0, "sandbox", "create", "cli", "--fork", "deploy/route", "--image", "sidetrack.test/shop:pr-42", "--observe", "front,cart", "--ttl", "1h", "--wait")
 	deleteAfterwards(t, "-n", shop, "sandbox/cli")
 	figure("sidetrack sandbox create --wait", "%.1f s", time.Since(began).Seconds())
 	mustSay(t, out, "sandbox/cli ready")
@@ -260,7 +261,8 @@ func plantedDifference(t *testing.T) {
 	mustSay(t, out, "GET http://stock.shop/: no difference (200)", "POST http://cart.shop/: 2 differences", "$[1].Version\n    - \"v1\"\n    + \"pr-42\"")
 	// No fork is asked: that nothing differs says nothing.
 	out, said := sidetrack(t, 5, "diff", "--sandbox", "cli", "http://stock.shop/")
-	mustSay(t, out, "no difference (200)", "NOT VERIFIED", "no call of this request is known to have been answered by a fork")
+	mustSay(t, out, "no difference (200)", "NOT VERIFIED", "no call of this request is known to have been answered by a fork",
+		"the call of stock.shop itself is not on record", "observe it (spec.observe: [stock])")
 	mustSay(t, said, "not verified that a fork answered 1 of 1 requests", "next: ")
 	sidetrack(t, 0, "diff", "--sandbox", "cli", "http://front.shop/", "--ignore", "$[2].Sandbox", "--ignore", "$[*].Version")
 	_, said = sidetrack(t, 1, "diff", "--sandbox", "cli", "http://nobody.shop/")

@@ -50,7 +50,10 @@ type Answer struct {
 	// TraceID is the trace that the request began, or was part of: 32 hexadecimal
 	// digits.
 	TraceID string
-	Took    time.Duration
+	// SpanID is the span that the request was sent as, 16 hexadecimal digits: the
+	// parent of the call that it is.
+	SpanID string
+	Took   time.Duration
 }
 
 // Send sends a request over a connection of its own. The error is about the
@@ -85,7 +88,7 @@ func Send(ctx context.Context, dial func(ctx context.Context, network, address s
 		req.Header[http.CanonicalHeaderKey(name)] = slices.Clone(values)
 	}
 	Tag(req.Header, r.Key)
-	trace := traced(req.Header)
+	trace, span := traced(req.Header)
 	transport := &http.Transport{DialContext: dial, DisableKeepAlives: true, DisableCompression: true}
 	defer transport.CloseIdleConnections()
 	began := time.Now()
@@ -102,7 +105,7 @@ func Send(ctx context.Context, dial func(ctx context.Context, network, address s
 	if err != nil {
 		return nil, fmt.Errorf("%s %s: read the answer: %w", method, u.Redacted(), err)
 	}
-	a := &Answer{Status: resp.StatusCode, Proto: resp.Proto, Header: resp.Header, Body: body, TraceID: trace, Took: time.Since(began)}
+	a := &Answer{Status: resp.StatusCode, Proto: resp.Proto, Header: resp.Header, Body: body, TraceID: trace, SpanID: span, Took: time.Since(began)}
 	if int64(len(body)) > most {
 		a.Body, a.Truncated = body[:most], true
 	}
@@ -165,15 +168,15 @@ func HasKey(h http.Header) bool {
 	return false
 }
 
-// traced returns the trace of a request, and begins one where there is none (W3C
-// Trace Context, section 3.2).
-func traced(h http.Header) string {
+// traced returns the trace and the span of a request, and begins a trace where there
+// is none (W3C Trace Context, section 3.2).
+func traced(h http.Header) (trace, span string) {
 	if parts := strings.Split(strings.TrimSpace(h.Get("Traceparent")), "-"); len(parts) >= 4 && len(parts[1]) == 32 {
-		return strings.ToLower(parts[1])
+		return strings.ToLower(parts[1]), strings.ToLower(parts[2])
 	}
 	var id [24]byte
 	rand.Read(id[:]) // never fails: crypto/rand
-	trace, span := hex.EncodeToString(id[:16]), hex.EncodeToString(id[16:])
+	trace, span = hex.EncodeToString(id[:16]), hex.EncodeToString(id[16:])
 	h.Set("Traceparent", "00-"+trace+"-"+span+"-01")
-	return trace
+	return trace, span
 }

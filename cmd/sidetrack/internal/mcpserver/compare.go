@@ -82,9 +82,11 @@ func compareResponses() tool {
 				return nil, err
 			}
 			var res compare.Result
+			from := ""
 			// Beside the sandbox: both sides take the same way, and the key alone tells them
 			// apart.
-			err = c.server.tunnels.with(ctx, c, sb, false, func(dial dialFunc) error {
+			err = c.server.tunnels.with(ctx, c, sb, false, func(dial dialFunc, pod string) error {
+				from = pod
 				res, err = compare.Compare(ctx, compare.Through(dial, sb.Status.RoutingKey), req, o)
 				return err
 			})
@@ -94,7 +96,7 @@ func compareResponses() tool {
 			if res.BaselineError != "" && res.SandboxError != "" {
 				return nil, &task.Failure{Message: "nobody answers: " + res.SandboxError, Remedy: "correct the URL: its host is SERVICE." + sb.Namespace + "; list_workloads has the URLs"}
 			}
-			if err := compare.Verify(ctx, c.Cluster, sb, &res); err != nil {
+			if err := compare.Verify(ctx, c.Cluster, sb, from, &res); err != nil {
 				return nil, err
 			}
 			return compared(handle(sb.Namespace, sb.Name), &res, in.Detail, c.redact), nil

@@ -111,16 +111,17 @@ func sendRequest() tool {
 			r.Key = sb.Status.RoutingKey
 			r.MaxBody = int64(max(in.MaxBodyBytes, 1))
 			var a *exchange.Answer
-			began := time.Now()
-			err = c.server.tunnels.with(ctx, c, sb, true, func(dial dialFunc) error {
-				began = time.Now()
+			sent := proof.Sent{URL: r.URL}
+			err = c.server.tunnels.with(ctx, c, sb, true, func(dial dialFunc, pod string) error {
+				sent.Began, sent.Pod = time.Now(), pod
 				a, err = exchange.Send(ctx, dial, r)
 				return err
 			})
 			if err != nil {
 				return nil, notAnswered(err, sb)
 			}
-			e, err := proof.Gather(ctx, c.Cluster, sb, a.TraceID, began)
+			sent.Trace, sent.Span = a.TraceID, a.SpanID
+			e, err := proof.Gather(ctx, c.Cluster, sb, sent)
 			if err != nil {
 				return nil, err
 			}
@@ -198,7 +199,10 @@ func (c call) answerOf(a *exchange.Answer, in sendInput) *sendReply {
 // prove says what the ledger knows of the request.
 func (r *sendReply) prove(ctx context.Context, c call, e *proof.Evidence) error {
 	v := e.Judge()
-	r.Verified, r.NotVerified, r.Hops, r.ForksReached, r.ForksNotAsked = v.Verified, v.Doubts, hopsOf(e.Records), v.Reached, v.Missed
+	r.Verified, r.Hops, r.ForksReached, r.ForksNotAsked = v.Verified, hopsOf(e.Records), v.Reached, v.Missed
+	for _, why := range v.Doubts {
+		r.NotVerified = append(r.NotVerified, asTools(why))
+	}
 	if r.Verified {
 		return nil
 	}
@@ -218,6 +222,8 @@ func (r *sendReply) prove(ctx context.Context, c call, e *proof.Evidence) error 
 		if len(others) > 0 {
 			r.Next = "have the services pass the traceparent header on, which tells the hops of one request from another's; other_hops are what came since it began"
 		}
+	case v.Unseen:
+		r.Next = "call create_sandbox with update: true and observe: the Services on the way, the URL's first (or [\"*\"]), and send it again"
 	default:
 		r.Next = "send it again; if it stays so, call explain_routing with trace_id"
 	}

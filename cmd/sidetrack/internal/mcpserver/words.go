@@ -90,6 +90,7 @@ var spoken = []phrase{
 	said("redirect it with --redirect <>", "redirect it with redirects of create_sandbox"),
 	said("send one, and see who was called: sidetrack trace <>", "send one with send_request to $1, which tells who was called"),
 	said("sidetrack sandbox create … --observe '*' --update", `create_sandbox with update: true and observe: ["*"]`),
+	said("sidetrack sandbox create … --observe SERVICE --update", "create_sandbox with update: true and observe"),
 	said("let the trace stand for the key: --propagate TraceID", "let the trace stand for the key: create_sandbox with update: true and heal: true"),
 	said(": see them with --limit or --since", ""),
 	said("give it more with --timeout", "give it more with timeout_seconds"),

@@ -24,7 +24,7 @@ var ofTheCommandLine = regexp.MustCompile(`(^|[^'s]) --[a-z]|(^|[ (])-n\b|sidetr
 // not. Whatever they say is put into words of tools.
 func TestEverythingThatTasksSayIsPutIntoWordsOfTools(t *testing.T) {
 	found := 0
-	for _, pkg := range []string{"cluster", "compare", "exchange", "explain", "hops", "podlog", "runner", "sandbox", "tunnel"} {
+	for _, pkg := range []string{"cluster", "compare", "exchange", "explain", "hops", "podlog", "proof", "runner", "sandbox", "tunnel"} {
 		files, err := filepath.Glob(filepath.Join("..", pkg, "*.go"))
 		if err != nil || len(files) == 0 {
 			t.Fatalf("package %s: %v, %d files", pkg, err, len(files))

@@ -8,6 +8,10 @@ import (
 	"slices"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
 	ledger "github.com/sidetrack-dev/sidetrack/api/ledger/v1alpha1"
 	"github.com/sidetrack-dev/sidetrack/api/v1alpha1"
 	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/cluster"
@@ -24,16 +28,29 @@ const (
 	settleMost = 5 * time.Second
 )
 
-// Gather reads the records of a trace, and how far nodes say that these can be relied
-// on: at once where all calls of it are over. It waits some seconds for others. began is
-// when its first request was sent, with the monotonic clock.
-func Gather(ctx context.Context, c *cluster.Cluster, sb *v1alpha1.Sandbox, trace string, began time.Time) (*Evidence, error) {
-	e := &Evidence{Began: began, Sandbox: sb}
+// Sent is a request that is to be proved.
+type Sent struct {
+	// URL is where it was sent, http:// where it has no scheme.
+	URL string
+	// Trace and Span are those of its traceparent; no other request is of the trace
+	// that did not come of this one.
+	Trace, Span string
+	// Pod of the sandbox's namespace has sent it.
+	Pod string
+	// Began is when that was, with the monotonic clock.
+	Began time.Time
+}
+
+// Gather reads the records of a request's trace, and how far nodes say that these can
+// be relied on: at once where all calls of it are over. It waits some seconds for
+// others.
+func Gather(ctx context.Context, c *cluster.Cluster, sb *v1alpha1.Sandbox, s Sent) (*Evidence, error) {
+	e := &Evidence{Sent: s, Sandbox: sb}
 	of := hops.Of{Namespace: sb.Namespace, Name: sb.Name}
 	deadline := time.Now().Add(settleMost)
 	pause := settleSoon
 	for again := false; ; again, pause = true, settle {
-		list, err := hops.Read(ctx, c, of, ledger.Options{Trace: trace, Limit: ledger.MaxLimit})
+		list, err := hops.Read(ctx, c, of, ledger.Options{Trace: s.Trace, Limit: ledger.MaxLimit})
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
 		}
@@ -41,7 +58,7 @@ func Gather(ctx context.Context, c *cluster.Cluster, sb *v1alpha1.Sandbox, trace
 			e.Unread = err.Error()
 			break
 		}
-		e.Records, e.Nodes, e.Age = list.Items, list.Nodes, time.Since(began)
+		e.Records, e.Nodes, e.Age = list.Items, list.Nodes, time.Since(s.Began)
 		waits := slices.ContainsFunc(list.Nodes, func(n ledger.NodeAnswer) bool {
 			return !n.Answered && !again || n.Trace != nil && n.Trace.Open > 0
 		})
@@ -55,8 +72,27 @@ func Gather(ctx context.Context, c *cluster.Cluster, sb *v1alpha1.Sandbox, trace
 		}
 	}
 	var err error
-	e.Sandbox, err = sandbox.Get(ctx, c, sb.Namespace, sb.Name)
-	return e, err
+	if e.Sandbox, err = sandbox.Get(ctx, c, sb.Namespace, sb.Name); err != nil {
+		return nil, err
+	}
+	e.Services = named(ctx, c, e.Sandbox)
+	return e, ctx.Err()
+}
+
+// named reads the Services of which redirects name a port, which has a number there. A
+// Service that cannot be read is left out: whatever its port is may be the redirect's.
+func named(ctx context.Context, c *cluster.Cluster, sb *v1alpha1.Sandbox) map[string]*corev1.Service {
+	all := map[string]*corev1.Service{}
+	for _, r := range sb.Status.Redirects {
+		if r.From.Port == nil || r.From.Port.Type != intstr.String || all[r.From.Service] != nil {
+			continue
+		}
+		var svc corev1.Service
+		if c.Objects.Get(ctx, client.ObjectKey{Namespace: sb.Namespace, Name: r.From.Service}, &svc) == nil {
+			all[r.From.Service] = &svc
+		}
+	}
+	return all
 }
 
 // coverage is how long connections from before the sandbox are waited for: nodes

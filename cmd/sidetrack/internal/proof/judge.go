@@ -5,11 +5,16 @@ package proof
 import (
 	"cmp"
 	"fmt"
+	"net"
+	"net/url"
 	"slices"
+	"strings"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
 
 	ledger "github.com/sidetrack-dev/sidetrack/api/ledger/v1alpha1"
 	"github.com/sidetrack-dev/sidetrack/api/v1alpha1"
@@ -22,14 +27,17 @@ type Evidence struct {
 	Records []ledger.Record
 	// Nodes are what became of asking each node.
 	Nodes []ledger.NodeAnswer
-	// Began is when it was sent.
-	Began time.Time
-	// Age is how long ago that was when the ledger was read.
+	// Sent is the request.
+	Sent Sent
+	// Age is how long ago it was sent when the ledger was read.
 	Age time.Duration
 	// Unread says why there is no ledger.
 	Unread string
 	// Sandbox is as it was after the request.
 	Sandbox *v1alpha1.Sandbox
+	// Services are those of its namespace, by name, whose ports have to be known by
+	// their names, as far as they could be read.
+	Services map[string]*corev1.Service
 }
 
 // Verdict is what evidence comes to.
@@ -41,6 +49,8 @@ type Verdict struct {
 	Doubts []string
 	// Reached and Missed are the redirected Services that it has come to, or not.
 	Reached, Missed []string
+	// Unseen: some of the doubts would be none if the sandbox observed more Services.
+	Unseen bool
 }
 
 // Judge never guesses: whatever the ledger cannot tell is a doubt.
@@ -65,6 +75,7 @@ func (e *Evidence) Judge() Verdict {
 			doubt("node %s has %d more records of this request", n.Node, n.Omitted)
 		}
 		e.settled(&n, doubt)
+		v.Unseen = v.Unseen || n.Trace != nil && n.Trace.Unwatched
 	}
 	if len(e.Nodes) == 0 {
 		doubt("no node has been asked")
@@ -89,13 +100,14 @@ func (e *Evidence) Judge() Verdict {
 	if len(v.Reached) == 0 && len(v.Doubts) == 0 {
 		doubt("no call of this request is known to have been answered by a fork")
 	}
+	v.Unseen = e.entry(doubt) || v.Unseen
 	v.Verified = len(v.Doubts) == 0
 	return v
 }
 
 // Start is when the request began, by the clock that was earlier.
 func (e *Evidence) Start() time.Time {
-	at := e.Began
+	at := e.Sent.Began
 	for i := range e.Records {
 		if t := e.Records[i].Time.Time; t.Before(at) {
 			at = t
@@ -113,6 +125,8 @@ func (e *Evidence) settled(n *ledger.NodeAnswer, doubt func(string, ...any)) {
 		doubt("node %s does not say whether it knows every call of this request: its agent, or the ledger's collector, is of an older version", n.Node)
 	case t.Foreign:
 		doubt("node %s takes the request's trace for another sandbox's, and does not look for calls that lost this one's key", n.Node)
+	case t.Unwatched:
+		doubt("not verified: the sandbox observes nothing, so a workload on another node that loses the routing key would not be seen: set spec.observe to the Services on the way, sidetrack sandbox create … --observe SERVICE --update")
 	case t.Open > 0:
 		doubt("not verified yet: node %s has %d calls of this request under way", n.Node, t.Open)
 	case time.Duration(t.KnownNanos) < e.Age:
@@ -149,11 +163,84 @@ func (e *Evidence) hop(r *ledger.Record, redirected map[string]bool, doubt func(
 		doubt("the call of %s failed: %s", callee, r.Error)
 	case r.Decision == ledger.DecisionReject:
 		doubt("the call of %s was refused: %s", callee, cmp.Or(r.Target, r.Reason))
-	case r.Decision == ledger.DecisionBaseline && forked:
+	case r.Decision == ledger.DecisionBaseline && forked && e.redirects(r):
 		doubt("the call of %s was answered by what everybody shares: %s", callee, cmp.Or(r.Target, r.Reason))
 	case r.Decision == ledger.DecisionFork && r.Hook == ledger.HookRouter && (r.Answer == nil || r.Answer.Pod == ""):
 		doubt("which pod has answered the call of %s is not known", callee)
 	case r.Decision == ledger.DecisionFork && forked:
 		redirected[to] = true
 	}
+}
+
+// noRedirect is a record's reason where no redirect is the port's that was called.
+const noRedirect = "no_redirect"
+
+// redirects reports whether the port of a redirected Service that a call went to may be
+// one that is redirected: it is said not to be, or it is known which are.
+func (e *Evidence) redirects(r *ledger.Record) bool {
+	// A redirect that gives way to the baseline has another reason, and was this port's.
+	if r.Reason != noRedirect || r.Service.Port == 0 {
+		return true
+	}
+	return slices.ContainsFunc(e.Sandbox.Status.Redirects, func(s v1alpha1.RedirectStatus) bool {
+		return s.From.Service == r.Service.Name && e.covers(s.From, r.Service.Port)
+	})
+}
+
+// covers reports whether a redirect may be a port's.
+func (e *Evidence) covers(from v1alpha1.RedirectFrom, port int32) bool {
+	if from.Port == nil {
+		return true
+	}
+	if from.Port.Type == intstr.Int {
+		return from.Port.IntVal == port
+	}
+	svc := e.Services[from.Service]
+	if svc == nil {
+		return true
+	}
+	i := slices.IndexFunc(svc.Spec.Ports, func(p corev1.ServicePort) bool { return p.Name == from.Port.StrVal })
+	return i < 0 || svc.Spec.Ports[i].Port == port
+}
+
+// entry looks for the request's own call. Where nobody has seen it, nobody knows that
+// who was called has received the key, and what it then loses is named by nobody. It
+// reports whether observing the Service would help.
+func (e *Evidence) entry(doubt func(string, ...any)) bool {
+	if slices.ContainsFunc(e.Records, func(r ledger.Record) bool {
+		// A service may pass the traceparent on as it got it, so the span is not enough.
+		return r.Hook == ledger.HookRouter && r.ParentID == e.Sent.Span && r.ParentID != "" &&
+			r.Source.Pod == e.Sent.Pod && r.Source.Namespace == e.Sandbox.Namespace
+	}) {
+		return false
+	}
+	host, service := e.called()
+	if service == "" {
+		doubt("the call of %s itself is not on record, so it is not known whether what answers there lost the key: only Services of namespace %s can be observed; send the request to one of these",
+			host, e.Sandbox.Namespace)
+		return false
+	}
+	doubt("the call of %s.%s itself is not on record, so it is not known whether %s lost the key: observe it (spec.observe: [%s])",
+		service, e.Sandbox.Namespace, service, service)
+	return true
+}
+
+// called is the host of the request's URL, and the Service of the sandbox's namespace
+// that it names, if it is the name of one.
+func (e *Evidence) called() (host, service string) {
+	text := e.Sent.URL
+	if !strings.Contains(text, "://") {
+		text = "http://" + text
+	}
+	u, err := url.Parse(text)
+	if err != nil || u.Hostname() == "" {
+		return e.Sent.URL, ""
+	}
+	host = u.Hostname()
+	labels := strings.Split(strings.TrimSuffix(strings.ToLower(host), "."), ".")
+	// NAME, NAME.NAMESPACE, or what the cluster's domain follows on.
+	if net.ParseIP(host) != nil || len(labels) > 1 && labels[1] != e.Sandbox.Namespace || len(labels) > 2 && labels[2] != "svc" {
+		return host, ""
+	}
+	return host, labels[0]
 }

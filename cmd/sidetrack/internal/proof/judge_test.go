@@ -8,7 +8,9 @@ import (
 	"testing"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
 
 	ledger "github.com/sidetrack-dev/sidetrack/api/ledger/v1alpha1"
 	"github.com/sidetrack-dev/sidetrack/api/v1alpha1"
@@ -36,7 +38,11 @@ func convincing(change func(*Evidence)) *Evidence {
 	since := metav1.NewMicroTime(sentAt.Add(-time.Hour))
 	all := &ledger.TraceAnswer{KnownNanos: time.Hour.Nanoseconds()}
 	e := &Evidence{
-		Began: sentAt, Age: 2 * time.Second, Records: []ledger.Record{record("route", nil)},
+		Sent: Sent{URL: "http://front.shop/", Trace: "4bf92f3577b34da6a3ce929d0e0e4736", Span: "00f067aa0ba902b7", Pod: "proxy-1", Began: sentAt}, Age: 2 * time.Second,
+		Records: []ledger.Record{record("route", nil), record("front", func(r *ledger.Record) {
+			baseline(r)
+			r.ParentID, r.Source = "00f067aa0ba902b7", ledger.Source{Namespace: "shop", Pod: "proxy-1"}
+		})},
 		Nodes: []ledger.NodeAnswer{{Node: "n1", Answered: true, Since: &since, Trace: all}, {Node: "n2", Answered: true, Since: &since, Dropped: 7, Trace: all}},
 		Sandbox: &v1alpha1.Sandbox{
 			ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "pr-42", Generation: 3},
@@ -50,6 +56,15 @@ func convincing(change func(*Evidence)) *Evidence {
 		change(e)
 	}
 	return e
+}
+
+// only has one port of route redirected, which a fork has answered at, and its port 80
+// called as well.
+func only(e *Evidence, port intstr.IntOrString) {
+	e.Sandbox.Status.Redirects = []v1alpha1.RedirectStatus{{From: v1alpha1.RedirectFrom{Service: "route", Port: &port}}}
+	e.Services = map[string]*corev1.Service{"route": {Spec: corev1.ServiceSpec{Ports: []corev1.ServicePort{{Name: "http", Port: 80}, {Name: "grpc", Port: 8080}}}}}
+	e.Records[0].Service.Port = 8080
+	e.Records = append(e.Records, record("route", nil))
 }
 
 func baseline(r *ledger.Record) {
@@ -80,6 +95,16 @@ func TestWhatForksHaveAnsweredIsVerified(t *testing.T) {
 	if !v.Verified || len(v.Missed) != 0 {
 		t.Errorf("with a flow: %+v", v)
 	}
+	// A redirect of one port says nothing of a Service's others.
+	for _, port := range []intstr.IntOrString{intstr.FromInt32(8080), intstr.FromString("grpc")} {
+		v = convincing(func(e *Evidence) {
+			only(e, port)
+			baseline(&e.Records[2])
+		}).Judge()
+		if !v.Verified || !slices.Equal(v.Reached, []string{"route"}) {
+			t.Errorf("only port %s is redirected: %+v", port.String(), v)
+		}
+	}
 	v = convincing(func(e *Evidence) {
 		e.Records[0].LostKey, e.Records[0].LostBy, e.Records[0].Healed = true, "Deployment/cart", true
 	}).Judge()
@@ -104,8 +129,42 @@ func TestWhatTheLedgerCannotTellIsNeverGuessed(t *testing.T) {
 		{"a node that does not say", func(e *Evidence) { e.Nodes[0].Trace = nil }, "node n1 does not say whether it knows every call"},
 		{"another sandbox's trace", func(e *Evidence) { e.Nodes[0].Trace = &ledger.TraceAnswer{KnownNanos: 1e12, Foreign: true} }, "another sandbox's"},
 		{"more than were read", func(e *Evidence) { e.Nodes[0].Omitted = 3 }, "node n1 has 3 more records"},
+		{"a sandbox that observes nothing", func(e *Evidence) { e.Nodes[1].Trace = &ledger.TraceAnswer{Unwatched: true} }, "a workload on another node that loses the routing key would not be seen: set spec.observe"},
+		{"an entry that nobody has seen", func(e *Evidence) { e.Records = e.Records[:1] }, "the call of front.shop itself is not on record, so it is not known whether front lost the key: observe it (spec.observe: [front])"},
+		{"an entry in short words", func(e *Evidence) { e.Records, e.Sent.URL = e.Records[:1], "front:8080/a" }, "observe it (spec.observe: [front])"},
+		{"an entry with the cluster's domain", func(e *Evidence) { e.Records, e.Sent.URL = e.Records[:1], "http://front.shop.svc.cluster.local./" }, "observe it (spec.observe: [front])"},
+		{"an entry in another namespace", func(e *Evidence) { e.Records, e.Sent.URL = e.Records[:1], "http://front.other/" }, "the call of front.other itself is not on record, so it is not known whether what answers there lost the key: only Services of namespace shop can be observed"},
+		{"an entry outside", func(e *Evidence) { e.Records, e.Sent.URL = e.Records[:1], "http://shop.example.com/" }, "the call of shop.example.com itself is not on record"},
+		{"an address", func(e *Evidence) { e.Records, e.Sent.URL = e.Records[:1], "http://10.96.0.8/" }, "the call of 10.96.0.8 itself is not on record"},
+		{"a service that repeats the request's span", func(e *Evidence) { e.Records[1].Source.Pod = "front-1" }, "the call of front.shop itself is not on record"},
+		{"a pod of the same name elsewhere", func(e *Evidence) { e.Records[1].Source.Namespace = "other" }, "the call of front.shop itself is not on record"},
+		{"another request of the pod", func(e *Evidence) { e.Records[1].ParentID = "00f067aa0ba902b8" }, "the call of front.shop itself is not on record"},
+		{"a redirected port that gives way", func(e *Evidence) {
+			only(e, intstr.FromInt32(8080))
+			baseline(&e.Records[2])
+			e.Records[2].Reason = "unavailable"
+		}, "the call of route.shop:80 was answered by what everybody shares"},
+		{"the redirected port", func(e *Evidence) { only(e, intstr.FromInt32(80)); baseline(&e.Records[2]) }, "the call of route.shop:80 was answered by what everybody shares"},
+		{"the redirected port by its name", func(e *Evidence) { only(e, intstr.FromString("http")); baseline(&e.Records[2]) }, "the call of route.shop:80 was answered by what everybody shares"},
+		{"a port whose name nobody knows", func(e *Evidence) { only(e, intstr.FromString("web")); baseline(&e.Records[2]) }, "the call of route.shop:80 was answered by what everybody shares"},
+		{"a port of a Service that cannot be read", func(e *Evidence) {
+			only(e, intstr.FromString("grpc"))
+			e.Services = nil
+			baseline(&e.Records[2])
+		}, "the call of route.shop:80 was answered by what everybody shares"},
+		{"a port that is not known", func(e *Evidence) {
+			only(e, intstr.FromInt32(8080))
+			baseline(&e.Records[2])
+			e.Records[2].Service.Port = 0
+		}, "the call of route.shop was answered by what everybody shares"},
+		{"one of two redirected ports", func(e *Evidence) {
+			only(e, intstr.FromInt32(8080))
+			port := intstr.FromInt32(80)
+			e.Sandbox.Status.Redirects = append(e.Sandbox.Status.Redirects, v1alpha1.RedirectStatus{From: v1alpha1.RedirectFrom{Service: "route", Port: &port}})
+			baseline(&e.Records[2])
+		}, "the call of route.shop:80 was answered by what everybody shares"},
 		{"no record", func(e *Evidence) { e.Records = nil }, "no call of this request is known to have been answered by a fork"},
-		{"only hops of others", func(e *Evidence) { e.Records = []ledger.Record{record("front", baseline)} }, "no call of this request is known"},
+		{"only hops of others", func(e *Evidence) { e.Records = e.Records[1:] }, "no call of this request is known"},
 		{"a fork in another namespace", func(e *Evidence) { e.Records[0].Service.Namespace = "other" }, "no call of this request is known"},
 		{"the baseline answers", func(e *Evidence) { baseline(&e.Records[0]) }, "the call of route.shop:80 was answered by what everybody shares: no_redirect"},
 		{"one of two by the baseline", func(e *Evidence) { e.Records = append(e.Records, record("stock", baseline)) }, "the call of stock.shop:80 was answered by what everybody shares"},

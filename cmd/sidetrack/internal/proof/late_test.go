@@ -36,6 +36,9 @@ const (
 	ours = "sidetrack-system"
 	team = "team"
 
+	// span is the parent of all calls: nobody makes spans of its own.
+	span = "00f067aa0ba902b7"
+
 	theTester routing.Cookie = 6 // on the first node
 	theCart   routing.Cookie = 5 // on the second
 )
@@ -44,11 +47,11 @@ const (
 // traffic is played by hand. The nodes' announcements reach nobody by themselves.
 type world struct {
 	*testing.T
-	plane   *cluster.ControlPlane
-	admin   kubernetes.Interface
-	c       *sidetrack.Cluster
-	sandbox *v1alpha1.Sandbox
-	reads   atomic.Int64 // of the ledger
+	plane     *cluster.ControlPlane
+	admin     kubernetes.Interface
+	c         *sidetrack.Cluster
+	sandboxes map[string]*v1alpha1.Sandbox
+	reads     atomic.Int64 // of the ledger
 
 	table      *routing.Table
 	one, two   *ledger.Ledger
@@ -64,7 +67,7 @@ func (w *world) must(err error) {
 }
 
 func newWorld(t *testing.T) *world {
-	w := &world{T: t, plane: cluster.StartControlPlane(t), announced: make(chan ledger.Announcement, 100)}
+	w := &world{T: t, plane: cluster.StartControlPlane(t), sandboxes: map[string]*v1alpha1.Sandbox{}, announced: make(chan ledger.Announcement, 100)}
 	var err error
 	w.admin, err = kubernetes.NewForConfig(w.plane.Admin())
 	w.must(err)
@@ -85,6 +88,12 @@ metadata: {name: pr-1, namespace: team}
 spec:
   observe: [cart]
   redirects: [{from: {service: route}, to: {service: route-pr-1}}]
+---
+apiVersion: sidetrack.dev/v1alpha1
+kind: Sandbox
+metadata: {name: blind, namespace: team}
+spec:
+  redirects: [{from: {service: route}, to: {service: route-pr-1}}]
 `))
 	// The program under test reads with what its user has.
 	user := w.plane.Admin()
@@ -98,13 +107,16 @@ spec:
 	})
 	w.c, err = sidetrack.Connect(user, team, nil)
 	w.must(err)
-	w.sandbox = &v1alpha1.Sandbox{}
-	w.must(w.c.Objects.Get(t.Context(), client.ObjectKey{Namespace: team, Name: "pr-1"}, w.sandbox))
-	w.sandbox.Status = v1alpha1.SandboxStatus{
-		Conditions: []metav1.Condition{{Type: v1alpha1.ConditionProgrammed, Status: metav1.ConditionTrue, Reason: "Programmed", ObservedGeneration: w.sandbox.Generation, LastTransitionTime: metav1.Now()}},
-		Redirects:  []v1alpha1.RedirectStatus{{From: v1alpha1.RedirectFrom{Service: "route"}, To: v1alpha1.RedirectTo{Service: "route-pr-1"}}},
+	for _, name := range []string{"pr-1", "blind"} {
+		sb := &v1alpha1.Sandbox{}
+		w.must(w.c.Objects.Get(t.Context(), client.ObjectKey{Namespace: team, Name: name}, sb))
+		sb.Status = v1alpha1.SandboxStatus{
+			Conditions: []metav1.Condition{{Type: v1alpha1.ConditionProgrammed, Status: metav1.ConditionTrue, Reason: "Programmed", ObservedGeneration: sb.Generation, LastTransitionTime: metav1.Now()}},
+			Redirects:  []v1alpha1.RedirectStatus{{From: v1alpha1.RedirectFrom{Service: "route"}, To: v1alpha1.RedirectTo{Service: "route-pr-1"}}},
+		}
+		w.must(w.c.Objects.Status().Update(t.Context(), sb))
+		w.sandboxes[name] = sb
 	}
-	w.must(w.c.Objects.Status().Update(t.Context(), w.sandbox))
 	return w
 }
 
@@ -181,6 +193,9 @@ func (w *world) compile() {
 		Sandboxes: []routing.Sandbox{{
 			Name: name("pr-1"), Key: "key-of-pr-1", Observe: []string{"cart"},
 			Redirects: []routing.Redirect{{From: routing.ServiceRef{Service: "route"}, To: routing.Target{Service: "route-pr-1"}}},
+		}, {
+			Name: name("blind"), Key: "key-of-blind",
+			Redirects: []routing.Redirect{{From: routing.ServiceRef{Service: "route"}, To: routing.Target{Service: "route-pr-1"}}},
 		}},
 	}, nil)
 	for _, p := range problems {
@@ -222,7 +237,7 @@ func (w *world) begins(l *ledger.Ledger, from routing.Cookie, service, key, trac
 	}
 	d := w.table.DecideRequest(from, dest.ID, &keys)
 	e := l.Open(&ledger.Call{
-		Table: w.table, Source: from, Dest: dest.ID, Dialled: to, Keyed: keys.Seen(), Traceparent: []byte("00-" + trace + "-00f067aa0ba902b7-01"),
+		Table: w.table, Source: from, Dest: dest.ID, Dialled: to, Keyed: keys.Seen(), Traceparent: []byte("00-" + trace + "-" + span + "-01"),
 	}, &d)
 	if e == nil {
 		w.Fatalf("a request to %s leaves no record", service)
@@ -242,46 +257,58 @@ func (w *world) begins(l *ledger.Ledger, from routing.Cookie, service, key, trac
 // the first node has on record is in order.
 func TestALossThatIsNamedLateIsNeverVerified(t *testing.T) {
 	w := newWorld(t)
-	const key, named = "key-of-pr-1", "Deployment/cart called route.team:80 without the routing key"
+	const named = "Deployment/cart called route.team:80 without the routing key"
 	// Agents are connected in a moment.
 	for deadline := time.Now().Add(2 * time.Minute); ; time.Sleep(100 * time.Millisecond) {
-		e, err := Gather(t.Context(), w.c, w.sandbox, strings.Repeat("1", 32), time.Now())
+		e, err := Gather(t.Context(), w.c, w.sandboxes["pr-1"], Sent{URL: "http://cart.team/", Trace: strings.Repeat("1", 32), Began: time.Now()})
 		w.must(err)
-		if v := e.Judge(); e.Unread == "" && len(v.Doubts) == 1 && strings.HasPrefix(v.Doubts[0], "no call of this request") {
+		if v := e.Judge(); e.Unread == "" && len(v.Doubts) == 2 && strings.HasPrefix(v.Doubts[0], "no call of this request") {
 			break
 		} else if time.Now().After(deadline) {
 			t.Fatalf("the nodes do not answer: %q", v.Doubts)
 		}
 	}
+	const key = "key-of-pr-1"
+	passed := func(trace string) { w.begins(w.two, theCart, "route", key, trace)() }
+	lost := func(trace string) { w.begins(w.two, theCart, "route", "", trace)() }
 	for _, tc := range []struct {
 		name string
 		// cart is what it does; it returns when the request is answered.
 		cart func(trace string)
 		says string
+		// blind: the sandbox observes nothing. unseen: the request itself goes by a way
+		// that nobody captures.
+		blind, unseen bool
 	}{
-		{"the key is passed on", func(trace string) { w.begins(w.two, theCart, "route", key, trace)() }, ""},
-		{"nobody announces the trace", func(trace string) { w.begins(w.two, theCart, "route", "", trace)() }, named},
-		{"the trace is announced late", func(trace string) {
-			w.begins(w.two, theCart, "route", "", trace)()
+		{name: "the key is passed on", cart: passed},
+		{name: "nobody announces the trace", cart: lost, says: named},
+		{name: "the trace is announced late", cart: func(trace string) {
+			lost(trace)
 			select {
 			case word := <-w.announced:
 				time.AfterFunc(time.Second, func() { w.two.Heard(word) })
 			case <-time.After(time.Minute):
 				t.Error("the trace is not announced")
 			}
-		}, named},
-		{"the call outlasts the answer", func(trace string) {
+		}, says: named},
+		{name: "the call outlasts the answer", cart: func(trace string) {
 			over := w.begins(w.two, theCart, "route", "", trace)
 			time.AfterFunc(time.Second, over)
-		}, named},
-		{"the call does not end", func(trace string) {
+		}, says: named},
+		{name: "the call does not end", cart: func(trace string) {
 			over := w.begins(w.two, theCart, "route", "", trace)
 			t.Cleanup(over)
-		}, "not verified yet: node two has 1 calls of this request under way"},
-		{"a call with the key does not end", func(trace string) {
+		}, says: "not verified yet: node two has 1 calls of this request under way"},
+		{name: "a call with the key does not end", cart: func(trace string) {
 			over := w.begins(w.two, theCart, "route", key, trace)
 			t.Cleanup(over)
-		}, "not verified yet: node two has 1 calls of this request under way"},
+		}, says: "not verified yet: node two has 1 calls of this request under way"},
+		// Nodes do not tell each other of its traces, so nobody can name cart.
+		{name: "the sandbox observes nothing", cart: lost, blind: true,
+			says: "not verified: the sandbox observes nothing, so a workload on another node that loses the routing key would not be seen: set spec.observe to the Services on the way, sidetrack sandbox create … --observe SERVICE --update"},
+		// One call of cart's has the key, another has not.
+		{name: "nobody has seen cart receive it", cart: func(trace string) { passed(trace); lost(trace) }, unseen: true,
+			says: "the call of cart.team itself is not on record, so it is not known whether cart lost the key: observe it (spec.observe: [cart])"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			for len(w.announced) > 0 {
@@ -289,20 +316,31 @@ func TestALossThatIsNamedLateIsNeverVerified(t *testing.T) {
 			}
 			var id [16]byte
 			rand.Read(id[:])
-			trace, began := hex.EncodeToString(id[:]), time.Now()
-			w.begins(w.one, theTester, "route", key, trace)()
-			for len(w.announced) > 0 {
-				<-w.announced // of route; the test is about cart's
+			sent := Sent{URL: "http://cart.team/", Trace: hex.EncodeToString(id[:]), Span: span, Pod: "tester-0", Began: time.Now()}
+			sb, mine := w.sandboxes["pr-1"], key
+			if tc.blind {
+				sb, mine = w.sandboxes["blind"], "key-of-blind"
 			}
-			over := w.begins(w.one, theTester, "cart", key, trace)
-			tc.cart(trace)
-			over()
+			if tc.unseen {
+				tc.cart(sent.Trace)
+			} else {
+				w.begins(w.one, theTester, "route", mine, sent.Trace)()
+				for len(w.announced) > 0 {
+					<-w.announced // of route; the test is about cart's
+				}
+				over := w.begins(w.one, theTester, "cart", mine, sent.Trace)
+				tc.cart(sent.Trace)
+				over()
+			}
 			before := w.reads.Load()
-			e, err := Gather(t.Context(), w.c, w.sandbox, trace, began)
+			e, err := Gather(t.Context(), w.c, sb, sent)
 			w.must(err)
 			v := e.Judge()
 			if said := strings.Join(v.Doubts, "\n"); v.Verified != (tc.says == "") || said != tc.says {
 				t.Errorf("verified %t, %q: want %q", v.Verified, said, tc.says)
+			}
+			if v.Unseen != (tc.blind || tc.unseen) {
+				t.Errorf("that it would help to observe more is said to be %t", v.Unseen)
 			}
 			if n := w.reads.Load() - before; tc.says == "" && n != 1 {
 				t.Errorf("the ledger is read %d times where once is enough", n)
