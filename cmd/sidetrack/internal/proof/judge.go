@@ -100,7 +100,8 @@ func (e *Evidence) Judge() Verdict {
 	if len(v.Reached) == 0 && len(v.Doubts) == 0 {
 		doubt("no call of this request is known to have been answered by a fork")
 	}
-	v.Unseen = e.entry(doubt) || v.Unseen
+	entry, way := e.entry(doubt), e.way(doubt)
+	v.Unseen = v.Unseen || entry || way
 	v.Verified = len(v.Doubts) == 0
 	return v
 }
@@ -223,6 +224,34 @@ func (e *Evidence) entry(doubt func(string, ...any)) bool {
 	doubt("the call of %s.%s itself is not on record, so it is not known whether %s lost the key: observe it (spec.observe: [%s])",
 		service, e.Sandbox.Namespace, service, service)
 	return true
+}
+
+// way looks for callers of whom nobody has seen how the request came to them: by a
+// Service that nobody captures. That they have received the key is not known either, and
+// so what they lose is named by nobody. Where it is not known which pod of a Service has
+// answered, it may have been any. It reports whether there are such callers.
+func (e *Evidence) way(doubt func(string, ...any)) (unseen bool) {
+	type pod struct{ namespace, name string }
+	reached := map[pod]bool{{e.Sandbox.Namespace, e.Sent.Pod}: true}
+	for i := range e.Records {
+		switch r := &e.Records[i]; {
+		case r.Hook != ledger.HookRouter || r.Decision == ledger.DecisionReject:
+		case r.Answer == nil || r.Answer.Pod == "":
+			return false
+		default:
+			reached[pod{r.Answer.Namespace, r.Answer.Pod}] = true
+		}
+	}
+	for i := range e.Records {
+		r := &e.Records[i]
+		if r.Hook != ledger.HookRouter || r.Source.Pod == "" || reached[pod{r.Source.Namespace, r.Source.Pod}] {
+			continue
+		}
+		doubt("how the request came to %s, which called %s, is not on record, so it is not known whether %[1]s lost the key elsewhere: observe the Service that it is behind (spec.observe)",
+			hops.Caller(r), hops.Callee(r))
+		unseen = true
+	}
+	return unseen
 }
 
 // called is the host of the request's URL, and the Service of the sandbox's namespace

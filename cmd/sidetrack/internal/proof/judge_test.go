@@ -198,3 +198,39 @@ func TestWhatTheLedgerCannotTellIsNeverGuessed(t *testing.T) {
 		})
 	}
 }
+
+// TestWhoGotTheRequestUnseenIsADoubt: front calls cart, which nobody observes, and cart
+// calls route. What else cart calls, without the key, would be named by nobody.
+func TestWhoGotTheRequestUnseenIsADoubt(t *testing.T) {
+	frontIs := func(pod string) func(*Evidence) {
+		return func(e *Evidence) { e.Records[1].Answer.Namespace, e.Records[1].Answer.Pod = "shop", pod }
+	}
+	for _, tc := range []struct {
+		name   string
+		change func(*Evidence)
+		seen   bool
+	}{
+		{"front's pod is another", frontIs("front-1"), false},
+		{"front's pod is the caller", frontIs("cart-1"), true},
+		{"which pod of front's it was is not known", nil, true},
+		{"the call of cart is on record", func(e *Evidence) {
+			frontIs("front-1")(e)
+			e.Records = append(e.Records, record("cart", func(r *ledger.Record) {
+				baseline(r)
+				r.Source.Pod, r.Answer.Namespace, r.Answer.Pod = "front-1", "shop", "cart-1"
+			}))
+		}, true},
+		{"a pod of that name is in another namespace", func(e *Evidence) {
+			frontIs("cart-1")(e)
+			e.Records[1].Answer.Namespace = "other"
+		}, false},
+	} {
+		v := convincing(tc.change).Judge()
+		if v.Verified != tc.seen || v.Unseen == tc.seen {
+			t.Errorf("%s: %+v", tc.name, v)
+		}
+		if !tc.seen && !strings.Contains(strings.Join(v.Doubts, "; "), "how the request came to Deployment/cart") {
+			t.Errorf("%s: doubts %q", tc.name, v.Doubts)
+		}
+	}
+}
