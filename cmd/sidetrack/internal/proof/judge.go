@@ -100,8 +100,10 @@ func (e *Evidence) Judge() Verdict {
 	if len(v.Reached) == 0 && len(v.Doubts) == 0 {
 		doubt("no call of this request is known to have been answered by a fork")
 	}
-	entry, way := e.entry(doubt), e.way(doubt)
-	v.Unseen = v.Unseen || entry || way
+	// Where its own call is not on record, neither is how it came any further.
+	if e.entry(doubt) || e.way(doubt) {
+		v.Unseen = true
+	}
 	v.Verified = len(v.Doubts) == 0
 	return v
 }
