@@ -82,7 +82,7 @@ func othersObserveAll(ctx context.Context, c *cluster.Cluster, sb *v1alpha1.Sand
 		return false
 	}
 	for _, m := range live.ManagedFields {
-		if m.Manager != cluster.FieldManager && m.FieldsV1 != nil && bytes.Contains(m.FieldsV1.Raw, []byte(`"f:observe"`)) {
+		if m.Manager != cluster.FieldManager && m.FieldsV1 != nil && bytes.Contains(m.FieldsV1.GetRawBytes(), []byte(`"f:observe"`)) {
 			return true
 		}
 	}

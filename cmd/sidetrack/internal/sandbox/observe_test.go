@@ -47,7 +47,7 @@ func TestWhatIsRedirectedIsObserved(t *testing.T) {
 	route.Spec.Template.Spec.Containers = []corev1.Container{{Name: "app"}}
 	theirs := &v1alpha1.Sandbox{
 		ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "theirs", ManagedFields: []metav1.ManagedFieldsEntry{
-			{Manager: "kubectl", Operation: metav1.ManagedFieldsOperationApply, FieldsType: "FieldsV1", FieldsV1: &metav1.FieldsV1{Raw: []byte(`{"f:spec":{"f:observe":{}}}`)}},
+			{Manager: "kubectl", Operation: metav1.ManagedFieldsOperationApply, FieldsType: "FieldsV1", FieldsV1: metav1.NewFieldsV1(`{"f:spec":{"f:observe":{}}}`)},
 		}},
 		Spec: v1alpha1.SandboxSpec{Observe: []string{"*"}},
 	}
