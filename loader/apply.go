@@ -184,7 +184,7 @@ func (k *Kernel) keepHitsOf(t *routing.Table) error {
 			gone[key] = true
 		}
 	}
-	return k.forgetHits(gone)
+	return k.deleteHits(gone)
 }
 
 // forgetHits deletes the counters of routes that are gone.
@@ -206,6 +206,11 @@ func (k *Kernel) forgetHits(gone map[routing.RouteKey]bool) error {
 			}
 		}
 	}
+	return k.deleteHits(gone)
+}
+
+// deleteHits deletes counters, as far as there are any.
+func (k *Kernel) deleteHits(gone map[routing.RouteKey]bool) error {
 	for key := range gone {
 		if err := k.kept(bpf.SdMapSdHits).Delete(bpfRouteKey(key)); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 			return fmt.Errorf("delete the counter of a route: %w", err)

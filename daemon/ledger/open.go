@@ -113,12 +113,8 @@ func (l *Ledger) Waits(t *routing.Table, e *Entry, d *routing.Decision, to netip
 		return t.Sandbox(tr.owner.ID) == nil
 	}
 	one := [1]netip.AddrPort{to}
-	for _, h := range tr.hops {
-		if h.leads(d.Service, one[:e.receivers(t, d, to)]) {
-			return h.untold() != nil
-		}
-	}
-	return true
+	h := tr.hop(d.Service, one[:e.receivers(t, d, to)])
+	return h == nil || h.untold() != nil
 }
 
 // receivers is how many endpoints are known of which one gets the request: to, or none

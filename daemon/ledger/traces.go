@@ -151,6 +151,16 @@ func (h *hop) untold() <-chan struct{} {
 	}
 }
 
+// hop returns the one that leads there, or nil.
+func (tr *trace) hop(service routing.Name, endpoints []netip.AddrPort) *hop {
+	for _, h := range tr.hops {
+		if h.leads(service, endpoints) {
+			return h
+		}
+	}
+	return nil
+}
+
 // any reports whether any trace is known. It is one load.
 func (t *traces) any() bool { return t.known.Load() > 0 }
 
@@ -170,13 +180,11 @@ func (t *traces) note(table *routing.Table, id TraceID, owner *routing.SandboxIn
 	}
 	ours := ok && tr.owner.ID == owner.ID
 	if ours {
-		for _, known := range tr.hops {
-			if known.leads(service, endpoints) {
-				if _, ok := t.seen.now[id]; !ok {
-					t.keep(id, tr, at)
-				}
-				return known, false
+		if known := tr.hop(service, endpoints); known != nil {
+			if _, ok := t.seen.now[id]; !ok {
+				t.keep(id, tr, at)
 			}
+			return known, false
 		}
 	}
 	next := &trace{owner: owner, since: t.seen.since, unsettled: true}
