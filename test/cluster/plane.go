@@ -250,7 +250,29 @@ func (c *ControlPlane) ServiceAccount(ctx context.Context, namespace, name strin
 	if _, err := k.CoreV1().ServiceAccounts(namespace).Create(ctx, account, metav1.CreateOptions{}); err != nil && !apierrors.IsAlreadyExists(err) {
 		return nil, fmt.Errorf("make service account %s/%s: %w", namespace, name, err)
 	}
-	token, err := k.CoreV1().ServiceAccounts(namespace).CreateToken(ctx, name, &authenticationv1.TokenRequest{}, metav1.CreateOptions{})
+	return c.Token(ctx, namespace, name, "")
+}
+
+// Token returns a client's configuration with a token of a service account that is
+// there: what the kubelet would give to a pod of its on a node, which is made; without
+// a node, one that is nobody's.
+func (c *ControlPlane) Token(ctx context.Context, namespace, name, node string) (*rest.Config, error) {
+	k, err := kubernetes.NewForConfig(c.Admin())
+	if err != nil {
+		return nil, fmt.Errorf("make a client: %w", err)
+	}
+	request := &authenticationv1.TokenRequest{}
+	if node != "" {
+		pod, err := k.CoreV1().Pods(namespace).Create(ctx, &corev1.Pod{
+			ObjectMeta: metav1.ObjectMeta{GenerateName: "agent-"},
+			Spec:       corev1.PodSpec{ServiceAccountName: name, NodeName: node, Containers: []corev1.Container{{Name: "agent", Image: "agent"}}},
+		}, metav1.CreateOptions{})
+		if err != nil {
+			return nil, fmt.Errorf("make a pod of service account %s/%s on node %s: %w", namespace, name, node, err)
+		}
+		request.Spec.BoundObjectRef = &authenticationv1.BoundObjectReference{Kind: "Pod", APIVersion: "v1", Name: pod.Name, UID: pod.UID}
+	}
+	token, err := k.CoreV1().ServiceAccounts(namespace).CreateToken(ctx, name, request, metav1.CreateOptions{})
 	if err != nil {
 		return nil, fmt.Errorf("get a token of service account %s/%s: %w", namespace, name, err)
 	}

@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-	authenticationv1 "k8s.io/api/authentication/v1"
 	authorizationv1 "k8s.io/api/authorization/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -240,21 +239,8 @@ func (s *installed) controllersRights() {
 // node, what anybody who may ask for tokens gets.
 func (s *installed) token(account, node string) *rest.Config {
 	s.Helper()
-	request := &authenticationv1.TokenRequest{}
-	if node != "" {
-		pod, err := s.admin.CoreV1().Pods(ours).Create(s.ctx, &corev1.Pod{
-			ObjectMeta: metav1.ObjectMeta{GenerateName: "agent-"},
-			Spec:       corev1.PodSpec{ServiceAccountName: account, NodeName: node, Containers: []corev1.Container{{Name: "agent", Image: "agent"}}},
-		}, metav1.CreateOptions{})
-		s.must(err)
-		request.Spec.BoundObjectRef = &authenticationv1.BoundObjectReference{Kind: "Pod", APIVersion: "v1", Name: pod.Name, UID: pod.UID}
-	}
-	reply, err := s.admin.CoreV1().ServiceAccounts(ours).CreateToken(s.ctx, account, request, metav1.CreateOptions{})
+	config, err := s.plane.Token(s.ctx, ours, account, node)
 	s.must(err)
-	config := s.plane.Admin()
-	config.TLSClientConfig.CertData, config.TLSClientConfig.KeyData = nil, nil
-	config.TLSClientConfig.CertFile, config.TLSClientConfig.KeyFile = "", ""
-	config.BearerToken = reply.Status.Token
 	return config
 }
 

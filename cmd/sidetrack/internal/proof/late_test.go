@@ -16,7 +16,6 @@ import (
 	"testing"
 	"time"
 
-	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
@@ -156,19 +155,8 @@ func (w *world) collect() {
 // empty.
 func (w *world) token(account, node string) *rest.Config {
 	w.Helper()
-	request := &authenticationv1.TokenRequest{}
-	if node != "" {
-		pod, err := w.admin.CoreV1().Pods(ours).Create(w.Context(), &corev1.Pod{
-			ObjectMeta: metav1.ObjectMeta{GenerateName: "agent-"},
-			Spec:       corev1.PodSpec{ServiceAccountName: account, NodeName: node, Containers: []corev1.Container{{Name: "agent", Image: "agent"}}},
-		}, metav1.CreateOptions{})
-		w.must(err)
-		request.Spec.BoundObjectRef = &authenticationv1.BoundObjectReference{Kind: "Pod", APIVersion: "v1", Name: pod.Name, UID: pod.UID}
-	}
-	reply, err := w.admin.CoreV1().ServiceAccounts(ours).CreateToken(w.Context(), account, request, metav1.CreateOptions{})
+	config, err := w.plane.Token(w.Context(), ours, account, node)
 	w.must(err)
-	config := rest.AnonymousClientConfig(w.plane.Admin())
-	config.BearerToken = reply.Status.Token
 	return config
 }
 
