@@ -50,7 +50,7 @@ func (c *conn) chosen(u *upstream) netip.AddrPort {
 		return u.addr
 	}
 	if l.conntrack != nil {
-		if to, err := l.conntrack.answering(from, u.addr); err == nil {
+		if to, err := l.conntrack.Answering(from, u.addr); err == nil {
 			return to
 		}
 	}

@@ -12,6 +12,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/sidetrack-dev/sidetrack/daemon/conntrack"
 	"github.com/sidetrack-dev/sidetrack/test/lab"
 )
 
@@ -53,15 +54,15 @@ func BenchmarkWhoAnswers(b *testing.B) {
 		}
 		for _, ip := range [][2]string{{"10.0.0.0", "10.96.0.1"}, {"fd00::", "fd00:96::1"}} {
 			b.Run(fmt.Sprintf("tracked/%d entries/%s", entries, ip[1]), func(b *testing.B) {
-				var ct *conntrack
-				if err := pod.Do(func() (err error) { ct, err = openConntrack(); return err }); err != nil {
+				var ct *conntrack.Table
+				if err := pod.Do(func() (err error) { ct, err = conntrack.Open(); return err }); err != nil {
 					b.Fatal(err)
 				}
-				defer ct.close()
+				defer ct.Close()
 				b.ReportAllocs()
 				for i := range b.N {
 					from, to := netip.AddrPortFrom(addr(ip[0], i%entries), 4000), netip.AddrPortFrom(netip.MustParseAddr(ip[1]), 80)
-					if got, err := ct.answering(from, to); err != nil || got.Port() != 8080 {
+					if got, err := ct.Answering(from, to); err != nil || got.Port() != 8080 {
 						b.Fatal(got, err)
 					}
 				}

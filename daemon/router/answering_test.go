@@ -4,7 +4,6 @@ package router
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -16,8 +15,7 @@ import (
 	"sync"
 	"testing"
 
-	"golang.org/x/sys/unix"
-
+	"github.com/sidetrack-dev/sidetrack/daemon/conntrack"
 	"github.com/sidetrack-dev/sidetrack/daemon/ledger"
 	"github.com/sidetrack-dev/sidetrack/routing"
 	"github.com/sidetrack-dev/sidetrack/test/lab"
@@ -66,16 +64,16 @@ func (w *world) behindNode(routers ...*Router) {
 	}
 	for _, r := range routers {
 		for _, l := range r.loops {
-			var ct *conntrack
+			var ct *conntrack.Table
 			if err := node.Do(func() (err error) {
-				ct, err = openConntrack()
+				ct, err = conntrack.Open()
 				return err
 			}); err != nil {
 				w.t.Fatal(err)
 			}
 			l.call(func() {
 				if l.conntrack != nil {
-					l.conntrack.close()
+					l.conntrack.Close()
 				}
 				l.conntrack = ct
 			})
@@ -86,7 +84,7 @@ func (w *world) behindNode(routers ...*Router) {
 // questions is how often connection tracking has been asked.
 func (r *Router) questions() (n int) {
 	for _, l := range r.loops {
-		l.call(func() { n += int(l.conntrack.seq) - 1 })
+		l.call(func() { n += l.conntrack.Asked() })
 	}
 	return n
 }
@@ -321,38 +319,5 @@ func TestABalancedUpstreamNamesItsPod(t *testing.T) {
 	}
 	if asked != 1 {
 		t.Fatalf("%d connections", asked)
-	}
-}
-
-func TestWhoeverAnswersIsReadOutOfTheKernelsWords(t *testing.T) {
-	var b []byte
-	b = appendAttr(b, 3, 1, 2, 3)
-	b, tuple := beginNested(b, ctaTupleReply)
-	b, proto := beginNested(b, ctaTupleProto)
-	b = appendAttr(b, ctaProtoNum, unix.IPPROTO_TCP)
-	b = appendAttr(b, ctaProtoSrcPort, 0x1f, 0x90)
-	endNested(b, proto)
-	b, ip := beginNested(b, ctaTupleIP)
-	b = appendAttr(b, ctaSrc4, 10, 1, 2, 3)
-	endNested(b, ip)
-	endNested(b, tuple)
-	want := netip.MustParseAddrPort("10.1.2.3:8080")
-	if got, err := replySource(b); err != nil || got != want {
-		t.Errorf("%s and %v, want %s", got, err, want)
-	}
-	// Nothing else is made of less, or of lengths that cannot be.
-	for n := range len(b) {
-		if got, err := replySource(b[:n]); err == nil && got != want {
-			t.Errorf("%d bytes: %s", n, got)
-		}
-	}
-	for i := 0; i+1 < len(b); i += 4 {
-		for _, size := range []uint16{0, 1, 0xffff} {
-			bad := slices.Clone(b)
-			binary.NativeEndian.PutUint16(bad[i:], size)
-			if got, err := replySource(bad); err == nil && got.Addr().Is6() {
-				t.Errorf("length %d at %d: %s", size, i, got)
-			}
-		}
 	}
 }

@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/sidetrack-dev/sidetrack/daemon/conntrack"
 	"github.com/sidetrack-dev/sidetrack/daemon/ledger"
 	"github.com/sidetrack-dev/sidetrack/daemon/router/http1"
 	"github.com/sidetrack-dev/sidetrack/daemon/router/http2"
@@ -39,7 +40,7 @@ type loop struct {
 	bufs      pool
 	conns     connList
 	syns      *loader.SYNs     // nil: SYNs are not held
-	conntrack *conntrack       // of the home namespace; nil: it cannot be asked
+	conntrack *conntrack.Table // of the home namespace; nil: it cannot be asked
 	holding   map[uint64]*door // whose SYNs are, by the outer listener's cookie
 	held      connList         // connections that have not been accepted yet
 	sweep     timer
@@ -134,7 +135,7 @@ func newLoop(r *Router, home int) (*loop, error) {
 		return nil, err
 	}
 	if r.cfg.Ledger != nil {
-		if l.conntrack, err = openConntrack(); err != nil {
+		if l.conntrack, err = conntrack.Open(); err != nil {
 			r.cfg.Logger.Warn(notNamed, "err", err)
 		}
 	}
@@ -370,7 +371,7 @@ func (l *loop) closeAll() {
 		}
 	}
 	if l.conntrack != nil {
-		l.conntrack.close()
+		l.conntrack.Close()
 	}
 	unix.Close(l.epoll)
 	unix.Close(l.wakeFD)

@@ -1,12 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package router
+// Package conntrack asks the kernel's connection tracking who answers a connection
+// whose destination is translated on the way, as kube-proxy's rules and IPVS do with a
+// Service's own address (linux/netfilter/nfnetlink_conntrack.h).
+//
+// It owns one netlink socket for each Table and nothing else; it lists nothing and
+// changes nothing. A Table belongs to one goroutine at a time.
+package conntrack
 
 import (
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/netip"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -32,42 +39,50 @@ const (
 	ctHeader   = unix.NLMSG_HDRLEN + 4 // with struct nfgenmsg
 )
 
-// conntrack asks a network namespace's connection tracking about connections, one at a
+// Table asks a network namespace's connection tracking about connections, one at a
 // time. It is written by hand since a loop asks it: libraries for ctnetlink wait for
 // their answers by way of Go's poller, and allocate.
-type conntrack struct {
-	fd  int32
-	seq uint32
-	buf [1024]byte
+type Table struct {
+	fd    int32
+	seq   uint32
+	asked int
+	buf   [1024]byte
 }
 
-var errNotTracked = errors.New("connection tracking knows no such connection")
+// ErrNotTracked says that there is no entry for a connection.
+var ErrNotTracked = errors.New("connection tracking knows no such connection")
 
-// openConntrack makes a conntrack for the calling thread's namespace, and finds out
-// whether it may ask there.
-func openConntrack() (*conntrack, error) {
+// Open makes a Table for the calling thread's namespace, and finds out whether it may
+// ask there: that takes CAP_NET_ADMIN and the module nf_conntrack_netlink.
+func Open() (*Table, error) {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_NETFILTER)
 	if err != nil {
 		return nil, fmt.Errorf("open ctnetlink: %w", err)
 	}
-	c := &conntrack{fd: int32(fd)}
+	c := &Table{fd: int32(fd)}
 	// The first question may have the kernel load a module, for which no loop waits.
 	nobody := netip.AddrPortFrom(netip.IPv4Unspecified(), 0)
-	if _, err := c.answering(nobody, nobody); !errors.Is(err, errNotTracked) {
-		c.close()
+	if _, err := c.Answering(nobody, nobody); !errors.Is(err, ErrNotTracked) {
+		c.Close()
 		return nil, fmt.Errorf("ask ctnetlink: %w", err)
 	}
+	c.asked = 0
 	return c, nil
 }
 
-func (c *conntrack) close() { closeFD(c.fd) }
+// Close ends it.
+func (c *Table) Close() { unix.Close(int(c.fd)) }
 
-// answering returns who answers the TCP connection from one address to another: to
+// Asked is how many connections it has been asked about.
+func (c *Table) Asked() int { return c.asked }
+
+// Answering returns who answers the TCP connection from one address to another: to
 // itself, unless something on the way translates it. Without an entry it answers
-// errNotTracked. The kernel looks it up by its hash and has answered before the call
+// ErrNotTracked. The kernel looks it up by its hash and has answered before the call
 // returns, however many connections it knows.
-func (c *conntrack) answering(from, to netip.AddrPort) (netip.AddrPort, error) {
+func (c *Table) Answering(from, to netip.AddrPort) (netip.AddrPort, error) {
 	c.seq++
+	c.asked++
 	if e := c.send(from, to); e != noError {
 		return netip.AddrPort{}, e
 	}
@@ -84,7 +99,7 @@ func (c *conntrack) answering(from, to netip.AddrPort) (netip.AddrPort, error) {
 		case typ == unix.NLMSG_ERROR && n >= unix.NLMSG_HDRLEN+4:
 			e := unix.Errno(-int32(binary.NativeEndian.Uint32(m[unix.NLMSG_HDRLEN:])))
 			if e == unix.ENOENT {
-				return netip.AddrPort{}, errNotTracked
+				return netip.AddrPort{}, ErrNotTracked
 			}
 			return netip.AddrPort{}, e
 		case typ == ctNew && n >= ctHeader:
@@ -96,7 +111,7 @@ func (c *conntrack) answering(from, to netip.AddrPort) (netip.AddrPort, error) {
 
 var errStrangeAnswer = errors.New("the kernel's answer is none")
 
-func (c *conntrack) send(from, to netip.AddrPort) unix.Errno {
+func (c *Table) send(from, to netip.AddrPort) unix.Errno {
 	family, src, dst := uint8(unix.AF_INET6), uint16(ctaSrc6), uint16(ctaDst6)
 	if from.Addr().Is4() {
 		family, src, dst = unix.AF_INET, ctaSrc4, ctaDst4
@@ -120,6 +135,24 @@ func (c *conntrack) send(from, to netip.AddrPort) unix.Errno {
 	binary.NativeEndian.PutUint32(b[8:], c.seq)
 	_, e := send(c.fd, b)
 	return e
+}
+
+// The calls here go through RawSyscall: they never block, since the socket is
+// non-blocking and the kernel has answered before a question's call returns.
+
+const noError = unix.Errno(0)
+
+func send(fd int32, b []byte) (int, unix.Errno) { return call(unix.SYS_SENDTO, fd, b) }
+
+func recv(fd int32, b []byte) (int, unix.Errno) { return call(unix.SYS_RECVFROM, fd, b) }
+
+func call(number uintptr, fd int32, b []byte) (int, unix.Errno) {
+	for {
+		n, _, e := unix.RawSyscall6(number, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)), 0, 0, 0)
+		if e != unix.EINTR {
+			return int(n), e
+		}
+	}
 }
 
 // replySource reads who answers out of a connection's attributes.
