@@ -43,7 +43,7 @@ static __always_inline bool router_decides(const struct question *q, const struc
 
 /* tell_flow tells of a flow. A global function for the reason that lookup_flow is
  * one. */
-__noinline int tell_flow(const struct question *q, const struct answer *a, __u32 program)
+__noinline int tell_flow(const struct question *q, const struct answer *a, __u32 program, __u64 socket)
 {
 	struct flow_event *e;
 
@@ -66,6 +66,7 @@ __noinline int tell_flow(const struct question *q, const struct answer *a, __u32
 	e->verdict = a->verdict;
 	e->reason = a->reason;
 	e->program = program;
+	e->socket = socket;
 	bpf_ringbuf_submit(e, 0);
 	return 0;
 }

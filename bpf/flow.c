@@ -63,7 +63,7 @@ static __always_inline bool decide(struct bpf_sock_addr *ctx, enum program progr
 		lookup_flow(&q, a);
 		/* A class has what is tagged and known. */
 		if (a->class && !(socket && told_lately(socket, &q, a)))
-			tell_flow(&q, a, program);
+			tell_flow(&q, a, program, bpf_get_socket_cookie(ctx));
 	}
 	if (a->verdict == VERDICT_BASELINE) {
 		count(program, a->reason);

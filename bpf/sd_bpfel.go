@@ -79,6 +79,7 @@ type SdFlowEvent struct {
 	Verdict  SdVerdict
 	Reason   SdReason
 	Program  SdProgram
+	Socket   uint64
 }
 
 type SdHits struct {

@@ -215,8 +215,9 @@ struct flow_event {
 	enum verdict verdict;
 	enum reason reason;
 	enum program program;
+	__u64 socket; /* cookie */
 };
-_Static_assert(sizeof(struct flow_event) == 72, "shared with Go");
+_Static_assert(sizeof(struct flow_event) == 80, "shared with Go");
 
 /* Datagrams of one socket to one destination with one outcome. */
 struct told_key {
@@ -234,4 +235,4 @@ struct lookup_test {
 	struct flow_event no_event;
 	struct syn no_syn;
 };
-_Static_assert(sizeof(struct lookup_test) == 256, "shared with Go");
+_Static_assert(sizeof(struct lookup_test) == 264, "shared with Go");

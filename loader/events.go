@@ -24,6 +24,7 @@ import (
 type Flow struct {
 	At        time.Time
 	Source    routing.Cookie
+	Socket    uint64 // its cookie (SO_COOKIE)
 	Sandbox   routing.SandboxID
 	Dialled   netip.AddrPort
 	Protocol  routing.Protocol
@@ -62,22 +63,29 @@ func (k *Kernel) Flows() (r *FlowReader, err error) {
 
 // Read waits for the next flow. The error is os.ErrClosed after Close.
 func (r *FlowReader) Read() (Flow, error) {
-	if r.read && r.rec.Remaining == 0 {
-		r.read = false
-		time.Sleep(flowsDelay)
-	}
-	if err := r.ring.ReadInto(&r.rec); err != nil {
-		return Flow{}, err
-	}
-	r.read = true
-	const size = int(unsafe.Sizeof(bpf.SdFlowEvent{}))
-	if len(r.rec.RawSample) < size {
-		return Flow{}, fmt.Errorf("an event of %d bytes: want %d", len(r.rec.RawSample), size)
+	for {
+		if r.read && r.rec.Remaining == 0 {
+			r.read = false
+			time.Sleep(flowsDelay)
+		}
+		err := r.ring.ReadInto(&r.rec)
+		if errors.Is(err, ringbuf.ErrFlushed) {
+			return Flow{}, ErrFlushed
+		}
+		if err != nil {
+			return Flow{}, err
+		}
+		r.read = true
+		// The programs of an earlier version may have left shorter ones.
+		if len(r.rec.RawSample) >= int(unsafe.Sizeof(bpf.SdFlowEvent{})) {
+			break
+		}
 	}
 	e := (*bpf.SdFlowEvent)(unsafe.Pointer(&r.rec.RawSample[0]))
 	f := Flow{
 		At:        sinceBoot(e.Time),
 		Source:    routing.Cookie(e.Source),
+		Socket:    e.Socket,
 		Sandbox:   routing.SandboxID(e.Sandbox),
 		Dialled:   goAddrPort(e.Dst.Addr, e.Dst.Port),
 		Protocol:  routing.Protocol(e.Dst.Proto),
@@ -98,6 +106,14 @@ func (r *FlowReader) Read() (Flow, error) {
 	}
 	return f, nil
 }
+
+// ErrFlushed is what Read answers once for each Flush.
+var ErrFlushed = errors.New("the flows that had begun have been read")
+
+// Flush has Read answer ErrFlushed when it has answered every flow that has begun
+// before this call. It may be called from any goroutine, and again when Read has
+// answered.
+func (r *FlowReader) Flush() error { return r.ring.Flush() }
 
 // Close ends Read.
 func (r *FlowReader) Close() error {

@@ -201,3 +201,66 @@ func TestAConnectionThatIsCapturedIsNoFlow(t *testing.T) {
 		t.Errorf("told: %s", f.words())
 	}
 }
+
+func TestAFlowNamesItsSocket(t *testing.T) {
+	s := newScene(t)
+	s.start()
+	all := s.listen()
+	for _, tc := range []struct {
+		name         string
+		family, kind int
+		do           func(*sock)
+	}{
+		{"a connection", unix.AF_INET, unix.SOCK_STREAM, func(c *sock) { c.mustConnect(at(webVIP4, 80)) }},
+		{"a connection over IPv6", unix.AF_INET6, unix.SOCK_STREAM, func(c *sock) { c.mustConnect(at(webVIP6, 80)) }},
+		{"a connection of an IPv6 socket over IPv4", unix.AF_INET6, unix.SOCK_STREAM, func(c *sock) { c.mustConnect(at(webVIP4, 80)) }},
+		{"a connected socket of datagrams", unix.AF_INET, unix.SOCK_DGRAM, func(c *sock) { c.mustConnect(at(webVIP4, 53)) }},
+		{"a datagram", unix.AF_INET, unix.SOCK_DGRAM, func(c *sock) { c.mustAsk(at(webVIP4, 53), "fork", at(webVIP4, 53)) }},
+	} {
+		c := s.socket(s.tagged, tc.family, tc.kind)
+		tc.do(c)
+		want, err := unix.GetsockoptUint64(c.fd, unix.SOL_SOCKET, unix.SO_COOKIE)
+		s.must(err)
+		if f := all.take(t, 1)[0]; f.Socket != want {
+			t.Errorf("%s is told as socket %d's, and is %d's", tc.name, f.Socket, want)
+		}
+	}
+}
+
+// TestWhatHasBegunIsReadBeforeAFlushIsAnswered: whoever flushes has heard of every
+// socket whose connect(2) is over.
+func TestWhatHasBegunIsReadBeforeAFlushIsAnswered(t *testing.T) {
+	s := newScene(t)
+	s.start()
+	r, err := s.k.Flows()
+	s.must(err)
+	t.Cleanup(func() { r.Close() })
+	counts := make(chan int)
+	go func() {
+		defer close(counts)
+		for n := 0; ; {
+			switch _, err := r.Read(); {
+			case err == nil:
+				n++
+			case errors.Is(err, ErrFlushed):
+				counts <- n
+				n = 0
+			default:
+				return
+			}
+		}
+	}()
+	for n := range 30 {
+		for range n {
+			s.socket(s.tagged, unix.AF_INET, unix.SOCK_STREAM).mustConnect(at(webVIP4, 80))
+		}
+		s.must(r.Flush())
+		if got := <-counts; got != n {
+			t.Fatalf("%d flows were read before the flush was answered, %d had begun", got, n)
+		}
+	}
+	s.must(r.Close())
+	if _, more := <-counts; more {
+		t.Error("a flush was answered twice")
+	}
+}

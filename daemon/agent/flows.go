@@ -37,7 +37,10 @@ func (a *Agent) recordFlows() (stop func() error, err error) {
 				a.log.Error("flows leave no records any more", "err", err)
 				return
 			}
-			a.cfg.Ledger.AddFlow(ledger.Flow(f))
+			a.cfg.Ledger.AddFlow(ledger.Flow{
+				At: f.At, Source: f.Source, Sandbox: f.Sandbox, Dialled: f.Dialled, Protocol: f.Protocol,
+				Datagrams: f.Datagrams, Verdict: f.Verdict, Reason: f.Reason, Endpoint: f.Endpoint,
+			})
 		}
 	}()
 	return func() error {

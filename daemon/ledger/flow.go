@@ -9,7 +9,7 @@ import (
 	"github.com/sidetrack-dev/sidetrack/routing"
 )
 
-// Flow is a tagged flow that the kernel has told of: loader.Flow.
+// Flow is a tagged flow that the kernel has told of; see loader.Flow.
 type Flow struct {
 	At        time.Time
 	Source    routing.Cookie
