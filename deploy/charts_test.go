@@ -102,7 +102,7 @@ guardAddresses: false`,
 				return
 			}
 			for _, want := range []string{"localhost:5000/x/sidetrackd@sha256:", "kind: PodMonitor", "kind: ServiceMonitor", "kind: PrometheusRule", "--metrics-address=[$(HOST_IP)]:1234",
-				"maxSurge: 25%", "--baggage-member=a,b", "--pods-cgroup=/sys/fs/cgroup/kubepods", "- \"--max-flow-routes=2000000\"", "release: prom", "--node-selector=kubernetes.io/os=linux,pool=apps"} {
+				"maxSurge: 25%", "--baggage-member=a,b", "--key-header=X-Key", "--pods-cgroup=/sys/fs/cgroup/kubepods", "- \"--max-flow-routes=2000000\"", "release: prom", "--node-selector=kubernetes.io/os=linux,pool=apps"} {
 				if !strings.Contains(out, want) {
 					t.Errorf("it lacks %q", want)
 				}
@@ -146,6 +146,7 @@ func TestWrongValuesAreRefused(t *testing.T) {
 		"images: {registry: https://example.com/}":        "/images/registry",
 		"images: {pullSecrets: [one]}":                    "/images/pullSecrets/0",
 		"routing: {baggageMembers: []}":                   "/routing/baggageMembers",
+		"routing: {baggageMembers: [Acme]}":               "/routing/baggageMembers/0",
 		"routing: {keyHeader: \"a b\"}":                   "/routing/keyHeader",
 		"monitoring: {podMonitor: \"yes\"}":               "/monitoring/podMonitor",
 		"monitoring: {podMonitor: true}":                  "agent.metrics.listen: NodeIP",

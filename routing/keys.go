@@ -36,6 +36,13 @@ func unreserved(c byte) bool {
 	return c == '-' || c == '.' || c == '_' || c == '~'
 }
 
+// Bounds of KeyNames: each member is looked for in every request, and nodes tell one
+// another of their names.
+const (
+	maxMembers = 16
+	maxNameLen = 256
+)
+
 // Place is a header in which routing keys are looked for. Lower places take
 // precedence.
 type Place uint8
@@ -68,13 +75,16 @@ func (n KeyNames) Validate() error {
 	if len(n.Members) == 0 {
 		return fmt.Errorf("key names: at least one baggage member name is needed, such as %q", "sidetrack")
 	}
+	if len(n.Members) > maxMembers {
+		return fmt.Errorf("key names: %d baggage member names are too many: give at most %d", len(n.Members), maxMembers)
+	}
 	for _, m := range n.Members {
 		if !validMemberName(m) {
 			return fmt.Errorf("key names: %q cannot be both a baggage and a tracestate key; use lower-case letters, digits, '-' and '_', beginning with a letter", m)
 		}
 	}
-	if !isToken(n.Header) {
-		return fmt.Errorf("key names: %q is not an HTTP header name", n.Header)
+	if !isToken(n.Header) || len(n.Header) > maxNameLen {
+		return fmt.Errorf("key names: %q is not an HTTP header name of at most %d characters", n.Header, maxNameLen)
 	}
 	for _, taken := range []string{"baggage", "tracestate"} {
 		if bytes.EqualFold([]byte(n.Header), []byte(taken)) {
@@ -94,7 +104,7 @@ func validMemberName(m string) bool {
 			return false
 		}
 	}
-	return m != "" && len(m) <= 256
+	return m != "" && len(m) <= maxNameLen
 }
 
 // isToken reports whether s is a token of RFC 9110, section 5.6.2.

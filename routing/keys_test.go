@@ -3,6 +3,7 @@
 package routing
 
 import (
+	"slices"
 	"strings"
 	"testing"
 
@@ -87,6 +88,8 @@ func TestKeyNamesCanBeConfigured(t *testing.T) {
 		{Members: []string{"a"}, Header: "x key"},
 		{Members: []string{"a"}, Header: "Baggage"},
 		{Members: []string{"a"}},
+		{Members: slices.Repeat([]string{"a"}, maxMembers+1), Header: "x-key"},
+		{Members: []string{"a"}, Header: strings.Repeat("x", maxNameLen+1)},
 	} {
 		if bad.Validate() == nil {
 			t.Errorf("%+v is valid, want an error", bad)

@@ -56,6 +56,10 @@ type NodeStateStatus struct {
 	// and in the request router. Missing until the first of it is.
 	// +optional
 	Applied *AppliedVersions `json:"applied,omitempty"`
+	// KeyNames is where the agent looks for a request's routing key. Missing where the
+	// agent is older than this field: nothing is known of its names then.
+	// +optional
+	KeyNames *KeyNames `json:"keyNames,omitempty"`
 	// Pods counts the node's pods.
 	// +optional
 	Pods PodCoverage `json:"pods,omitempty"`

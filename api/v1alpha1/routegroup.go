@@ -89,6 +89,11 @@ type RouteGroupStatus struct {
 	// generated.
 	// +optional
 	RoutingKey string `json:"routingKey,omitempty"`
+	// KeyNames is where nodes look for the routing key in a request. Missing while no
+	// agent says: then they are the members sidetrack and sd-routing-key and the header
+	// x-sidetrack-key, unless agents are told otherwise.
+	// +optional
+	KeyNames *CommonKeyNames `json:"keyNames,omitempty"`
 	// Conditions are Accepted, Programmed and Ready.
 	// +optional
 	// +listType=map

@@ -196,6 +196,11 @@ type SandboxStatus struct {
 	// generated.
 	// +optional
 	RoutingKey string `json:"routingKey,omitempty"`
+	// KeyNames is where nodes look for the routing key in a request. Missing while no
+	// agent says: then they are the members sidetrack and sd-routing-key and the header
+	// x-sidetrack-key, unless agents are told otherwise.
+	// +optional
+	KeyNames *CommonKeyNames `json:"keyNames,omitempty"`
 	// Conditions are Accepted, ForksReady, Programmed and Ready.
 	// +optional
 	// +listType=map

@@ -22,6 +22,7 @@ import (
 	"github.com/sidetrack-dev/sidetrack/daemon/nodestate"
 	"github.com/sidetrack-dev/sidetrack/daemon/pods"
 	"github.com/sidetrack-dev/sidetrack/daemon/source"
+	"github.com/sidetrack-dev/sidetrack/routing"
 )
 
 // originFlags say where objects come from: a directory, or a cluster.
@@ -70,8 +71,9 @@ type origin struct {
 	api      *rest.Config   // how the API server is reached; nil: there is none
 }
 
-// open begins to read. mark is the SO_MARK of the agent's own sockets.
-func (o *originFlags) open(mark uint32, log *slog.Logger) (origin, error) {
+// open begins to read. mark is the SO_MARK of the agent's own sockets, keys is told to
+// the cluster.
+func (o *originFlags) open(mark uint32, keys routing.KeyNames, log *slog.Logger) (origin, error) {
 	if !o.kubernetes {
 		m, err := source.OpenManifests(o.manifests, log)
 		return origin{objects: m}, err
@@ -81,7 +83,7 @@ func (o *originFlags) open(mark uint32, log *slog.Logger) (origin, error) {
 	if err != nil {
 		return origin{}, err
 	}
-	r, err := nodestate.New(cfg, o.nodeName, buildVersion(), log)
+	r, err := nodestate.New(cfg, o.nodeName, buildVersion(), keys, log)
 	if err != nil {
 		return origin{}, err
 	}

@@ -123,7 +123,7 @@ func (f *runFlags) run(ctx context.Context, stderr io.Writer) (err error) {
 		}
 	}
 
-	from, err := f.origin.open(f.kernel.Mark, log)
+	from, err := f.origin.open(f.kernel.Mark, f.keys, log)
 	if err != nil {
 		return err
 	}

@@ -116,7 +116,7 @@ func (c *conditions) program(p *programming) {
 
 // ready sets Ready from the others. wasReady is whether it has been true for this
 // generation: then nodes that take over a change of endpoints do not end it.
-func (c *conditions) ready(p *programming, wasReady bool, redirects []v1alpha1.RedirectStatus, parts ...string) {
+func (c *conditions) ready(p *programming, wasReady bool, names *v1alpha1.CommonKeyNames, redirects []v1alpha1.RedirectStatus, parts ...string) {
 	for _, kind := range parts {
 		if cond := meta.FindStatusCondition(c.list, kind); cond == nil || cond.Status != metav1.ConditionTrue {
 			reason := map[string]string{
@@ -141,6 +141,8 @@ func (c *conditions) ready(p *programming, wasReady bool, redirects []v1alpha1.R
 	switch {
 	case len(empty) > 0:
 		c.set(v1alpha1.ConditionReady, false, reasonNoEndpoints, fmt.Sprintf("no ready endpoint for the redirect of Service %s: see the pods behind it", join(empty, ", ")))
+	case names != nil && names.Split:
+		c.set(v1alpha1.ConditionReady, false, reasonKeyNames, "nodes look for routing keys under different names: "+names.Message)
 	case !p.strict() && !wasReady:
 		c.set(v1alpha1.ConditionReady, false, reasonNotProgramed, "nodes are taking over the newest endpoints: "+strings.Join(p.coverage.behind, ", "))
 	default:

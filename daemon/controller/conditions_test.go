@@ -135,6 +135,7 @@ func TestConditionsSayWhatIsInTheWay(t *testing.T) {
 		prog      programming
 		wasReady  bool
 		redirects []v1alpha1.RedirectStatus
+		names     *v1alpha1.CommonKeyNames
 		ready     string // the reason; Ready is true
 		says      string
 	}{
@@ -147,6 +148,8 @@ func TestConditionsSayWhatIsInTheWay(t *testing.T) {
 		{name: "a node takes over endpoints", states: []forkState{ok}, prog: programming{coverage: lagging, current: true, graced: true}, wasReady: true, redirects: there, ready: reasonReady},
 		{name: "a node takes over the first endpoints", states: []forkState{ok}, prog: programming{coverage: lagging, current: true, graced: true}, redirects: there, ready: reasonNotProgramed, says: "n2"},
 		{name: "no endpoint", states: []forkState{ok}, prog: programming{coverage: everywhere, current: true}, redirects: empty, ready: reasonNoEndpoints, says: "Service route to fork"},
+		{name: "nodes with one name in common", states: []forkState{ok}, prog: programming{coverage: everywhere, current: true}, redirects: there, names: &v1alpha1.CommonKeyNames{Members: []string{"a"}, Message: "headers differ"}, ready: reasonReady},
+		{name: "nodes that do not know one another's names", states: []forkState{ok}, prog: programming{coverage: everywhere, current: true}, wasReady: true, redirects: there, names: &v1alpha1.CommonKeyNames{Message: "n1 and n2 differ", Split: true}, ready: reasonKeyNames, says: "n1 and n2 differ"},
 		{name: "no nodes", states: []forkState{ok}, prog: programming{current: true}, redirects: there, ready: reasonNotProgramed, says: "no Ready linux node"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -154,7 +157,7 @@ func TestConditionsSayWhatIsInTheWay(t *testing.T) {
 			c.accept(tt.refusals, nil)
 			c.forks(tt.states)
 			c.program(&tt.prog)
-			c.ready(&tt.prog, tt.wasReady, tt.redirects, v1alpha1.ConditionAccepted, v1alpha1.ConditionForksReady, v1alpha1.ConditionProgrammed)
+			c.ready(&tt.prog, tt.wasReady, tt.names, tt.redirects, v1alpha1.ConditionAccepted, v1alpha1.ConditionForksReady, v1alpha1.ConditionProgrammed)
 			got := meta.FindStatusCondition(c.list, v1alpha1.ConditionReady)
 			if got.Reason != tt.ready || (got.Status == metav1.ConditionTrue) != (tt.ready == reasonReady) || !strings.Contains(got.Message, tt.says) {
 				t.Errorf("%+v", got)

@@ -122,6 +122,7 @@ func (r *groups) decide(v *view, g *v1alpha1.RouteGroup, known *remembered, req 
 	r.memory.wait(req, !prog.strict())
 	next.Nodes = nodeCount(prog.coverage)
 	next.UncoveredConnections = cluster.connectionsOf(g.Namespace, next.Redirects)
+	next.KeyNames = cluster.keyNames()
 
 	c := conditions{list: deepCopyConditions(old.Conditions), generation: g.Generation}
 	c.accept(refusals, res.notes)
@@ -130,7 +131,7 @@ func (r *groups) decide(v *view, g *v1alpha1.RouteGroup, known *remembered, req 
 	if len(notReady) > 0 && c.isTrue(v1alpha1.ConditionAccepted) {
 		c.set(v1alpha1.ConditionReady, false, reasonNotForked, fmt.Sprintf("members are not ready: %s: see their conditions", join(notReady, ", ")))
 	} else {
-		c.ready(&prog, wasReady, next.Redirects, v1alpha1.ConditionAccepted, v1alpha1.ConditionProgrammed)
+		c.ready(&prog, wasReady, next.KeyNames, next.Redirects, v1alpha1.ConditionAccepted, v1alpha1.ConditionProgrammed)
 	}
 	next.Conditions = c.list
 	return next, again, nil

@@ -229,10 +229,30 @@ func (c *coverage) describe() (reason, message string) {
 }
 
 // signature changes when a node becomes covered or uncovered, and when connections
-// from before a redirect do.
+// from before a redirect do, or the names that nodes go by.
 func (c *cluster) signature() string {
 	out := c.cover(versions{})
-	return fmt.Sprint(out.total, out.uncovered, out.exposed, out.ignored, c.connections())
+	names := v1alpha1.CommonKeyNames{}
+	if n := c.keyNames(); n != nil {
+		names = *n
+	}
+	return fmt.Sprint(out.total, out.uncovered, out.exposed, out.ignored, c.connections(), names)
+}
+
+// keyNames is where all nodes with a working agent look for routing keys; nil while
+// none says. An agent that does not say is older, and taken to do as the others.
+func (c *cluster) keyNames() *v1alpha1.CommonKeyNames {
+	all := map[string]v1alpha1.KeyNames{}
+	for i := range c.nodes {
+		n := &c.nodes[i]
+		if counts, _ := c.counts(n); !counts || c.uncovered(n) != "" {
+			continue
+		}
+		if names := c.states[n.Name].Status.KeyNames; names != nil {
+			all[n.Name] = *names
+		}
+	}
+	return v1alpha1.FindCommonKeyNames(all)
 }
 
 // connections counts those from before a redirect that agents have not covered

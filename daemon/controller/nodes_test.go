@@ -291,3 +291,34 @@ func TestConnectionsFromBeforeAreSummedOverNodesThatSpeak(t *testing.T) {
 		t.Error("that connections have been covered changes nothing that is looked at")
 	}
 }
+
+func TestTheNamesOfNodesWithWorkingAgentsCount(t *testing.T) {
+	named := func(name string, members ...string) v1alpha1.NodeState {
+		s := someState(name)
+		if len(members) > 0 {
+			s.Status.KeyNames = &v1alpha1.KeyNames{Members: members, Header: "x-key"}
+		}
+		return s
+	}
+	silent := named("n3", "other")
+	silent.Status.Applied = nil
+	nodes := []corev1.Node{someNode("n1"), someNode("n2"), someNode("n3"), someNode("n4")}
+	older, gone := named("n2"), named("gone", "other")
+	c := clusterOf(&heartbeats{}, nodes, []v1alpha1.NodeState{older, silent, gone}, noon)
+	if got := c.keyNames(); got != nil {
+		t.Errorf("where no agent says anything: %+v", got)
+	}
+	before := c.signature()
+	c = clusterOf(&heartbeats{}, nodes, []v1alpha1.NodeState{named("n1", "a", "b"), older, silent, gone, named("n4", "b", "a")}, noon)
+	if got := c.keyNames(); got == nil || strings.Join(got.Members, " ") != "a b" || got.Header != "x-key" || got.Split || got.Message != "" {
+		t.Errorf("names %+v", got)
+	}
+	both := c.signature()
+	c.states["n4"].Status.KeyNames.Members = []string{"b"}
+	if got := c.keyNames(); got == nil || !got.Split {
+		t.Errorf("n4 does not know what n1 adds: %+v", got)
+	}
+	if now := c.signature(); before == both || both == now {
+		t.Errorf("the signature stays %s", now)
+	}
+}

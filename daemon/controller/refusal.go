@@ -46,6 +46,7 @@ const (
 	reasonNotAccepted  = "NotAccepted"
 	reasonNotForked    = "ForksNotReady"
 	reasonNotProgramed = "NotProgrammed"
+	reasonKeyNames     = "KeyNamesDiffer"
 )
 
 // refusal is something in a spec that cannot be honoured: why, for scripts, and

@@ -151,6 +151,11 @@ func (p *sandboxPass) announce(ctx context.Context, key string, redirects []v1al
 	}
 	next := *p.sb.Status.DeepCopy()
 	next.RoutingKey, next.Redirects = key, redirects
+	// Whoever sees the key sees how to use it.
+	next.KeyNames = p.view.cluster(p.beats, p.nodes, p.now).keyNames()
+	if p.view.err != nil {
+		return p.view.err
+	}
 	next.Revision++
 	const message = "where redirects lead has just been changed"
 	c := conditions{list: next.Conditions, generation: p.sb.Generation}
@@ -435,6 +440,7 @@ func (p *sandboxPass) status(key string, refused *refusal, forks []fork, states 
 	p.memory.wait(p.req, !prog.strict())
 	next.Nodes = nodeCount(prog.coverage)
 	next.UncoveredConnections = cluster.connectionsOf(p.sb.Namespace, next.Redirects)
+	next.KeyNames = cluster.keyNames()
 
 	c := conditions{list: deepCopyConditions(old.Conditions), generation: p.sb.Generation}
 	c.accept(refusals, res.notes)
@@ -445,7 +451,7 @@ func (p *sandboxPass) status(key string, refused *refusal, forks []fork, states 
 	}
 	c.program(&prog)
 	wasReady := !changed && held(old.Conditions, v1alpha1.ConditionReady, p.sb.Generation)
-	c.ready(&prog, wasReady, withoutJobs(next.Redirects, forks), v1alpha1.ConditionAccepted, v1alpha1.ConditionForksReady, v1alpha1.ConditionProgrammed)
+	c.ready(&prog, wasReady, next.KeyNames, withoutJobs(next.Redirects, forks), v1alpha1.ConditionAccepted, v1alpha1.ConditionForksReady, v1alpha1.ConditionProgrammed)
 	next.Conditions = c.list
 	return next, nil
 }

@@ -75,6 +75,7 @@ type Reporter struct {
 	node, version  string
 	bootID         string
 	instance       string
+	keys           *v1alpha1.KeyNames
 	nodes, objects rest.Interface
 	log            *slog.Logger
 
@@ -96,8 +97,9 @@ type Reporter struct {
 }
 
 // New returns a Reporter. It writes from the first Report on: until then the word
-// of the agent before this one holds.
-func New(cfg *rest.Config, node, version string, log *slog.Logger) (*Reporter, error) {
+// of the agent before this one holds. keys, which the agent looks for routing keys by,
+// must be valid.
+func New(cfg *rest.Config, node, version string, keys routing.KeyNames, log *slog.Logger) (*Reporter, error) {
 	boot, err := os.ReadFile(bootIDFile)
 	if err != nil {
 		return nil, fmt.Errorf("nodestate: read the boot id: %w", err)
@@ -107,6 +109,7 @@ func New(cfg *rest.Config, node, version string, log *slog.Logger) (*Reporter, e
 		version:  version,
 		bootID:   strings.TrimSpace(string(boot)),
 		instance: rand.Text(),
+		keys:     &v1alpha1.KeyNames{Members: keys.Members, Header: strings.ToLower(keys.Header)},
 		log:      log,
 		wake:     make(chan struct{}, 1),
 		turn:     make(chan struct{}, 1),
@@ -330,6 +333,7 @@ func (r *Reporter) apply(ctx context.Context, version string) error {
 			Instance:      r.instance,
 			HeartbeatTime: &now,
 			Applied:       s.Applied,
+			KeyNames:      r.keys,
 			Pods:          v1alpha1.PodCoverage{Covered: int32(s.Covered), Uncovered: int32(s.Uncovered)},
 			Connections:   connections(s.Connections),
 			Problems:      problems(s.Problems),

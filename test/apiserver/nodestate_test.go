@@ -34,7 +34,7 @@ func (c clients) node(t *testing.T, name string) *corev1.Node {
 
 func reporter(t *testing.T, cfg *rest.Config, node string, log *slog.Logger) *nodestate.Reporter {
 	t.Helper()
-	r, err := nodestate.New(cfg, node, "v9.9.9", log)
+	r, err := nodestate.New(cfg, node, "v9.9.9", routing.KeyNames{Members: []string{"acme-key", "sidetrack"}, Header: "X-Acme"}, log)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -119,6 +119,9 @@ func TestANodesStateSaysWhatIsInForceAndGoesWithTheNode(t *testing.T) {
 	}
 	if s.Status.Pods != (v1alpha1.PodCoverage{Covered: 7, Uncovered: 2}) || len(s.Status.Problems) != 1 || s.Status.Problems[0].Name != "pr-42" {
 		t.Errorf("status %+v", s.Status)
+	}
+	if got := s.Status.KeyNames; got == nil || strings.Join(got.Members, " ") != "acme-key sidetrack" || got.Header != "x-acme" {
+		t.Errorf("key names %+v", got)
 	}
 	if s.Status.HeartbeatTime == nil || time.Since(s.Status.HeartbeatTime.Time).Abs() > time.Minute {
 		t.Errorf("heartbeat %v", s.Status.HeartbeatTime)
@@ -294,4 +297,37 @@ func TestAStateThatCannotBeWrittenIsSaidOnceAndWrittenLater(t *testing.T) {
 	}
 	c.node(t, name)
 	c.awaitState(t, name, "what was to be said", isApplied(1))
+}
+
+func TestTheDefaultNamesOfKeysAreTheSameEverywhere(t *testing.T) {
+	said, known := v1alpha1.DefaultKeyNames(), routing.DefaultKeyNames()
+	if diff := gocmp.Diff(known, routing.KeyNames{Members: said.Members, Header: said.Header}); diff != "" {
+		t.Errorf("routing's (-) and the API's (+) differ:\n%s", diff)
+	}
+}
+
+// What routing takes the API server takes, and no agent is kept from saying what it has
+// in force by the names it was given.
+func TestTheAPIServerTakesEveryNameThatAnAgentDoes(t *testing.T) {
+	c := connect(t)
+	ns := c.namespace(t)
+	node := c.node(t, "names-of-"+ns)
+	members := make([]string, 16)
+	for i := range members {
+		members[i] = fmt.Sprintf("m%d_-", i) + strings.Repeat("x", 200)
+	}
+	names := routing.KeyNames{Members: members, Header: "!#$%&'*+-.^_`|~" + strings.Repeat("x", 200)}
+	if err := names.Validate(); err != nil {
+		t.Fatal(err)
+	}
+	r, err := nodestate.New(c.agentConfig(t, ns), node.Name, "v9.9.9", names, quietLog())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	r.Report(applied(1), true)
+	s := c.awaitState(t, node.Name, "the names", isApplied(1))
+	if diff := gocmp.Diff(names, routing.KeyNames{Members: s.Status.KeyNames.Members, Header: s.Status.KeyNames.Header}); diff != "" {
+		t.Errorf("names (-given +said):\n%s", diff)
+	}
 }

@@ -113,6 +113,8 @@ type agent struct {
 	uncovered atomic.Int32
 	// connections are those from before, to a Service.
 	connections atomic.Pointer[v1alpha1.ServiceConnections]
+	// names are where it looks for routing keys; nil: it does not say.
+	names atomic.Pointer[v1alpha1.KeyNames]
 }
 
 func (a *agent) join(ctx context.Context) error {
@@ -133,6 +135,7 @@ func (a *agent) join(ctx context.Context) error {
 func (a *agent) run(ctx context.Context) error {
 	last, said := "", int32(0)
 	var counted *v1alpha1.ServiceConnections
+	var named *v1alpha1.KeyNames
 	for {
 		select {
 		case <-ctx.Done():
@@ -144,8 +147,8 @@ func (a *agent) run(ctx context.Context) error {
 		}
 		// All versions are of one counter here.
 		var all v1alpha1.SandboxList
-		uncovered, connections := a.uncovered.Load(), a.connections.Load()
-		if err := api.List(ctx, &all); err != nil || all.ResourceVersion == last && uncovered == said && connections == counted {
+		uncovered, connections, names := a.uncovered.Load(), a.connections.Load(), a.names.Load()
+		if err := api.List(ctx, &all); err != nil || all.ResourceVersion == last && uncovered == said && connections == counted && names == named {
 			continue
 		}
 		version := all.ResourceVersion
@@ -156,7 +159,8 @@ func (a *agent) run(ctx context.Context) error {
 		now := metav1.NowMicro()
 		s.Status = v1alpha1.NodeStateStatus{
 			BootID: boot, Instance: "one", HeartbeatTime: &now, Pods: v1alpha1.PodCoverage{Covered: 3, Uncovered: uncovered},
-			Applied: &v1alpha1.AppliedVersions{Sandboxes: version, RouteGroups: version, Services: version, EndpointSlices: version},
+			Applied:  &v1alpha1.AppliedVersions{Sandboxes: version, RouteGroups: version, Services: version, EndpointSlices: version},
+			KeyNames: names,
 		}
 		if uncovered > 0 {
 			s.Status.Problems = []v1alpha1.NodeProblem{{Kind: "Pod", Namespace: "shop", Name: "web-0", Message: "its namespace cannot be opened"}}
@@ -165,7 +169,7 @@ func (a *agent) run(ctx context.Context) error {
 			s.Status.Connections = []v1alpha1.ServiceConnections{*connections}
 		}
 		if api.Status().Update(ctx, &s) == nil {
-			last, said, counted = s.ResourceVersion, uncovered, connections
+			last, said, counted, named = s.ResourceVersion, uncovered, connections, names
 		}
 	}
 }

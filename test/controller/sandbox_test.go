@@ -3,7 +3,9 @@
 package controller
 
 import (
+	"context"
 	"fmt"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -254,6 +256,102 @@ func TestPodsThatStayUncoveredEndReady(t *testing.T) {
 	condition(t, sb, v1alpha1.ConditionReady, metav1.ConditionFalse, "NotProgrammed", "PodsNotCovered")
 	nodes.uncovered.Store(0)
 	ready(t, sb)
+}
+
+func TestTheNamesThatNodesGoByAreInTheStatusAndEndReadyWhereTheyDiffer(t *testing.T) {
+	ns := namespace(t)
+	service(t, ns, "route")
+	sb := &v1alpha1.Sandbox{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: "pr-1"}}
+	sb.Spec.Redirects = []v1alpha1.Redirect{{From: v1alpha1.RedirectFrom{Service: "route"}, To: v1alpha1.RedirectTo{Address: "10.1.0.9"}}}
+	create(t, sb)
+	group := &v1alpha1.RouteGroup{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: "all"}, Spec: v1alpha1.RouteGroupSpec{Sandboxes: []v1alpha1.SandboxRef{{Name: "pr-1"}}}}
+	create(t, group)
+	ready(t, sb)
+	ready(t, group)
+	if sb.Status.KeyNames != nil || group.Status.KeyNames != nil {
+		t.Errorf("where no agent says its names: %+v, %+v", sb.Status.KeyNames, group.Status.KeyNames)
+	}
+	names := func(want *v1alpha1.CommonKeyNames) {
+		t.Helper()
+		eventually(t, func() error {
+			for _, o := range []client.Object{sb, group} {
+				if err := api.Get(t.Context(), client.ObjectKeyFromObject(o), o); err != nil {
+					return err
+				}
+			}
+			for _, got := range []*v1alpha1.CommonKeyNames{sb.Status.KeyNames, group.Status.KeyNames} {
+				if !reflect.DeepEqual(got, want) {
+					return fmt.Errorf("status.keyNames is %+v, want %+v", got, want)
+				}
+			}
+			return nil
+		})
+	}
+	nodes.names.Store(&v1alpha1.KeyNames{Members: []string{"acme", "sidetrack"}, Header: "x-acme"})
+	t.Cleanup(func() { nodes.names.Store(nil) })
+	names(&v1alpha1.CommonKeyNames{Members: []string{"acme", "sidetrack"}, Header: "x-acme"})
+	ready(t, sb)
+	// A sandbox has them from the first on.
+	late := &v1alpha1.Sandbox{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: "pr-2"}}
+	changes, err := api.Watch(t.Context(), &v1alpha1.SandboxList{}, client.InNamespace(ns))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer changes.Stop()
+	create(t, late)
+	for {
+		e, ok := <-changes.ResultChan()
+		if !ok {
+			t.Fatal("the watch has ended")
+		}
+		if got, ok := e.Object.(*v1alpha1.Sandbox); ok && got.Name == late.Name && got.Status.RoutingKey != "" {
+			if got.Status.KeyNames == nil {
+				t.Errorf("the first status with a key has no names: %+v", got.Status)
+			}
+			break
+		}
+	}
+
+	// Another node, with an agent that has been given others.
+	other := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n2"}}
+	create(t, other)
+	t.Cleanup(func() { // before the server's end, and whatever has failed
+		_ = api.Delete(context.Background(), other)
+		_ = api.Delete(context.Background(), &v1alpha1.NodeState{ObjectMeta: metav1.ObjectMeta{Name: "n2"}})
+	})
+	create(t, &v1alpha1.NodeState{ObjectMeta: metav1.ObjectMeta{Name: "n2"}})
+	says := func(members ...string) {
+		t.Helper()
+		eventually(t, func() error {
+			var s v1alpha1.NodeState
+			if err := api.Get(t.Context(), client.ObjectKey{Name: "n2"}, &s); err != nil {
+				return err
+			}
+			const newest = "1000000000000000000"
+			now := metav1.NowMicro()
+			s.Status = v1alpha1.NodeStateStatus{
+				BootID: "boot-of-n2", Instance: "two", HeartbeatTime: &now, Pods: v1alpha1.PodCoverage{Covered: 1},
+				Applied:  &v1alpha1.AppliedVersions{Sandboxes: newest, RouteGroups: newest, Services: newest, EndpointSlices: newest},
+				KeyNames: &v1alpha1.KeyNames{Members: members, Header: "x-acme"},
+			}
+			return api.Status().Update(t.Context(), &s)
+		})
+	}
+	says("sidetrack")
+	other.Status.NodeInfo = corev1.NodeSystemInfo{OperatingSystem: "linux", BootID: "boot-of-n2"}
+	other.Status.Conditions = []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionTrue, LastTransitionTime: metav1.Now()}}
+	say(t, other)
+	for _, o := range []client.Object{sb, group} {
+		condition(t, o, v1alpha1.ConditionReady, metav1.ConditionFalse, "KeyNamesDiffer",
+			"--baggage-member is acme,sidetrack on node n1, which adds the first of them to requests, and sidetrack on node n2, which does not look for that one")
+	}
+	if got := sb.Status.KeyNames; got == nil || !reflect.DeepEqual(got.Members, []string{"sidetrack"}) || !got.Split {
+		t.Errorf("status.keyNames %+v", got)
+	}
+	says("sidetrack", "acme")
+	names(&v1alpha1.CommonKeyNames{Members: []string{"acme", "sidetrack"}, Header: "x-acme"})
+	ready(t, sb)
+	ready(t, group)
 }
 
 func TestConnectionsFromBeforeShowInTheStatusUntilTheyAreGone(t *testing.T) {
