@@ -274,6 +274,22 @@ func TestTheRoutingKeyIsToldToWhoeverAsksForItOnly(t *testing.T) {
 	if got["routing_key"] != key || got["header"] != "baggage: sidetrack="+key {
 		t.Errorf("structured content: %v", got)
 	}
+	says(t, ns, "pr-1", func(sb *v1alpha1.Sandbox) {
+		sb.Status.KeyNames = &v1alpha1.CommonKeyNames{Members: []string{"acme"}, Header: "x-acme"}
+	})
+	if _, got := a.call(t, false, "sandbox_status", object{"sandbox": "pr-1", "show_routing_key": true}); got["header"] != "baggage: acme="+key {
+		t.Errorf("structured content: %v", got)
+	}
+	text, _ = a.call(t, true, "send_request", object{"sandbox": "pr-1", "url": "http://route." + ns, "headers": object{"X-Acme": "key-of-somebody"}})
+	mustSay(t, text, "the headers have a routing key: leave it out")
+	says(t, ns, "pr-1", func(sb *v1alpha1.Sandbox) {
+		sb.Status.KeyNames = &v1alpha1.CommonKeyNames{Split: true, Message: "--baggage-member is a on node n1 and b on node n2"}
+		sb.Status.Conditions = []metav1.Condition{condition("Accepted", true, "Accepted", "all is there"), condition("Ready", false, "KeyNamesDiffer", "nodes look for routing keys under different names: so and so")}
+	})
+	text, _ = a.call(t, true, "compare_responses", object{"sandbox": "pr-1", "url": "http://route." + ns})
+	mustSay(t, text, "no name tags a request for all nodes: --baggage-member is a on node n1 and b on node n2", "next: ask whoever runs the cluster")
+	text, _ = a.call(t, true, "run_tests", object{"sandbox": "pr-1", "image": "a"})
+	mustSay(t, text, "is not ready: nodes look for routing keys under different names: so and so", "next: ")
 }
 
 func TestAHandleOutlivesTheConnection(t *testing.T) {

@@ -232,6 +232,17 @@ func TestGetPrintsWhatTheAPIServerSays(t *testing.T) {
 	if l := lines("key", "a", "--header"); l[0] != "baggage: sidetrack=key-of-sandbox-a" {
 		t.Errorf("key a --header: %q", l)
 	}
+	// What the nodes say counts, which whoever may read the sandbox reads there.
+	names := func(n *v1alpha1.CommonKeyNames) {
+		says(t, ns, "a", func(sb *v1alpha1.Sandbox) { sb.Status.KeyNames = n })
+	}
+	names(&v1alpha1.CommonKeyNames{Members: []string{"acme", "sidetrack"}, Header: "x-acme"})
+	if l := lines("key", "a", "--header"); l[0] != "baggage: acme=key-of-sandbox-a" {
+		t.Errorf("key a --header: %q", l)
+	}
+	names(&v1alpha1.CommonKeyNames{Split: true, Message: "--baggage-member is a on node n1 and b on node n2"})
+	_, said = sidetrack(t, ns, 3, "sandbox", "key", "a", "--header")
+	mustSay(t, said, "no name tags a request for all nodes: --baggage-member is a on node n1 and b on node n2", "sidetrack doctor")
 	_, said = sidetrack(t, ns, 3, "sandbox", "key", "b")
 	mustSay(t, said, "next: sidetrack sandbox wait b")
 	var list struct {

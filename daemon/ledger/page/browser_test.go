@@ -13,6 +13,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	ledger "github.com/sidetrack-dev/sidetrack/api/ledger/v1alpha1"
+	"github.com/sidetrack-dev/sidetrack/api/v1alpha1"
 	"github.com/sidetrack-dev/sidetrack/test/browser"
 )
 
@@ -273,6 +274,18 @@ func TestARoutingKeyIsShownOnlyWhenAskedFor(t *testing.T) {
 	p.MustWait(says("baggage: sidetrack=" + secret))
 	p.MustClick(".key button")
 	p.MustWait("!" + says(secret))
+	// It has the name that the nodes say, where they do.
+	name := func(names v1alpha1.CommonKeyNames) {
+		a.change(func() { a.sandboxes[0].Status.KeyNames = &names })
+		p.MustClick(".key button")
+	}
+	name(v1alpha1.CommonKeyNames{Members: []string{"acme", "sidetrack"}, Header: "x-acme"})
+	p.MustWait(says("baggage: acme=" + secret))
+	p.MustClick(".key button")
+	p.MustWait("!" + says(secret))
+	name(v1alpha1.CommonKeyNames{Split: true, Message: "--baggage-member differs on nodes a and b"})
+	p.MustWait(says("no name tags a request for all nodes: --baggage-member differs on nodes a and b"))
+	p.MustBe("!" + says(secret))
 }
 
 func TestWhoMayNotReadIsToldSo(t *testing.T) {

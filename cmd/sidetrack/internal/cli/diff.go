@@ -141,13 +141,16 @@ func (p *program) diff(ctx context.Context, tun *tunnelFlags, name string, reque
 		return err
 	}
 	defer func() { err = errors.Join(err, t.Close()) }()
+	if o.Names, err = exchange.NamesOf(sb); err != nil {
+		return err
+	}
 	if o.Canonical, err = compare.NamesOfPods(ctx, c, sb.Namespace); err != nil {
 		return err
 	}
 	if err := proof.Covered(ctx, c, sb, p.progress()); err != nil {
 		return err
 	}
-	send := compare.Through(t.DialContext, sb.Status.RoutingKey)
+	send := compare.Through(t.DialContext, o.Names, sb.Status.RoutingKey)
 	var results []compare.Result
 	for _, r := range requests {
 		res, err := compare.Compare(ctx, send, r, o)

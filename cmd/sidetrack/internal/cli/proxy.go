@@ -17,6 +17,7 @@ import (
 
 	"github.com/sidetrack-dev/sidetrack/api/v1alpha1"
 	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/cluster"
+	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/exchange"
 	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/proxy"
 	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/sandbox"
 	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/task"
@@ -104,10 +105,14 @@ func (p *program) proxy(ctx context.Context, f *tunnelFlags, name, listen string
 		return err
 	}
 	defer func() { err = errors.Join(err, t.Close()) }()
+	names, err := exchange.NamesOf(sb)
+	if err != nil {
+		return err
+	}
 	serving, stop := context.WithCancel(ctx)
 	served := make(chan error, 1)
 	go func() {
-		served <- (&proxy.Proxy{Dialer: t, Key: sb.Status.RoutingKey}).Serve(serving, l)
+		served <- (&proxy.Proxy{Dialer: t, Key: sb.Status.RoutingKey, Names: names}).Serve(serving, l)
 		stop()
 	}()
 	defer func() {

@@ -13,6 +13,7 @@ import (
 
 	"github.com/sidetrack-dev/sidetrack/api/v1alpha1"
 	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/cluster"
+	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/exchange"
 	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/sandbox"
 	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/task"
 )
@@ -245,11 +246,15 @@ func (p *program) keyCommand() *cobra.Command {
 			if sb.Status.RoutingKey == "" {
 				return &task.Failure{Kind: task.NotReady, Message: fmt.Sprintf("sandbox %s has no routing key yet", sb.Name), Remedy: p.name + " sandbox wait " + sb.Name}
 			}
-			form := "%s\n"
+			text := sb.Status.RoutingKey
 			if header {
-				form = "baggage: sidetrack=%s\n"
+				names, err := exchange.NamesOf(sb)
+				if err != nil {
+					return err
+				}
+				text = "baggage: " + names.Baggage(text)
 			}
-			_, err = fmt.Fprintf(p.streams.Out, form, sb.Status.RoutingKey)
+			_, err = fmt.Fprintln(p.streams.Out, text)
 			return err
 		},
 		ValidArgsFunction: firstOnly(p.complete(sandboxNames)),

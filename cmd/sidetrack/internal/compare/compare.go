@@ -30,6 +30,8 @@ type Options struct {
 	// Canonical makes one of all values that mean the same, as NamesOfPods does. It may
 	// be nil.
 	Canonical func(string) string
+	// Names are those under which nodes look for a routing key: no request may have one.
+	Names exchange.Names
 }
 
 // DefaultSamples finds noise that has two values with a probability of 99.9 percent.
@@ -89,7 +91,7 @@ func Compare(ctx context.Context, send Sender, r exchange.Request, o Options) (R
 		samples = DefaultSamples
 	}
 	samples = max(samples, 2)
-	if exchange.HasKey(r.Header) {
+	if o.Names.In(r.Header) {
 		return Result{}, task.Usagef("the headers of %s have a routing key, which both sides would get: leave it out", r.URL)
 	}
 	ignored, err := patterns(o.Ignore)

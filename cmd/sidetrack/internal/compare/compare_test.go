@@ -33,7 +33,7 @@ func side(t *testing.T, h func(rw http.ResponseWriter, r *http.Request, tagged b
 	return Through(func(ctx context.Context, network, _ string) (net.Conn, error) {
 		var d net.Dialer
 		return d.DialContext(ctx, network, s.Listener.Addr().String())
-	}, key)
+	}, exchange.Names{}, key)
 }
 
 func compareOnce(t *testing.T, send Sender, o Options) Result {

@@ -30,9 +30,10 @@ type Request struct {
 	// Header is sent as it is. Host sets the Host header.
 	Header http.Header
 	Body   []byte
-	// Key is the routing key. Empty: the request is sent untagged, unless its Header
-	// has a key.
-	Key string
+	// Key is the routing key, and Names is what it is sent under. Empty: the request is
+	// sent untagged, unless its Header has a key.
+	Key   string
+	Names Names
 	// Timeout is 30 seconds when it is zero.
 	Timeout time.Duration
 	// MaxBody is how much of the answer's body is kept; DefaultMaxBody when it is zero.
@@ -87,7 +88,7 @@ func Send(ctx context.Context, dial func(ctx context.Context, network, address s
 		}
 		req.Header[http.CanonicalHeaderKey(name)] = slices.Clone(values)
 	}
-	Tag(req.Header, r.Key)
+	r.Names.Tag(req.Header, r.Key)
 	trace, span := traced(req.Header)
 	transport := &http.Transport{DialContext: dial, DisableKeepAlives: true, DisableCompression: true}
 	defer transport.CloseIdleConnections()
@@ -124,48 +125,6 @@ func parseURL(text string) (*url.URL, error) {
 		return nil, task.Usagef("%q is not an http or https URL with a host, such as http://frontend.shop/cart", text)
 	}
 	return u, nil
-}
-
-// keyNames are where a routing key is looked for by default, see Sidetrack's
-// README.
-var keyNames = []string{"sidetrack", "sd-routing-key"}
-
-// KeyHeader is the plain header in which it is looked for by default.
-const KeyHeader = "X-Sidetrack-Key"
-
-// KeyNames returns the members of baggage and tracestate in which a routing key is
-// looked for; Tag uses the first. An installation may have others, which requests of
-// this program do not follow.
-func KeyNames() []string { return slices.Clone(keyNames) }
-
-// Tag adds a routing key to a request that has none, as a member of baggage. An
-// empty key changes nothing.
-func Tag(h http.Header, key string) {
-	if key == "" || HasKey(h) {
-		return
-	}
-	h.Add("Baggage", keyNames[0]+"="+key)
-}
-
-// HasKey reports whether a request's headers have a routing key.
-func HasKey(h http.Header) bool {
-	if h.Get(KeyHeader) != "" {
-		return true
-	}
-	for _, header := range []string{"Baggage", "Tracestate"} {
-		for _, line := range h.Values(header) {
-			for member := range strings.SplitSeq(line, ",") {
-				name, value, ok := strings.Cut(member, "=")
-				value, _, _ = strings.Cut(value, ";")
-				for _, key := range keyNames {
-					if ok && strings.TrimSpace(name) == key && strings.TrimSpace(value) != "" {
-						return true
-					}
-				}
-			}
-		}
-	}
-	return false
 }
 
 // traced returns the trace and the span of a request, and begins a trace where there

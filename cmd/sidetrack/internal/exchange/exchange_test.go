@@ -83,20 +83,3 @@ func TestAServerThatSaysNothingIsWaitedForSoLong(t *testing.T) {
 		t.Error("there is an answer")
 	}
 }
-
-func TestAKeyIsFoundWhereTheRouterLooks(t *testing.T) {
-	for header, want := range map[string]bool{
-		"Baggage: a=1,sidetrack=key": true, "Baggage: sidetrack = key ;p=1": true, "Baggage: sd-routing-key=key": true,
-		"Tracestate: sidetrack=key": true, "X-Sidetrack-Key: key": true,
-		"Baggage: mysidetrack=key": false, "Baggage: sidetrack=": false, "Baggage: sidetrack": false, "X-Other: sidetrack=key": false,
-	} {
-		name, value, _ := strings.Cut(header, ": ")
-		if got := HasKey(http.Header{name: {value}}); got != want {
-			t.Errorf("%s: %t, want %t", header, got, want)
-		}
-	}
-	h := http.Header{"Baggage": {"sidetrack=other"}}
-	if Tag(h, "mine"); len(h["Baggage"]) != 1 {
-		t.Errorf("a second key is added: %v", h)
-	}
-}

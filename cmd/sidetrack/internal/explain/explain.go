@@ -143,6 +143,9 @@ func (e *explainer) key() {
 		e.say("key", Fails, "sidetrack sandbox wait "+e.sb.Name, "the sandbox has no routing key yet")
 		return
 	}
+	if n := e.sb.Status.KeyNames; n != nil && n.Split {
+		e.say("key", Fails, "ask whoever runs the cluster; sidetrack doctor says what the agents have", "nodes look for routing keys under different names, so that a request may lose its own on the way: %s", n.Message)
+	}
 	e.say("key", Holds, "", "a request is tagged by the header that sidetrack sandbox key %s --header prints; one from a pod with the labels %s=%s and %s=true is tagged by itself; another key is no key",
 		e.sb.Name, v1alpha1.SandboxLabel, e.sb.Name, v1alpha1.InjectLabel)
 }

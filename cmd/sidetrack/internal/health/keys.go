@@ -4,57 +4,45 @@ package health
 
 import (
 	"context"
-	"io"
-	"slices"
 	"strings"
+	"time"
 
-	"github.com/spf13/pflag"
-
-	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/exchange"
+	"github.com/sidetrack-dev/sidetrack/api/v1alpha1"
 )
 
-// keyNames looks whether the agents look for routing keys where this program puts
-// them: its own names are fixed, theirs are arguments.
+// keyNames looks whether a routing key has a name that all nodes know.
 func (d *doctor) keyNames(ctx context.Context) {
 	const name = "key names"
-	agent, err := d.c.Agent(ctx)
-	switch {
-	case err != nil:
-		d.unseen(name, "daemonsets of all namespaces", err)
-		return
-	case agent == nil:
-		return // Whether there are agents is said already.
-	}
-	ours := exchange.KeyNames()
-	members, header, err := keyArguments(slices.Concat(agent.Command, agent.Args))
-	if err != nil {
-		d.add(name, Unknown, "look at them yourself", "the agents' arguments cannot be read: %v", err)
+	var states v1alpha1.NodeStateList
+	if err := d.c.Objects.List(ctx, &states); err != nil {
+		d.unseen(name, "nodestates; status.keyNames of a sandbox has the names", err)
 		return
 	}
-	const values = "routing.baggageMembers and routing.keyHeader of the chart"
-	theirs := "the agents look for routing keys in baggage members " + strings.Join(members, ", ") + " and header " + header
+	all := map[string]v1alpha1.KeyNames{}
+	agents := 0
+	for i := range states.Items {
+		s := &states.Items[i]
+		// What a node says that has no working agent counts for nothing.
+		if s.Status.Applied == nil || s.Status.HeartbeatTime == nil || time.Since(s.Status.HeartbeatTime.Time) > staleAfter {
+			continue
+		}
+		agents++
+		if s.Status.KeyNames != nil {
+			all[s.Name] = *s.Status.KeyNames
+		}
+	}
+	common := v1alpha1.FindCommonKeyNames(all)
 	switch {
-	case !slices.Contains(members, ours[0]):
-		d.add(name, Missing, "have "+ours[0]+" among the members: "+values,
-			"%s: diff and compare_responses, which send it in the member %s, compare the baseline with itself, and sandbox key --header prints a header that nobody reads", theirs, ours[0])
-	case !same(members, ours) || !strings.EqualFold(header, exchange.KeyHeader):
-		d.add(name, Optional, "leave the other names to other programs, or set "+values,
-			"%s, this program in %s and %s: it does not see a key elsewhere in a request that it sends", theirs, strings.Join(ours, ", "), strings.ToLower(exchange.KeyHeader))
+	case agents == 0: // Whether there are agents is said already.
+	case common == nil:
+		n := v1alpha1.DefaultKeyNames()
+		d.add(name, Optional, "upgrade the agents, or see that routing.baggageMembers and routing.keyHeader of the chart are these",
+			"the agents are older than this program and do not say where they look for routing keys; it uses member %s of baggage", n.Members[0])
+	case common.Split:
+		d.add(name, Missing, "give all agents the same flags", "a request may lose its routing key between nodes, and no sandbox is ready: %s", common.Message)
+	case common.Message != "":
+		d.add(name, Optional, "give all agents the same flags", "no plain header is known to all nodes: %s", common.Message)
 	default:
-		d.add(name, OK, "", "the agents look for routing keys where this program puts them")
+		d.add(name, OK, "", "members %s of baggage and tracestate, and header %s", strings.Join(common.Members, ", "), common.Header)
 	}
-}
-
-func same(a, b []string) bool {
-	return slices.Equal(slices.Sorted(slices.Values(a)), slices.Sorted(slices.Values(b)))
-}
-
-// keyArguments returns the names that an agent with these arguments goes by.
-func keyArguments(args []string) (members []string, header string, err error) {
-	flags := pflag.NewFlagSet("agent", pflag.ContinueOnError)
-	flags.SetOutput(io.Discard)
-	flags.ParseErrorsAllowlist.UnknownFlags = true
-	flags.StringSliceVar(&members, "baggage-member", exchange.KeyNames(), "")
-	flags.StringVar(&header, "key-header", strings.ToLower(exchange.KeyHeader), "")
-	return members, header, flags.Parse(args)
 }

@@ -5,39 +5,61 @@ package health
 import (
 	"strings"
 	"testing"
+	"time"
 
-	appsv1 "k8s.io/api/apps/v1"
-	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client/fake"
 
+	"github.com/sidetrack-dev/sidetrack/api/v1alpha1"
 	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/cluster"
 )
 
-func TestDoctorSaysWhenTheAgentsLookForKeysElsewhere(t *testing.T) {
+func TestDoctorSaysWhetherAllNodesKnowOneNameOfAKey(t *testing.T) {
+	state := func(name, header string, members ...string) *v1alpha1.NodeState {
+		now := metav1.NowMicro()
+		s := &v1alpha1.NodeState{ObjectMeta: metav1.ObjectMeta{Name: name}}
+		s.Status = v1alpha1.NodeStateStatus{HeartbeatTime: &now, Applied: &v1alpha1.AppliedVersions{}}
+		if len(members) > 0 {
+			s.Status.KeyNames = &v1alpha1.KeyNames{Members: members, Header: header}
+		}
+		return s
+	}
+	gone := state("gone", "x-other", "other")
+	long := metav1.NewMicroTime(time.Now().Add(-time.Hour))
+	gone.Status.HeartbeatTime = &long
+	ended := state("ended", "x-other", "other")
+	ended.Status.Applied = nil
 	for _, c := range []struct {
 		name   string
-		args   []string
-		result Result
+		states []*v1alpha1.NodeState
+		result Result // empty: nothing is said
 		says   string
 	}{
-		{"as installed", []string{"run", "--kubernetes", "--node-name=n", "--baggage-member=sidetrack,sd-routing-key", "--key-header=x-sidetrack-key", "--lease=10s", "--ledger-answer"}, OK, ""},
-		{"in another order", []string{"run", "--baggage-member", "sd-routing-key", "--baggage-member=sidetrack"}, OK, ""},
-		{"by default", []string{"run", "--node-name", "n"}, OK, ""},
-		{"members without ours", []string{"run", "--baggage-member=acme,acme-key"}, Missing, "the agents look for routing keys in baggage members acme, acme-key and header x-sidetrack-key: diff and compare_responses, which send it in the member sidetrack, compare the baseline with itself"},
-		{"one more member", []string{"run", "--baggage-member=acme,sidetrack,sd-routing-key"}, Optional, "in baggage members acme, sidetrack, sd-routing-key"},
-		{"another header", []string{"run", "--key-header", "x-acme"}, Optional, "and header x-acme, this program in sidetrack, sd-routing-key and x-sidetrack-key"},
+		{"no agents", nil, "", ""},
+		{"no working agents", []*v1alpha1.NodeState{gone, ended}, "", ""},
+		{"older agents", []*v1alpha1.NodeState{state("a", "")}, Optional, "it uses member sidetrack of baggage"},
+		{"the same", []*v1alpha1.NodeState{state("a", "x-acme", "acme", "sidetrack"), state("b", "x-acme", "acme", "sidetrack"), state("old", ""), gone, ended}, OK, "members acme, sidetrack of baggage and tracestate, and header x-acme"},
+		{"other headers", []*v1alpha1.NodeState{state("a", "x-a", "m"), state("b", "x-b", "m")}, Optional, "--key-header is x-a on node a and x-b on node b"},
+		{"nothing in common", []*v1alpha1.NodeState{state("a", "x", "m"), state("b", "x", "n")}, Missing, "--baggage-member is m on node a, which adds the first of them to requests, and n on node b"},
 	} {
-		agents := &appsv1.DaemonSet{ObjectMeta: metav1.ObjectMeta{Namespace: cluster.SystemNamespace, Name: "sidetrack-agent", Labels: cluster.AgentLabels}}
-		agents.Spec.Template.Spec.Containers = []corev1.Container{{Name: "agent", Args: c.args}}
-		d := doctor{c: &cluster.Cluster{Objects: fake.NewClientBuilder().WithObjects(agents).Build()}}
+		scheme, err := cluster.Scheme()
+		if err != nil {
+			t.Fatal(err)
+		}
+		b := fake.NewClientBuilder().WithScheme(scheme)
+		for _, s := range c.states {
+			b.WithObjects(s)
+		}
+		d := doctor{c: &cluster.Cluster{Objects: b.Build()}}
 		d.keyNames(t.Context())
+		if c.result == "" {
+			if len(d.checks) != 0 {
+				t.Errorf("%s: %+v", c.name, d.checks)
+			}
+			continue
+		}
 		if len(d.checks) != 1 || d.checks[0].Result != c.result || !strings.Contains(d.checks[0].Detail, c.says) || (d.checks[0].Remedy == "") != (c.result == OK) {
 			t.Errorf("%s: %+v, want %s %q", c.name, d.checks, c.result, c.says)
 		}
-	}
-	d := doctor{c: &cluster.Cluster{Objects: fake.NewClientBuilder().Build()}}
-	if d.keyNames(t.Context()); len(d.checks) != 0 {
-		t.Errorf("without agents it says %+v", d.checks)
 	}
 }

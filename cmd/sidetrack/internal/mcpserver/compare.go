@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/compare"
-	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/exchange"
 	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/proof"
 	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/task"
 )
@@ -67,14 +66,11 @@ func compareResponses() tool {
 			between(p["samples"], 2, mostCompared, compare.DefaultSamples)
 		}, func(ctx context.Context, c call, in compareInput) (*compareReply, error) {
 			req := in.request()
-			if exchange.HasKey(req.Header) {
-				return nil, task.Usagef("the headers have a routing key: leave it out, the sandbox's is added for its side")
-			}
-			sb, err := readySandbox(ctx, c, in.Sandbox)
+			sb, names, err := readySandbox(ctx, c, in.Sandbox, req.Header)
 			if err != nil {
 				return nil, err
 			}
-			o := compare.Options{Samples: in.Samples, Ignore: in.Ignore}
+			o := compare.Options{Samples: in.Samples, Ignore: in.Ignore, Names: names}
 			if o.Canonical, err = compare.NamesOfPods(ctx, c.Cluster, sb.Namespace); err != nil {
 				return nil, err
 			}
@@ -87,7 +83,7 @@ func compareResponses() tool {
 			// apart.
 			err = c.server.tunnels.with(ctx, c, sb, false, func(dial dialFunc, pod string) error {
 				from = pod
-				res, err = compare.Compare(ctx, compare.Through(dial, sb.Status.RoutingKey), req, o)
+				res, err = compare.Compare(ctx, compare.Through(dial, o.Names, sb.Status.RoutingKey), req, o)
 				return err
 			})
 			if err != nil {

@@ -15,6 +15,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/sidetrack-dev/sidetrack/api/v1alpha1"
+	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/exchange"
 	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/sandbox"
 	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/task"
 )
@@ -88,8 +89,12 @@ func sandboxStatus() tool {
 			if key == "" {
 				return nil, &task.Failure{Kind: task.NotReady, Message: "sandbox " + r.Sandbox + " has no routing key yet", Remedy: "call sandbox_status with wait_seconds"}
 			}
+			names, err := exchange.NamesOf(sb)
+			if err != nil {
+				return nil, err
+			}
 			c.reveal()
-			r.RoutingKey, r.Header = key, "baggage: sidetrack="+key
+			r.RoutingKey, r.Header = key, "baggage: "+names.Baggage(key)
 			return r, nil
 		})
 }

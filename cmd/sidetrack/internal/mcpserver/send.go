@@ -94,21 +94,18 @@ func sendRequest() tool {
 			between(p["max_body_bytes"], 0, mostBody, usualBody)
 		}, func(ctx context.Context, c call, in sendInput) (*sendReply, error) {
 			r := in.request()
-			if exchange.HasKey(r.Header) {
-				return nil, task.Usagef("the headers have a routing key: leave it out, the sandbox's is added")
-			}
 			if r.Header.Get("Traceparent") != "" {
 				// Hops of another request of that trace would prove this one.
 				return nil, task.Usagef("the headers have a traceparent: leave it out, each request gets a trace of its own, by which its hops are told from others'")
 			}
-			sb, err := readySandbox(ctx, c, in.Sandbox)
+			sb, names, err := readySandbox(ctx, c, in.Sandbox, r.Header)
 			if err != nil {
 				return nil, err
 			}
 			if err := proof.Covered(ctx, c.Cluster, sb, c.progress); err != nil {
 				return nil, err
 			}
-			r.Key = sb.Status.RoutingKey
+			r.Key, r.Names = sb.Status.RoutingKey, names
 			r.MaxBody = int64(max(in.MaxBodyBytes, 1))
 			var a *exchange.Answer
 			sent := proof.Sent{URL: r.URL}
@@ -131,11 +128,16 @@ func sendRequest() tool {
 		})
 }
 
-// readySandbox waits until a sandbox is ready, not for long.
-func readySandbox(ctx context.Context, c call, text string) (*v1alpha1.Sandbox, error) {
+// readySandbox waits until a sandbox is ready, not for long, and returns the names under
+// which a request is tagged for it. It refuses headers that have a key already.
+func readySandbox(ctx context.Context, c call, text string, h http.Header) (*v1alpha1.Sandbox, exchange.Names, error) {
 	sb, err := c.sandbox(ctx, text)
 	if err != nil {
-		return nil, err
+		return nil, exchange.Names{}, err
+	}
+	// What will not do after the wait either is said before it.
+	if names, err := untagged(sb, h); err != nil {
+		return nil, names, err
 	}
 	o := sandbox.DefaultWait()
 	o.Timeout = time.Minute
@@ -145,7 +147,19 @@ func readySandbox(ctx context.Context, c call, text string) (*v1alpha1.Sandbox, 
 	if errors.As(err, &f) && f.Kind == task.NotReady {
 		f.Remedy = "call create_sandbox with update: true to mend it, or sandbox_status with wait_seconds to wait longer"
 	}
-	return sb, err
+	if err != nil {
+		return nil, exchange.Names{}, err
+	}
+	names, err := untagged(sb, h)
+	return sb, names, err
+}
+
+func untagged(sb *v1alpha1.Sandbox, h http.Header) (exchange.Names, error) {
+	names, err := exchange.NamesOf(sb)
+	if err == nil && names.In(h) {
+		err = task.Usagef("the headers have a routing key: leave it out, the sandbox's is added where it belongs")
+	}
+	return names, err
 }
 
 // notAnswered says why there is no answer.

@@ -83,6 +83,7 @@ var spoken = []phrase{
 	said("; --context chooses another cluster", "; the server's --context chooses another cluster"),
 	said("or choose another user with --context, --user or --token", "or have the server's settings choose another user"),
 	said("add --fork WORKLOAD", "add an entry to forks"),
+	said("; sidetrack doctor says what the agents have", ""),
 	said("sidetrack logs <> -n <> has", "sandbox_logs of $2/$1 has"),
 	said("sidetrack logs <>", "sandbox_logs of $1"),
 	said("sidetrack sandbox wait <>", "sandbox_status of $1 with wait_seconds"),

@@ -27,9 +27,10 @@ type Dialer interface {
 // Proxy is a local proxy.
 type Proxy struct {
 	Dialer Dialer
-	// Key is the routing key that requests get which have none. Empty: they stay
-	// as they are.
-	Key string
+	// Key is the routing key that requests get which have none, and Names is what it
+	// is sent under. Empty: they stay as they are.
+	Key   string
+	Names exchange.Names
 }
 
 // Serve serves a listener until the context ends, and closes it and all
@@ -135,7 +136,7 @@ func (p *Proxy) handler(ctx context.Context) http.Handler {
 					r.Out.Header[name] = v
 				}
 			}
-			exchange.Tag(r.Out.Header, p.Key)
+			p.Names.Tag(r.Out.Header, p.Key)
 		},
 		ErrorHandler: func(rw http.ResponseWriter, _ *http.Request, err error) {
 			refuse(rw, err)

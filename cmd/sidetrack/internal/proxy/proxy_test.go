@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/exchange"
 	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/tunnel"
 )
 
@@ -101,6 +102,19 @@ func TestCurlGetsThroughInEveryWay(t *testing.T) {
 	} {
 		if got := curl(t, c.args...); !strings.Contains(got, c.want) {
 			t.Errorf("curl %s: %q, want %q", strings.Join(c.args, " "), got, c.want)
+		}
+	}
+}
+
+func TestTheProxyTagsUnderTheNameThatNodesKnow(t *testing.T) {
+	if _, err := exec.LookPath("curl"); err != nil {
+		t.Skip("curl is not installed")
+	}
+	s := echo(t)
+	address := start(t, &Proxy{Dialer: far{"front.shop:80": s.Listener.Addr().String()}, Key: "key-12345", Names: exchange.Names{Members: []string{"acme", "sidetrack"}}})
+	for header, want := range map[string]string{"A: b": `baggage="acme=key-12345"`, "Baggage: sidetrack=mine": `baggage="sidetrack=mine"`, "Baggage: sd-routing-key=mine": `baggage="sd-routing-key=mine,acme=key-12345"`} {
+		if got := curl(t, "--proxy", "http://"+address, "-H", header, "http://front.shop/"); !strings.Contains(got, want) {
+			t.Errorf("with %s: %q, want %q", header, got, want)
 		}
 	}
 }

@@ -15,6 +15,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/selection"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -33,6 +34,10 @@ func failure(ctx context.Context, c *cluster.Cluster, sb *v1alpha1.Sandbox, why 
 		Kind:    task.NotReady,
 		Message: fmt.Sprintf("sandbox %s is not ready: %s", sb.Name, why),
 		Remedy:  fmt.Sprintf("sidetrack logs %s -n %s has the forks' logs; mend it with sidetrack sandbox create --update", sb.Name, sb.Namespace),
+	}
+	if c := meta.FindStatusCondition(sb.Status.Conditions, v1alpha1.ConditionReady); c != nil && c.Reason == keyNamesDiffer {
+		f.Remedy = "ask whoever runs the cluster; sidetrack doctor says what the agents have"
+		return f
 	}
 	// The time for the task may be over; this is what it is for.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 20*time.Second)

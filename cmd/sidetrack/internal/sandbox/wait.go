@@ -100,6 +100,9 @@ type state struct {
 	events   []task.Event
 }
 
+// keyNamesDiffer is the reason of Ready that no change of the sandbox helps against.
+const keyNamesDiffer = "KeyNamesDiffer"
+
 // patient are reasons of ForksReady that time may help against.
 var patient = map[string]bool{"Starting": true, "NotReady": true, "Unschedulable": true, "ForksRefused": true}
 
@@ -154,6 +157,9 @@ func judge(sb *v1alpha1.Sandbox) state {
 		s.events = append(s.events, task.Event{Subject: "sandbox", State: "ready: " + ready.Message, OK: true})
 	default:
 		s.waits = strings.TrimSpace(ready.Message)
+		if ready.Reason == keyNamesDiffer && s.hopeless == "" {
+			s.hopeless = s.waits
+		}
 	}
 	return s
 }

@@ -143,7 +143,7 @@ async function showKey() {
     const {kind, at, name} = state;
     const {value, error} = await attempt(get(paths.object(kind, at, name)));
     if (state.name === name && state.at === at && state.kind === kind) {
-      state.key = error ? {error} : {value: value.status?.routingKey || value.spec?.routingKey || ''};
+      state.key = error ? {error} : {value: value.status?.routingKey || value.spec?.routingKey || '', names: value.status?.keyNames};
     }
   }
   show();
@@ -249,10 +249,19 @@ function Objects() {
           })));
 }
 
+/** keyText is the header that tags a request, or why there is none. */
+function keyText(k) {
+  if (k.error) return h('span', {class: 'bad'}, plain(k.error.message));
+  if (!k.value) return 'it has none yet';
+  // As cmd/sidetrack has it: what all nodes know; the usual name while no agent says.
+  const [member] = k.names ? k.names.members ?? [] : ['sidetrack'];
+  return member ? h('code', null, `baggage: ${plain(member)}=${k.value}`) : h('span', {class: 'bad'}, `no name tags a request for all nodes: ${plain(k.names.message ?? '')}`);
+}
+
 function Key({object}) {
   const k = state.key;
   return h('span', {class: 'key'},
-    k && (k.error ? h('span', {class: 'bad'}, plain(k.error.message)) : k.value ? h('code', null, `baggage: sidetrack=${k.value}`) : 'it has none yet'),
+    k && keyText(k),
     object.hasKey && h('button', {class: 'quiet', onClick: showKey}, k ? 'Hide key' : 'Show key'));
 }
 
