@@ -15,7 +15,6 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/cli-runtime/pkg/genericclioptions"
 	"k8s.io/cli-runtime/pkg/resource"
 
 	"github.com/sidetrack-dev/sidetrack/api/v1alpha1"
@@ -30,11 +29,11 @@ type applyFlags struct {
 	dryRun    string
 	overwrite bool
 	wait      waitFlags
-	print     *genericclioptions.PrintFlags
+	output    *output
 }
 
 func (f *applyFlags) register(cmd *cobra.Command) {
-	f.print = genericclioptions.NewPrintFlags("")
+	f.output = objectOutput()
 	flags := cmd.Flags()
 	flags.StringSliceVarP(&f.files.Filenames, "filename", "f", nil, "`file`, folder or URL with the objects; - is standard input")
 	flags.BoolVarP(&f.files.Recursive, "recursive", "R", false, "look into folders of folders, too")
@@ -42,7 +41,7 @@ func (f *applyFlags) register(cmd *cobra.Command) {
 	flags.StringVar(&f.dryRun, "dry-run", "none", "none or server (have the API server validate it, store nothing)")
 	flags.BoolVar(&f.wait.wait, "wait", false, "wait until the sandboxes are ready")
 	f.wait.register(flags)
-	f.print.AddFlags(cmd)
+	f.output.register(cmd)
 	completeFlag(cmd, "dry-run", oneOf("none", "server"))
 }
 
@@ -62,14 +61,13 @@ func (p *program) applyCommand() *cobra.Command {
 
 func (p *program) apply(cmd *cobra.Command, f *applyFlags) error {
 	if f.dryRun != "none" && f.dryRun != "server" {
-		return usage(cmd, fmt.Errorf("--dry-run=%s is unknown: use none or server", f.dryRun))
+		return usage(cmd, fmt.Errorf("--dry-run=%s does not go with server-side apply: use none or server", f.dryRun))
 	}
 	if len(f.files.Filenames) == 0 {
 		return usage(cmd, errors.New("-f is missing: the file with the objects, or - for standard input"))
 	}
-	printer, err := f.print.ToPrinter()
-	if err != nil {
-		return usage(cmd, err)
+	if err := f.output.check(cmd); err != nil {
+		return err
 	}
 	c, err := p.connect()
 	if err != nil {
@@ -95,19 +93,35 @@ func (p *program) apply(cmd *cobra.Command, f *applyFlags) error {
 			return &task.Failure{Kind: task.Usage, Message: fmt.Sprintf("%s: %s %s is not one of Sidetrack's objects", info.Source, gk.Kind, info.Name), Remedy: "kubectl apply takes it"}
 		}
 	}
+	applied, err := 0, error(nil)
 	for _, info := range infos {
-		if err := p.applyOne(info, f, printer.PrintObj); err != nil {
-			return err
+		if err = p.applyOne(info, f); err != nil {
+			break
 		}
+		applied++
 	}
-	if !f.wait.wait || f.dryRun != "none" {
-		return nil
+	if err == nil && f.wait.wait && f.dryRun == "none" {
+		err = p.awaitAll(cmd, c, infos, &f.wait)
 	}
+	// What has been applied is printed, whatever has become of the rest.
+	if applied > 0 {
+		_, failed := f.output.object(p.streams.Out, together(infos[:applied]))
+		err = errors.Join(err, failed)
+	}
+	return only(err)
+}
+
+// awaitAll waits for the sandboxes among what has been applied.
+func (p *program) awaitAll(cmd *cobra.Command, c *cluster.Cluster, infos []*resource.Info, f *waitFlags) error {
 	for _, info := range infos {
 		if info.Mapping.GroupVersionKind.Kind != v1alpha1.SandboxKind {
 			continue
 		}
-		if _, err := sandbox.Wait(cmd.Context(), c, info.Namespace, info.Name, f.wait.options, p.progress()); err != nil {
+		sb, err := sandbox.Wait(cmd.Context(), c, info.Namespace, info.Name, f.options, p.progress())
+		if err != nil {
+			return err
+		}
+		if err := asRead(sb, info); err != nil {
 			return err
 		}
 		if _, err := fmt.Fprintf(p.streams.ErrOut, "sandbox/%s ready\n", info.Name); err != nil {
@@ -117,7 +131,21 @@ func (p *program) apply(cmd *cobra.Command, f *applyFlags) error {
 	return nil
 }
 
-func (p *program) applyOne(info *resource.Info, f *applyFlags, printer printObject) error {
+// asRead has an info be about a sandbox as it is now.
+func asRead(sb *v1alpha1.Sandbox, info *resource.Info) error {
+	content, err := runtime.DefaultUnstructuredConverter.ToUnstructured(sb)
+	if err != nil {
+		return fmt.Errorf("read sandbox %s: %w", sb.Name, err)
+	}
+	u := &unstructured.Unstructured{Object: content}
+	u.SetGroupVersionKind(v1alpha1.GroupVersion.WithKind(v1alpha1.SandboxKind))
+	info.Object = u
+	return nil
+}
+
+// applyOne applies an object, which becomes what the API server has made of it, and
+// says so unless it is to be printed.
+func (p *program) applyOne(info *resource.Info, f *applyFlags) error {
 	what := strings.ToLower(info.Mapping.GroupVersionKind.Kind) + "/" + info.Name
 	text, err := runtime.Encode(unstructured.UnstructuredJSONScheme, info.Object)
 	if err != nil {
@@ -132,8 +160,9 @@ func (p *program) applyOne(info *resource.Info, f *applyFlags, printer printObje
 	case err != nil:
 		return cluster.Explain(err, "apply "+what)
 	}
-	if *f.print.OutputFormat != "" {
-		return printer(got, p.streams.Out)
+	info.Object = got
+	if f.output.printer != nil {
+		return nil
 	}
 	done := "applied"
 	if f.dryRun == "server" {

@@ -83,7 +83,7 @@ func TestWrongUsageIsToldBeforeAnythingIsAsked(t *testing.T) {
 		"trace":                               "accepts 1 arg",
 		"trace a --trace xyz":                 "is not a trace id",
 		"trace a --limit 99999999":            "--limit is from 1 to",
-		"trace a -o csv":                      "-o csv is unknown: use json or yaml",
+		"trace a -o csv":                      "-o csv: sidetrack trace has no such format\nnext: use json, yaml, kyaml, jsonpath, jsonpath-as-json, jsonpath-file, wide or name, or leave -o out",
 		"explain":                             "accepts between 1 and 2 arg",
 		"explain a b --trace 0":               "is not a trace id",
 		"logs":                                "accepts 1 arg",

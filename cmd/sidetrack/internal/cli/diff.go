@@ -60,7 +60,7 @@ func (f *requestFlags) request(p *program, url string) (exchange.Request, error)
 func (p *program) diffCommand() *cobra.Command {
 	var f requestFlags
 	var tun tunnelFlags
-	var output outputFlag
+	output := resultOutput()
 	var name, file string
 	o := compare.Options{Samples: compare.DefaultSamples}
 	cmd := &cobra.Command{
@@ -129,7 +129,7 @@ func (p *program) requests(f *requestFlags, file string, args []string) ([]excha
 	return compare.ParseRequests(text)
 }
 
-func (p *program) diff(ctx context.Context, tun *tunnelFlags, name string, requests []exchange.Request, o compare.Options, output outputFlag) (err error) {
+func (p *program) diff(ctx context.Context, tun *tunnelFlags, name string, requests []exchange.Request, o compare.Options, output *output) (err error) {
 	c, err := p.connect()
 	if err != nil {
 		return err
@@ -161,11 +161,11 @@ func (p *program) diff(ctx context.Context, tun *tunnelFlags, name string, reque
 			return err
 		}
 		results = append(results, res)
-		if output == "" {
+		if output.printer == nil {
 			writeDiff(p.streams.Out, &res)
 		}
 	}
-	if done, err := output.print(p.streams.Out, results); done && err != nil {
+	if done, err := output.result(p.streams.Out, results); done && err != nil {
 		return err
 	}
 	return outcome(results, sb)

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/cli-runtime/pkg/genericiooptions"
 
 	"github.com/sidetrack-dev/sidetrack/api/v1alpha1"
 	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/compare"
@@ -52,7 +53,12 @@ func TestNoDifferenceIsASuccessOnlyWhereForksHaveAnswered(t *testing.T) {
 		}
 	}
 	var out bytes.Buffer
-	if _, err := outputFlag("json").print(&out, []compare.Result{lost}); err != nil || !strings.Contains(out.String(), `"verified": false`) || !strings.Contains(out.String(), `"notVerified": [`) {
+	o := resultOutput()
+	o.format = "json"
+	if err := o.check(newProgram("sidetrack", "test", genericiooptions.NewTestIOStreamsDiscard()).diffCommand()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := o.result(&out, []compare.Result{lost}); err != nil || !strings.Contains(out.String(), `"verified": false`) || !strings.Contains(out.String(), `"notVerified": [`) {
 		t.Errorf("%v: in JSON it is %s", err, out.String())
 	}
 }

@@ -4,7 +4,6 @@ package cli
 
 import (
 	"fmt"
-	"text/tabwriter"
 
 	"github.com/spf13/cobra"
 
@@ -15,7 +14,7 @@ import (
 
 func (p *program) explainCommand() *cobra.Command {
 	var r explain.Request
-	var output outputFlag
+	output := resultOutput(formatWide)
 	cmd := &cobra.Command{
 		Use:   "explain SANDBOX [SERVICE[:PORT] | URL]",
 		Short: "Say why requests go to a sandbox's fork, or do not",
@@ -48,9 +47,9 @@ Exit status: 0 when nothing is known that keeps requests from the fork, 3 otherw
 			if err != nil {
 				return err
 			}
-			done, err := output.print(p.streams.Out, e)
+			done, err := output.result(p.streams.Out, e)
 			if !done {
-				err = p.writeExplanation(e)
+				err = p.writeExplanation(e, output.wide())
 			}
 			if err == nil && !e.Reaches {
 				err = exitStatus(exitNotReady)
@@ -74,21 +73,51 @@ Exit status: 0 when nothing is known that keeps requests from the fork, 3 otherw
 	return cmd
 }
 
-func (p *program) writeExplanation(e *explain.Explanation) error {
-	w := tabwriter.NewWriter(p.streams.Out, 0, 0, 2, ' ', 0)
-	for _, s := range e.Steps {
-		text := s.Detail
-		if s.Remedy != "" && s.Verdict != explain.Holds {
-			text += ": " + s.Remedy
-		}
-		fmt.Fprintf(w, "%s\t%s\t%s\n", s.Verdict, s.Topic, text)
+// writeExplanation writes the steps for people; wide with what each comes to and what
+// to do in columns of their own, and with all that is known of the records.
+func (p *program) writeExplanation(e *explain.Explanation, wide bool) error {
+	var t columns
+	if wide {
+		t.head = []string{"VERDICT", "TOPIC", "DETAIL", "REMEDY"}
 	}
-	if err := w.Flush(); err != nil {
+	for _, s := range e.Steps {
+		remedy := ""
+		if s.Verdict != explain.Holds {
+			remedy = s.Remedy
+		}
+		if wide {
+			t.row(string(s.Verdict), s.Topic, s.Detail, remedy)
+		} else {
+			t.row(string(s.Verdict), s.Topic, withRemedy(s.Detail, remedy))
+		}
+	}
+	if err := t.write(p.streams.Out); err != nil {
 		return err
 	}
-	for i := range e.Records {
-		fmt.Fprintf(p.streams.Out, "  %s %s\n", e.Records[i].Time.Format("15:04:05.000"), hops.Line(&e.Records[i]))
+	switch {
+	case wide && len(e.Records) > 0:
+		fmt.Fprintln(p.streams.Out)
+		t := columns{head: hops.Columns()}
+		for i := range e.Records {
+			t.row(hops.Cells(&e.Records[i])...)
+		}
+		if err := t.write(p.streams.Out); err != nil {
+			return err
+		}
+		fmt.Fprintln(p.streams.Out)
+	default:
+		for i := range e.Records {
+			fmt.Fprintf(p.streams.Out, "  %s %s\n", e.Records[i].Time.Format("15:04:05.000"), hops.Line(&e.Records[i]))
+		}
 	}
 	_, err := fmt.Fprintf(p.streams.Out, "%s\n", e.Summary)
 	return err
+}
+
+// withRemedy is what there is to say and what to do, in one cell.
+func withRemedy(detail, remedy string) string {
+	if remedy == "" {
+		return detail
+	}
+	return detail + ": " + remedy
 }

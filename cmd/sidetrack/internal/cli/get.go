@@ -15,7 +15,6 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/watch"
-	"k8s.io/cli-runtime/pkg/genericclioptions"
 	"k8s.io/cli-runtime/pkg/printers"
 	"k8s.io/cli-runtime/pkg/resource"
 	"k8s.io/client-go/rest"
@@ -42,17 +41,19 @@ func (p *program) example(text string) string {
 type getFlags struct {
 	allNamespaces, watch bool
 	selector             string
-	print                *genericclioptions.PrintFlags
+	headless, events     bool
+	output               *output
 }
 
 func (f *getFlags) register(cmd *cobra.Command) {
-	f.print = genericclioptions.NewPrintFlags("")
+	f.output = objectOutput(formatWide)
 	flags := cmd.Flags()
 	flags.BoolVarP(&f.allNamespaces, "all-namespaces", "A", false, "of all namespaces")
 	flags.StringVarP(&f.selector, "selector", "l", "", "only those that match this label `selector`")
 	flags.BoolVarP(&f.watch, "watch", "w", false, "go on and print changes")
-	f.print.AddFlags(cmd)
-	flags.Lookup("output").Usage = "wide, or one of: " + strings.Join(f.print.AllowedFormats(), ", ")
+	flags.BoolVar(&f.events, "output-watch-events", false, "with --watch, say of each what it is: ADDED, MODIFIED or DELETED")
+	flags.BoolVar(&f.headless, "no-headers", false, "leave out the table's head")
+	f.output.register(cmd)
 }
 
 func (p *program) getCommand() *cobra.Command {
@@ -93,12 +94,14 @@ func (p *program) get(cmd *cobra.Command, f *getFlags, names []string) error {
 	if f.selector != "" && len(names) > 0 {
 		return usage(cmd, errors.New("names do not go with --selector: leave one of them out"))
 	}
-	format := *f.print.OutputFormat
-	table := format == "" || format == "wide"
-	printer, err := p.printer(f, table)
-	if err != nil {
-		return usage(cmd, err)
+	if f.events && !f.watch {
+		return usage(cmd, errors.New("--output-watch-events goes with --watch only"))
 	}
+	if err := f.output.check(cmd); err != nil {
+		return err
+	}
+	table := f.output.printer == nil
+	printer := f.printer()
 	if err := p.configured(); err != nil {
 		return err
 	}
@@ -117,14 +120,17 @@ func (p *program) get(cmd *cobra.Command, f *getFlags, names []string) error {
 			}
 		})
 	if f.watch {
-		return p.watch(cmd, r.SingleResourceType().Do(), table, printer)
+		return p.watch(cmd, namespace, f, r.SingleResourceType().Do(), printer)
 	}
 	infos, missing := r.Do().Infos()
 	if !table {
-		if missing != nil {
-			return p.explainGet(cmd, namespace, missing)
+		// Those that are there are printed all the same, as kubectl does.
+		if missing == nil || len(infos) > 0 {
+			if err := printer(together(infos), p.streams.Out); err != nil {
+				return err
+			}
 		}
-		return printer(together(infos), p.streams.Out)
+		return p.explainGet(cmd, namespace, missing)
 	}
 	w := printers.GetNewTabWriter(p.streams.Out)
 	for _, info := range infos {
@@ -183,17 +189,14 @@ func (p *program) explainGet(cmd *cobra.Command, namespace string, err error) er
 	return cluster.Explain(err, "read the sandboxes")
 }
 
-func (p *program) printer(f *getFlags, table bool) (printObject, error) {
-	if !table {
-		printer, err := f.print.ToPrinter()
-		if err != nil {
-			return nil, err
-		}
-		return printer.PrintObj, nil
+// printer prints objects in the format that is wanted, and tables otherwise.
+func (f *getFlags) printer() printObject {
+	if f.output.printer != nil {
+		return f.output.printer.PrintObj
 	}
 	return printers.NewTablePrinter(printers.PrintOptions{
-		Wide: *f.print.OutputFormat == "wide", WithNamespace: f.allNamespaces,
-	}).PrintObj, nil
+		Wide: f.output.wide(), WithNamespace: f.allNamespaces, NoHeaders: f.headless,
+	}).PrintObj
 }
 
 // shown is what is to be printed of what has come: a Table where one was asked
@@ -224,26 +227,41 @@ func empty(o runtime.Object) bool {
 	return ok && len(t.Rows) == 0
 }
 
-// watch prints what there is, and then each change.
-func (p *program) watch(cmd *cobra.Command, r *resource.Result, table bool, printer printObject) error {
+// watch prints what there is, and then each change, until it is interrupted: rows of one
+// table, or one object after the other.
+func (p *program) watch(cmd *cobra.Command, namespace string, f *getFlags, r *resource.Result, printer printObject) error {
+	table := f.output.printer == nil
 	infos, err := r.Infos()
 	if err != nil {
-		return p.explainGet(cmd, "", err)
+		return p.explainGet(cmd, namespace, err)
 	}
 	if len(infos) != 1 {
 		return usage(cmd, errors.New("only one sandbox, or all, can be watched: leave out the others' names"))
 	}
-	o := infos[0].Object
-	version, err := versionOf(o)
+	version, err := versionOf(infos[0].Object)
 	if err != nil {
 		return cluster.Explain(err, "watch the sandboxes")
 	}
-	first, err := shown(o, table)
-	if err != nil {
-		return err
+	print := func(kind watch.EventType, o runtime.Object) error {
+		o, err := shown(o, table)
+		if err != nil {
+			return err
+		}
+		if f.events {
+			o = &metav1.WatchEvent{Type: string(kind), Object: runtime.RawExtension{Object: o}}
+		}
+		return printer(o, p.streams.Out)
 	}
-	if err := printer(first, p.streams.Out); err != nil {
-		return err
+	first := []runtime.Object{infos[0].Object}
+	if meta.IsListType(first[0]) && !table {
+		if first, err = meta.ExtractList(first[0]); err != nil {
+			return fmt.Errorf("read the API server's list: %w", err)
+		}
+	}
+	for _, o := range first {
+		if err := print(watch.Added, o); err != nil {
+			return err
+		}
 	}
 	w, err := r.Watch(version)
 	if err != nil {
@@ -255,23 +273,15 @@ func (p *program) watch(cmd *cobra.Command, r *resource.Result, table bool, prin
 		case <-cmd.Context().Done():
 			return nil // The user has seen enough.
 		case e, ok := <-w.ResultChan():
-			if !ok {
+			switch {
+			case cmd.Context().Err() != nil:
+				return nil
+			case !ok:
 				return &task.Failure{Message: "the API server has ended the watch", Remedy: "start it again"}
-			}
-			if e.Type == watch.Error {
+			case e.Type == watch.Error:
 				return cluster.Explain(apierrors.FromObject(e.Object), "watch the sandboxes")
 			}
-			o, err := shown(e.Object, table)
-			if err != nil {
-				return err
-			}
-			if t, ok := o.(*metav1.Table); ok {
-				t.ColumnDefinitions = nil // they are there already
-				if e.Type == watch.Deleted {
-					continue
-				}
-			}
-			if err := printer(o, p.streams.Out); err != nil {
+			if err := print(e.Type, e.Object); err != nil {
 				return err
 			}
 		}

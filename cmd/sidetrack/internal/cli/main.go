@@ -9,6 +9,7 @@ import (
 	"io"
 	"path/filepath"
 	"strings"
+	"sync"
 
 	"github.com/go-logr/logr"
 	"github.com/spf13/cobra"
@@ -21,12 +22,13 @@ import (
 
 // The exit statuses. A command that "run" has run to its end gives its own.
 const (
-	exitOK         = 0
-	exitFailed     = 1
-	exitUsage      = 2
-	exitNotReady   = 3
-	exitDifferent  = 4
-	exitUnverified = 5
+	exitOK          = 0
+	exitFailed      = 1
+	exitUsage       = 2
+	exitNotReady    = 3
+	exitDifferent   = 4
+	exitUnverified  = 5
+	exitInterrupted = 130
 )
 
 // exitStatus is an error that has been told already, or needs no words.
@@ -37,18 +39,25 @@ func (e exitStatus) Error() string { return fmt.Sprintf("exit status %d", int(e)
 // kubectl calls a plugin's completions by a program of this name.
 const completer = "kubectl_complete-"
 
+// silence has libraries not log what they also return.
+var silence = sync.OnceFunc(func() {
+	klog.SetLogger(logr.Discard())
+	log.SetLogger(logr.Discard())
+})
+
 // Main runs the program with its arguments, of which the first is its own name,
 // and returns the exit status. Cancelling the context ends it, cleaning up.
 func Main(ctx context.Context, args []string, streams genericiooptions.IOStreams, version string) int {
-	// Libraries log what they also return.
-	klog.SetLogger(logr.Discard())
-	log.SetLogger(logr.Discard())
+	silence()
 	name, arguments := calledAs(args)
 	root := newProgram(name, version, streams).command()
 	root.SetArgs(arguments)
 	err := root.ExecuteContext(ctx)
 	if err != nil {
 		complain(streams.ErrOut, name, err)
+	}
+	if errors.Is(err, context.Canceled) && ctx.Err() != nil {
+		return exitInterrupted
 	}
 	return status(err)
 }

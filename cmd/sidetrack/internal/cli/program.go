@@ -151,12 +151,22 @@ func (p *program) progress() task.Progress {
 }
 
 func (p *program) versionCommand() *cobra.Command {
-	return &cobra.Command{
+	output := resultOutput()
+	cmd := &cobra.Command{
 		Use:   "version",
 		Short: "Print the version",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			_, err := fmt.Fprintf(p.streams.Out, "sidetrack %s (%s, %s/%s)\n", p.version, runtime.Version(), runtime.GOOS, runtime.GOARCH)
+			if err := output.check(cmd); err != nil {
+				return err
+			}
+			platform := runtime.GOOS + "/" + runtime.GOARCH
+			if done, err := output.result(p.streams.Out, map[string]string{"version": p.version, "go": runtime.Version(), "platform": platform}); done {
+				return err
+			}
+			_, err := fmt.Fprintf(p.streams.Out, "sidetrack %s (%s, %s)\n", p.version, runtime.Version(), platform)
 			return err
 		},
 	}
+	output.register(cmd)
+	return cmd
 }

@@ -157,7 +157,7 @@ func runLocal(ctx context.Context, p *program, command, env []string) error {
 	case errors.As(err, &exit) && exit.ExitCode() > 0:
 		return exitStatus(exit.ExitCode())
 	case errors.As(err, &exit):
-		return exitStatus(exitRunInterrupted)
+		return exitStatus(exitInterrupted)
 	case err != nil:
 		return &task.Failure{Kind: task.Usage, Message: fmt.Sprintf("cannot run %s: %v", command[0], err), Err: err}
 	}

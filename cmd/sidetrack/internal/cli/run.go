@@ -18,9 +18,8 @@ import (
 // What "run" gives when it has no command's own exit status, as docker and timeout
 // do.
 const (
-	exitRunTimeout     = 124
-	exitNotRun         = 125
-	exitRunInterrupted = 130
+	exitRunTimeout = 124
+	exitNotRun     = 125
 )
 
 func (p *program) runCommand() *cobra.Command {
@@ -109,7 +108,7 @@ func (p *program) ranWith(res runner.Result, err error) error {
 	complain(p.streams.ErrOut, p.name, err)
 	switch {
 	case errors.Is(err, context.Canceled):
-		return exitStatus(exitRunInterrupted)
+		return exitStatus(exitInterrupted)
 	case errors.Is(err, runner.ErrTimeout):
 		return exitStatus(exitRunTimeout)
 	}

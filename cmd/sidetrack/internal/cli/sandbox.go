@@ -9,7 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
-	"k8s.io/cli-runtime/pkg/genericclioptions"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/sidetrack-dev/sidetrack/api/v1alpha1"
 	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/cluster"
@@ -46,7 +46,7 @@ func (p *program) createCommand() *cobra.Command {
 	var wait waitFlags
 	var update bool
 	var dryRun string
-	print := genericclioptions.NewPrintFlags("")
+	output := objectOutput()
 	cmd := &cobra.Command{
 		Use:   "create NAME",
 		Short: "Create a sandbox, or change it with --update",
@@ -71,9 +71,8 @@ that, the only one that has been given an image. CONTAINER may be the name of a 
 			if dryRun != "none" && dryRun != "client" && dryRun != "server" {
 				return usage(cmd, fmt.Errorf("--dry-run=%s is unknown: use none, client or server", dryRun))
 			}
-			printer, err := print.ToPrinter()
-			if err != nil {
-				return usage(cmd, err)
+			if err := output.check(cmd); err != nil {
+				return err
 			}
 			c, err := p.connect()
 			if err != nil {
@@ -106,7 +105,7 @@ that, the only one that has been given an image. CONTAINER may be the name of a 
 				}
 				done = "ready"
 			}
-			return p.said(sb, done, *print.OutputFormat, printer.PrintObj)
+			return p.said(sb, done, output)
 		},
 		ValidArgsFunction: cobra.NoFileCompletions,
 	}
@@ -127,7 +126,7 @@ that, the only one that has been given an image. CONTAINER may be the name of a 
 	flags.BoolVar(&wait.wait, "wait", false, "wait until tagged requests reach the forks")
 	wait.register(flags)
 	flags.StringVar(&dryRun, "dry-run", "none", "none, client (print only) or server (have the API server validate it, store nothing)")
-	print.AddFlags(cmd)
+	output.register(cmd)
 	completeFlag(cmd, "fork", p.complete(workloadNames))
 	completeFlag(cmd, "existing-connections", oneOf("Idle", "All", "Leave"))
 	completeFlag(cmd, "unavailable", oneOf("Reject", "Baseline"))
@@ -138,10 +137,10 @@ that, the only one that has been given an image. CONTAINER may be the name of a 
 }
 
 // said prints what has become of a sandbox: a line, or the object.
-func (p *program) said(sb *v1alpha1.Sandbox, done, format string, object printObject) error {
-	if format != "" {
-		sb.SetGroupVersionKind(v1alpha1.GroupVersion.WithKind(v1alpha1.SandboxKind))
-		return object(sb, p.streams.Out)
+func (p *program) said(sb *v1alpha1.Sandbox, done string, output *output) error {
+	sb.SetGroupVersionKind(v1alpha1.GroupVersion.WithKind(v1alpha1.SandboxKind))
+	if printed, err := output.object(p.streams.Out, sb); printed {
+		return err
 	}
 	_, err := fmt.Fprintf(p.streams.Out, "sandbox/%s %s\n", sb.Name, done)
 	return err
@@ -149,7 +148,7 @@ func (p *program) said(sb *v1alpha1.Sandbox, done, format string, object printOb
 
 func (p *program) waitCommand() *cobra.Command {
 	var wait waitFlags
-	what := "ready"
+	what, output := "ready", objectOutput()
 	cmd := &cobra.Command{
 		Use:   "wait NAME",
 		Short: "Wait until a sandbox is ready, or deleted",
@@ -157,29 +156,35 @@ func (p *program) waitCommand() *cobra.Command {
 When a fork fails, what its containers say themselves is printed, and the exit status is 3.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := output.check(cmd); err != nil {
+				return err
+			}
+			sb := &v1alpha1.Sandbox{ObjectMeta: metav1.ObjectMeta{Name: args[0]}}
+			switch {
+			case what != "ready" && what != "deleted":
+				return usage(cmd, fmt.Errorf("--for=%s is unknown: use ready or deleted", what))
+			case what == "deleted" && output.printer != nil && output.format != formatName:
+				return &task.Failure{Kind: task.Usage, Message: "-o " + output.format + ": there is no object left after --for=deleted", Remedy: "use -o name, or leave -o out"}
+			}
 			c, err := p.connect()
 			if err != nil {
 				return err
 			}
-			switch what {
-			case "ready":
-				if _, err := sandbox.Wait(cmd.Context(), c, "", args[0], wait.options, p.progress()); err != nil {
-					return err
-				}
-			case "deleted":
-				if err := sandbox.WaitGone(cmd.Context(), c, "", args[0], wait.options.Timeout); err != nil {
-					return err
-				}
-			default:
-				return usage(cmd, fmt.Errorf("--for=%s is unknown: use ready or deleted", what))
+			if what == "ready" {
+				sb, err = sandbox.Wait(cmd.Context(), c, "", args[0], wait.options, p.progress())
+			} else {
+				err = sandbox.WaitGone(cmd.Context(), c, "", args[0], wait.options.Timeout)
 			}
-			_, err = fmt.Fprintf(p.streams.Out, "sandbox/%s %s\n", args[0], what)
-			return err
+			if err != nil {
+				return err
+			}
+			return p.said(sb, what, output)
 		},
 		ValidArgsFunction: firstOnly(p.complete(sandboxNames)),
 	}
 	cmd.Flags().StringVar(&what, "for", what, "what to wait for: ready or deleted")
 	wait.register(cmd.Flags())
+	output.register(cmd)
 	completeFlag(cmd, "for", oneOf("ready", "deleted"))
 	return cmd
 }
@@ -187,19 +192,27 @@ When a fork fails, what its containers say themselves is printed, and the exit s
 func (p *program) deleteCommand() *cobra.Command {
 	var missing bool
 	wait, timeout := true, 2*time.Minute
+	output := nameOutput()
 	cmd := &cobra.Command{
 		Use:     "delete NAME...",
 		Aliases: []string{"rm"},
 		Short:   "Delete sandboxes, forks and all",
 		Args:    cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := output.check(cmd); err != nil {
+				return err
+			}
 			c, err := p.connect()
 			if err != nil {
 				return err
 			}
 			var failed error
 			for _, name := range args {
-				failed = errors.Join(failed, p.remove(cmd, c, name, missing, wait, timeout))
+				gone, err := p.remove(cmd, c, name, missing, wait, timeout)
+				if gone {
+					err = p.said(&v1alpha1.Sandbox{ObjectMeta: metav1.ObjectMeta{Name: name}}, "deleted", output)
+				}
+				failed = errors.Join(failed, err)
 			}
 			return only(failed)
 		},
@@ -208,21 +221,20 @@ func (p *program) deleteCommand() *cobra.Command {
 	cmd.Flags().BoolVar(&wait, "wait", wait, "wait until the sandbox is gone")
 	cmd.Flags().DurationVar(&timeout, "timeout", timeout, "how long to wait at most; 0 is for ever")
 	cmd.Flags().BoolVar(&missing, "ignore-not-found", false, "it is no error when a sandbox is not there")
+	output.register(cmd)
 	return cmd
 }
 
-func (p *program) remove(cmd *cobra.Command, c *cluster.Cluster, name string, missing, wait bool, timeout time.Duration) error {
+// remove deletes a sandbox, and reports whether it was there and is deleted.
+func (p *program) remove(cmd *cobra.Command, c *cluster.Cluster, name string, missing, wait bool, timeout time.Duration) (bool, error) {
 	err := sandbox.Delete(cmd.Context(), c, "", name)
 	if missing && isNotFound(err) {
-		return nil
+		return false, nil
 	}
 	if err == nil && wait {
 		err = sandbox.WaitGone(cmd.Context(), c, "", name, timeout)
 	}
-	if err == nil {
-		_, err = fmt.Fprintf(p.streams.Out, "sandbox/%s deleted\n", name)
-	}
-	return err
+	return err == nil, err
 }
 
 func (p *program) keyCommand() *cobra.Command {

@@ -22,7 +22,7 @@ import (
 func (p *program) traceCommand() *cobra.Command {
 	var o ledger.Options
 	var since time.Duration
-	var output outputFlag
+	f := hopFlags{output: resultOutput(formatWide, formatName)}
 	group := false
 	cmd := &cobra.Command{
 		Use:   "trace SANDBOX",
@@ -32,14 +32,18 @@ answered, and how. Calls are below the call that they came of, where they have t
 pods and times tell. A hop that has lost the routing key is marked with the workload that lost it.
 
 With --follow, go on and print what comes until interrupted: the hops of a trace once nothing more has come of it for a
-moment, and later ones below the calls that they came of, which are printed again.`,
+moment, and later ones below the calls that they came of, which are printed again (as above). A call is on record when it
+is over, so one that lasts comes after the calls that came of it: these are printed again below it.
+
+-o wide has a table with bytes, latencies, nodes and traces; -o name the pods that have answered, as pod/NAME, each once.`,
 		Example: p.example(`
   %[1]s trace pr-42 --since 5m
-  %[1]s trace pr-42 --follow`),
+  %[1]s trace pr-42 --follow
+  %[1]s trace pr-42 --trace 4bf92f3577b34da6a3ce929d0e0e4736 -o wide`),
 		GroupID: "look",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := output.check(cmd); err != nil {
+			if err := f.output.check(cmd); err != nil {
 				return err
 			}
 			if o.Trace != "" && !ledger.ValidTraceID(o.Trace) {
@@ -66,7 +70,7 @@ moment, and later ones below the calls that they came of, which are printed agai
 				}
 			}
 			if o.Follow {
-				err := p.followHops(cmd.Context(), c, of, o, output)
+				err := p.followHops(cmd.Context(), c, of, o, &f)
 				if errors.Is(err, context.Canceled) {
 					return nil // The user has seen enough.
 				}
@@ -76,10 +80,10 @@ moment, and later ones below the calls that they came of, which are printed agai
 			if err != nil {
 				return err
 			}
-			if len(list.Items) == 0 && output == "" {
+			if len(list.Items) == 0 && f.output.printer == nil {
 				fmt.Fprintf(p.streams.ErrOut, "no record of tagged traffic: send a request with the key of %s, or see %s explain %s SERVICE\n", args[0], p.name, args[0])
 			}
-			return p.writeHops(list, output)
+			return p.writeHops(list, c.Namespace, &f)
 		},
 		ValidArgsFunction: firstOnly(p.complete(sandboxNames)),
 	}
@@ -89,22 +93,34 @@ moment, and later ones below the calls that they came of, which are printed agai
 	flags.StringVar(&o.Trace, "trace", "", "only of the trace with this `id`")
 	flags.IntVar(&o.Limit, "limit", 0, fmt.Sprintf("how many records at most, the newest; %d when it is left out", ledger.DefaultLimit))
 	flags.BoolVar(&group, "group", false, "SANDBOX is the name of a RouteGroup")
-	output.register(cmd)
+	flags.BoolVar(&f.headless, "no-headers", false, "leave out the head of -o wide")
+	f.output.register(cmd)
 	return cmd
 }
 
+// hopFlags say how hops are printed.
+type hopFlags struct {
+	output   *output
+	headless bool
+	// named are the pods whose names are printed already.
+	named map[string]bool
+	// told is what has been said of what is missing.
+	told hops.Told
+}
+
 // followHops prints what there is and what comes until ctx ends.
-func (p *program) followHops(ctx context.Context, c *cluster.Cluster, of hops.Of, o ledger.Options, output outputFlag) error {
-	if output != "" {
-		return hops.Follow(ctx, c, of, o, func(list *ledger.RecordList) error { return p.writeHops(list, output) })
+func (p *program) followHops(ctx context.Context, c *cluster.Cluster, of hops.Of, o ledger.Options, f *hopFlags) error {
+	if f.output.printer != nil || f.output.names() {
+		return hops.Follow(ctx, c, of, o, func(list *ledger.RecordList) error { return p.writeHops(list, c.Namespace, f) })
 	}
 	var live hops.Live
-	var told hops.Told
 	write := func(last bool) error {
-		var b strings.Builder
-		live.Write(&b, time.Now(), last)
-		_, err := io.WriteString(p.streams.Out, b.String())
-		return err
+		for _, roots := range live.Due(time.Now(), last) {
+			if err := p.writeTrees(roots, f); err != nil {
+				return err
+			}
+		}
+		return nil
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -126,7 +142,7 @@ func (p *program) followHops(ctx context.Context, c *cluster.Cluster, of hops.Of
 	})
 	err := hops.Follow(ctx, c, of, o, func(list *ledger.RecordList) error {
 		live.Add(list.Items, time.Now())
-		p.writeGaps(told.Gaps(list))
+		p.writeGaps(f.told.Gaps(list))
 		return nil
 	})
 	cause := context.Cause(ctx)
@@ -138,23 +154,61 @@ func (p *program) followHops(ctx context.Context, c *cluster.Cluster, of hops.Of
 	return errors.Join(err, write(true))
 }
 
-// writeHops prints records: as a tree for people, as they are for programs, one
-// document for each part of a stream.
-func (p *program) writeHops(list *ledger.RecordList, output outputFlag) error {
-	if output == "yaml" {
-		if _, err := io.WriteString(p.streams.Out, "---\n"); err != nil {
-			return err
+// writeTrees prints trees for people.
+func (p *program) writeTrees(roots []*hops.Hop, f *hopFlags) error {
+	if f.output.wide() {
+		t := columns{head: hops.Columns(), rows: hops.Rows(roots)}
+		if f.headless {
+			t.head = nil
 		}
-	}
-	if done, err := output.print(p.streams.Out, list); done {
-		return err
+		// Of a stream the head is printed once.
+		f.headless = f.headless || len(t.rows) > 0
+		return t.write(p.streams.Out)
 	}
 	var b strings.Builder
-	hops.Write(&b, hops.Tree(list.Items))
-	if _, err := io.WriteString(p.streams.Out, b.String()); err != nil {
+	hops.Write(&b, roots)
+	_, err := io.WriteString(p.streams.Out, b.String())
+	return err
+}
+
+// writeHops prints records: as trees or names for people, as they are for programs, one
+// document for each part of a stream.
+func (p *program) writeHops(list *ledger.RecordList, namespace string, f *hopFlags) error {
+	if done, err := f.output.result(p.streams.Out, list); done {
 		return err
 	}
-	p.writeGaps(hops.Gaps(list))
+	if f.output.names() {
+		return p.writePods(list, namespace, f)
+	}
+	if err := p.writeTrees(hops.Tree(list.Items), f); err != nil {
+		return err
+	}
+	p.writeGaps(f.told.Gaps(list))
+	return nil
+}
+
+// writePods prints the names of the pods that have answered. Those of other namespaces
+// have no name that kubectl would know here.
+func (p *program) writePods(list *ledger.RecordList, namespace string, f *hopFlags) error {
+	if f.named == nil {
+		f.named = map[string]bool{}
+	}
+	pods, elsewhere := hops.Answered(list.Items, namespace)
+	for _, name := range pods {
+		if !f.named[name] {
+			f.named[name] = true
+			if _, err := fmt.Fprintf(p.streams.Out, "pod/%s\n", name); err != nil {
+				return err
+			}
+		}
+	}
+	for _, name := range elsewhere {
+		if !f.named[name] {
+			f.named[name] = true
+			fmt.Fprintf(p.streams.ErrOut, "%s: a pod of another namespace has answered, too: %s\n", p.name, name)
+		}
+	}
+	p.writeGaps(f.told.Gaps(list))
 	return nil
 }
 

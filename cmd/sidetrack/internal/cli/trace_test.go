@@ -49,7 +49,7 @@ func follow(t *testing.T, parts ...ledger.RecordList) (said string, err error) {
 	}
 	var stderr bytes.Buffer
 	p := newProgram("sidetrack", "v1.2.3", genericiooptions.IOStreams{In: strings.NewReader(""), Out: &bytes.Buffer{}, ErrOut: &stderr})
-	err = p.followHops(ctx, c, hops.Of{Name: "pr-42"}, ledger.Options{}, "")
+	err = p.followHops(ctx, c, hops.Of{Name: "pr-42"}, ledger.Options{}, &hopFlags{output: resultOutput()})
 	return stderr.String(), err
 }
 

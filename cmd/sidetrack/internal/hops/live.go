@@ -25,7 +25,8 @@ const (
 
 // Live puts a stream's records in order for people: hops of a trace are written
 // together, once it is quiet, and one that comes later below those that it came of, which
-// are written again. It may be used concurrently.
+// are written again. So are those that it is found to be above of: a call that lasts is
+// on record after what came of it. It may be used concurrently.
 type Live struct {
 	mu     sync.Mutex
 	groups []*group // in order of their last records
@@ -34,9 +35,12 @@ type Live struct {
 
 // group is a trace, or what has none.
 type group struct {
-	trace       string
-	records     []ledger.Record
-	written     int // of records, the first
+	trace   string
+	records []ledger.Record
+	written int // of records, the first
+	// above has, of each that is written, the index of the one that it was written
+	// below, or -1.
+	above       []int
 	first, last time.Time
 }
 
@@ -71,7 +75,7 @@ func (l *Live) Add(records []ledger.Record, at time.Time) {
 		case g.written < len(g.records) || i == len(l.groups)-1:
 			// What is written of it is known to whoever reads.
 			l.count -= g.written
-			g.records, g.written = slices.Clone(g.records[g.written:]), 0
+			g.records, g.written, g.above = slices.Clone(g.records[g.written:]), 0, nil
 			i++
 		default:
 			l.count -= len(g.records)
@@ -82,27 +86,59 @@ func (l *Live) Add(records []ledger.Record, at time.Time) {
 
 // Write writes what is due at a time; all that there is if last is set.
 func (l *Live) Write(b *strings.Builder, at time.Time, last bool) {
+	for _, roots := range l.Due(at, last) {
+		Write(b, roots)
+	}
+}
+
+// Due returns the trees that are to be written at a time, of one trace after the other;
+// all that there are if last is set. They count as written then.
+func (l *Live) Due(at time.Time, last bool) (due [][]*Hop) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, g := range l.groups {
 		if g.written == len(g.records) || !last && at.Sub(g.last) < quiet && at.Sub(g.first) < patience {
 			continue
 		}
-		isNew := map[*ledger.Record]bool{}
-		for i := g.written; i < len(g.records); i++ {
-			isNew[&g.records[i]] = true
-		}
-		Write(b, fresh(Tree(g.records), isNew))
-		g.written = len(g.records)
+		due = append(due, g.write())
 	}
+	return due
 }
 
-// fresh leaves out trees in which nothing is new, and marks what was written before.
-func fresh(all []*Hop, isNew map[*ledger.Record]bool) (out []*Hop) {
+// write returns what is new of a trace, below what it came of.
+func (g *group) write() []*Hop {
+	index := make(map[*ledger.Record]int, len(g.records))
+	for i := range g.records {
+		index[&g.records[i]] = i
+	}
+	roots := Tree(g.records)
+	above := make([]int, len(g.records))
+	var place func(hops []*Hop, parent int)
+	place = func(hops []*Hop, parent int) {
+		for _, h := range hops {
+			i := index[h.Record]
+			above[i] = parent
+			place(h.Children, i)
+		}
+	}
+	place(roots, -1)
+	before, written := g.above, g.written
+	g.above, g.written = above, len(g.records)
+	return fresh(roots, func(r *ledger.Record) (again, show bool) {
+		i := index[r]
+		again = i < written
+		return again, !again || above[i] != before[i]
+	})
+}
+
+// fresh leaves out trees in which there is nothing to show, and marks what was written
+// before.
+func fresh(all []*Hop, of func(*ledger.Record) (again, show bool)) (out []*Hop) {
 	for _, h := range all {
-		h.Children = fresh(h.Children, isNew)
-		h.again = !isNew[h.Record]
-		if len(h.Children) > 0 || !h.again {
+		h.Children = fresh(h.Children, of)
+		again, show := of(h.Record)
+		h.again = again
+		if len(h.Children) > 0 || show {
 			out = append(out, h)
 		}
 	}
