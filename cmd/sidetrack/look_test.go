@@ -5,15 +5,19 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
 	"time"
 
+	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/sidetrack-dev/sidetrack/api/v1alpha1"
 	"github.com/sidetrack-dev/sidetrack/test/cluster"
@@ -65,6 +69,61 @@ func TestDoctorNamesWhatIsMissingAndWhatToDo(t *testing.T) {
 
 	out, _ = sidetrack(t, ns, 0, "status")
 	mustSay(t, columns(out), "doctor-1 1.0", "3 of 3 covered", "1 of 3 2 pods are not covered", "problem on doctor-3: Pod shop/web-0: add CAP_SYS_PTRACE")
+}
+
+// A tenant who labels his own Deployment like the controller's is not believed.
+func TestDoctorLooksAtTheInstallationAndAtNobodyElses(t *testing.T) {
+	ns, home := namespace(t), namespace(t)
+	controller := func(namespace, image string) {
+		d := &appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: "sidetrack-controller",
+			Labels: map[string]string{"app.kubernetes.io/name": "sidetrack", "app.kubernetes.io/component": "controller"}}}
+		pods := map[string]string{"a": "b"}
+		d.Spec = appsv1.DeploymentSpec{Selector: &metav1.LabelSelector{MatchLabels: pods}, Template: corev1.PodTemplateSpec{
+			ObjectMeta: metav1.ObjectMeta{Labels: pods}, Spec: corev1.PodSpec{Containers: []corev1.Container{{Name: "controller", Image: image}}}}}
+		create(t, d)
+		t.Cleanup(func() { _ = api.Delete(context.WithoutCancel(t.Context()), d) })
+		d.Status = appsv1.DeploymentStatus{Replicas: 1, ReadyReplicas: 1, AvailableReplicas: 1}
+		if err := api.Status().Update(t.Context(), d); err != nil {
+			t.Fatal(err)
+		}
+	}
+	controller(ns, "evil:1")
+	b := &rbacv1.ClusterRoleBinding{ObjectMeta: metav1.ObjectMeta{Name: "sidetrack-controller"},
+		RoleRef:  rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: "sidetrack-controller"},
+		Subjects: []rbacv1.Subject{{Kind: "ServiceAccount", Name: "sidetrack-controller", Namespace: home}}}
+	create(t, b)
+	t.Cleanup(func() { _ = api.Delete(context.WithoutCancel(t.Context()), b) })
+	out, _ := sidetrack(t, ns, 3, "doctor")
+	mustSay(t, columns(out), "MISSING controller there is no Deployment of it; not of this installation, though the labels say so: "+ns+"/sidetrack-controller")
+	controller(home, "ours:1")
+	out, _ = sidetrack(t, ns, 3, "doctor")
+	mustSay(t, columns(out), "ok controller "+home+"/sidetrack-controller: 1 of 1 ready, image ours:1; not of this installation, though the labels say so: "+ns+"/sidetrack-controller",
+		"kubectl -n "+home+" describe daemonset sidetrack-agent")
+
+	// Who may list Deployments and not read the binding cannot tell.
+	for _, o := range []client.Object{
+		&rbacv1.ClusterRole{ObjectMeta: metav1.ObjectMeta{Name: "joan-views"}, Rules: []rbacv1.PolicyRule{{APIGroups: []string{"apps"}, Resources: []string{"deployments"}, Verbs: []string{"list"}}}},
+		&rbacv1.ClusterRoleBinding{ObjectMeta: metav1.ObjectMeta{Name: "joan-views"}, RoleRef: rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: "joan-views"},
+			Subjects: []rbacv1.Subject{{APIGroup: rbacv1.GroupName, Kind: "User", Name: "joan"}}},
+	} {
+		create(t, o)
+		t.Cleanup(func() { _ = api.Delete(context.WithoutCancel(t.Context()), o) })
+	}
+	config := filepath.Join(t.TempDir(), "kubeconfig")
+	if err := cluster.WriteKubeconfig(config, plane.User("joan")); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, func() error { // the binding is in force in a moment
+		r := startAs(t.Context(), t, config, ns, "", "doctor")
+		r.wait(t)
+		said := columns(r.out.String())
+		for _, want := range []string{"unknown controller several objects say by their labels that they are Sidetrack's controller: ", ns + "/sidetrack-controller", home + "/sidetrack-controller", "you may not read ClusterRoleBinding sidetrack-controller"} {
+			if !strings.Contains(said, want) {
+				return fmt.Errorf("doctor does not say %q:\n%s", want, said)
+			}
+		}
+		return nil
+	})
 }
 
 func TestDoctorNamesWhatAUserMayNotDo(t *testing.T) {

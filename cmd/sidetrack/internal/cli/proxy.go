@@ -40,7 +40,9 @@ func (f *tunnelFlags) open(ctx context.Context, p *program, c *cluster.Cluster, 
 	}
 	image := f.image
 	if image == "" {
-		image = c.AgentImage(ctx, p.version)
+		if image, err = c.AgentImage(ctx, p.version); err != nil {
+			return nil, nil, err
+		}
 	}
 	t, err := tunnel.Open(ctx, c, tunnel.Options{Sandbox: sb, Tagged: tagged, Image: image, ServiceAccount: f.serviceAccount}, p.progress())
 	return sb, t, err

@@ -62,7 +62,9 @@ Exit status: the command's; 124 when it takes too long, 125 when it could not be
 				return err
 			}
 			if r.AgentImage == "" {
-				r.AgentImage = c.AgentImage(cmd.Context(), p.version)
+				if r.AgentImage, err = c.AgentImage(cmd.Context(), p.version); err != nil {
+					return err
+				}
 			}
 			res, err := runner.Run(cmd.Context(), c, r, func(line string) error {
 				_, err := io.WriteString(p.streams.Out, line)

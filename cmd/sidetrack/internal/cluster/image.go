@@ -3,10 +3,8 @@
 package cluster
 
 import (
-	"cmp"
 	"context"
 	"os"
-	"slices"
 	"strings"
 
 	appsv1 "k8s.io/api/apps/v1"
@@ -16,8 +14,6 @@ import (
 )
 
 const (
-	// SystemNamespace is where Sidetrack is installed unless somebody says otherwise.
-	SystemNamespace = "sidetrack-system"
 	// imageVariable names the agents' image for users who may not look at them.
 	imageVariable = "SIDETRACK_AGENT_IMAGE"
 	// released is what a release's images are called.
@@ -26,51 +22,32 @@ const (
 	latest = "0.1.0"
 )
 
-// AgentLabels are those of the agents' DaemonSet and of its pods.
-var AgentLabels = map[string]string{"app.kubernetes.io/name": "sidetrack", "app.kubernetes.io/component": "agent"}
-
 // AgentImage returns the image of the agents, which is on every node already: what
 // SIDETRACK_AGENT_IMAGE says, else the agents' DaemonSet where the user may look at
-// it, else that of the release which this program is of.
-func (c *Cluster) AgentImage(ctx context.Context, version string) string {
+// it, else that of the release which this program is of. It fails where there are
+// several DaemonSets that say they are the agents', and nothing tells which is.
+func (c *Cluster) AgentImage(ctx context.Context, version string) (string, error) {
 	if image := os.Getenv(imageVariable); image != "" {
-		return image
+		return image, nil
 	}
-	if container, err := c.Agent(ctx); err == nil && container != nil {
-		return container.Image
+	var sets appsv1.DaemonSetList
+	if err := c.Objects.List(ctx, &sets, client.MatchingLabels(AgentLabels)); err == nil {
+		// Whoever may not look, or asks in vain, has the release's.
+		i, err := Ours(ctx, c, Agents, sets.Items)
+		if err != nil {
+			return "", err
+		}
+		if i >= 0 {
+			if all := sets.Items[i].Spec.Template.Spec.Containers; len(all) > 0 {
+				return all[0].Image, nil
+			}
+		}
 	}
 	version = strings.TrimPrefix(version, "v")
 	if version == "" || strings.ContainsAny(version, "-+()") || version == "unknown" || version == "test" {
 		version = latest
 	}
-	return released + version
-}
-
-// Agent returns the agents' container, as their DaemonSet has it; nil where there is
-// none. The error is the API server's.
-func (c *Cluster) Agent(ctx context.Context) (*corev1.Container, error) {
-	var sets appsv1.DaemonSetList
-	if err := c.Objects.List(ctx, &sets, client.MatchingLabels(AgentLabels)); err != nil {
-		return nil, err
-	}
-	// Anybody may label a DaemonSet of his own namespace like this: the usual
-	// installation goes before whatever is elsewhere.
-	slices.SortStableFunc(sets.Items, func(a, b appsv1.DaemonSet) int {
-		return cmp.Compare(elsewhere(&a), elsewhere(&b))
-	})
-	for i := range sets.Items {
-		if all := sets.Items[i].Spec.Template.Spec.Containers; len(all) > 0 {
-			return &all[0], nil
-		}
-	}
-	return nil, nil
-}
-
-func elsewhere(d *appsv1.DaemonSet) int {
-	if d.Namespace == SystemNamespace {
-		return 0
-	}
-	return 1
+	return released + version, nil
 }
 
 // OwnContainer returns a container of Sidetrack's image, which asks for nothing

@@ -4,6 +4,7 @@ package health
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -18,6 +19,7 @@ import (
 	ledger "github.com/sidetrack-dev/sidetrack/api/ledger/v1alpha1"
 	"github.com/sidetrack-dev/sidetrack/api/v1alpha1"
 	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/cluster"
+	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/task"
 )
 
 // Result is how one thing is.
@@ -52,7 +54,7 @@ func Doctor(ctx context.Context, c *cluster.Cluster, namespace, program string) 
 	if namespace == "" {
 		namespace = c.Namespace
 	}
-	d := doctor{c: c, namespace: namespace, program: program}
+	d := doctor{c: c, namespace: namespace, program: program, home: cluster.SystemNamespace}
 	info, err := c.Core.Discovery().ServerVersion()
 	if err != nil {
 		return nil, cluster.Explain(err, "ask the API server for its version")
@@ -79,6 +81,7 @@ func Ready(checks []Check) bool {
 type doctor struct {
 	c                  *cluster.Cluster
 	namespace, program string
+	home               string // where Sidetrack is installed, as far as is known
 	checks             []Check
 }
 
@@ -126,22 +129,54 @@ func (d *doctor) kinds() error {
 
 func (d *doctor) controller(ctx context.Context) {
 	var list appsv1.DeploymentList
-	labels := client.MatchingLabels{"app.kubernetes.io/name": "sidetrack", "app.kubernetes.io/component": "controller"}
-	if err := d.c.Objects.List(ctx, &list, labels); err != nil {
+	if err := d.c.Objects.List(ctx, &list, client.MatchingLabels(cluster.ControllerLabels)); err != nil {
 		d.unseen("controller", "deployments of all namespaces", err)
 		return
 	}
-	if len(list.Items) == 0 {
-		d.add("controller", Missing, installRemedy, "there is no Deployment of it")
+	i, err := cluster.Ours(ctx, d.c, cluster.Controller, list.Items)
+	switch {
+	case err != nil:
+		d.add("controller", Unknown, "ask an administrator to run this", "%s", message(err))
+		return
+	case i < 0:
+		d.add("controller", Missing, installRemedy, "there is no Deployment of it%s", strangers(list.Items, -1))
 		return
 	}
-	x := &list.Items[0]
-	detail := fmt.Sprintf("%s/%s: %d of %d ready, %s", x.Namespace, x.Name, x.Status.ReadyReplicas, x.Status.Replicas, "image "+x.Spec.Template.Spec.Containers[0].Image)
+	x := &list.Items[i]
+	d.home = x.Namespace
+	image := ""
+	if all := x.Spec.Template.Spec.Containers; len(all) > 0 {
+		image = all[0].Image
+	}
+	detail := fmt.Sprintf("%s/%s: %d of %d ready, image %s%s", x.Namespace, x.Name, x.Status.ReadyReplicas, x.Status.Replicas, image, strangers(list.Items, i))
 	if x.Status.ReadyReplicas == 0 {
 		d.add("controller", Missing, fmt.Sprintf("kubectl -n %s describe deployment %s; kubectl -n %[1]s logs deployment/%s", x.Namespace, x.Name, x.Name), "%s", detail)
 		return
 	}
 	d.add("controller", OK, "", "%s", detail)
+}
+
+// strangers names objects that have Sidetrack's labels and are not the installation's.
+func strangers(all []appsv1.Deployment, ours int) string {
+	var names []string
+	for i := range all {
+		if i != ours {
+			names = append(names, all[i].Namespace+"/"+all[i].Name)
+		}
+	}
+	if names == nil {
+		return ""
+	}
+	return "; not of this installation, though the labels say so: " + strings.Join(names, ", ")
+}
+
+// message is what has failed, without the remedy, which is not for doctor's user.
+func message(err error) string {
+	var f *task.Failure
+	if errors.As(err, &f) {
+		return f.Message
+	}
+	return err.Error()
 }
 
 // unseen says that the user may not look, which is no fault of the cluster.
@@ -168,7 +203,7 @@ func (d *doctor) agents(ctx context.Context) {
 		d.add("agents", Unknown, "ask an administrator to run this", "%s", hidden)
 		return
 	case len(all) == 0:
-		d.add("agents", Missing, installRemedy+"; if it is installed: kubectl -n "+cluster.SystemNamespace+" describe daemonset sidetrack-agent", "no node has an agent")
+		d.add("agents", Missing, installRemedy+"; if it is installed: kubectl -n "+d.home+" describe daemonset sidetrack-agent", "no node has an agent")
 		return
 	}
 	versions := map[string]bool{}
@@ -182,7 +217,7 @@ func (d *doctor) agents(ctx context.Context) {
 			continue
 		}
 		bad++
-		d.add("node "+n.Name, Missing, fmt.Sprintf("kubectl -n %s get pods -l app.kubernetes.io/component=agent --field-selector spec.nodeName=%s; its log says what the kernel lacks", cluster.SystemNamespace, n.Name),
+		d.add("node "+n.Name, Missing, fmt.Sprintf("kubectl -n %s get pods -l app.kubernetes.io/component=agent --field-selector spec.nodeName=%s; its log says what the kernel lacks", d.home, n.Name),
 			"%s", strings.Join(append([]string{n.State}, n.Problems...), "; "))
 	}
 	var names []string
@@ -194,7 +229,7 @@ func (d *doctor) agents(ctx context.Context) {
 		d.add("agents", OK, "", "on %d of %d nodes, version %s", len(all), len(all), strings.Join(names, ", "))
 	}
 	if len(names) > 1 {
-		d.add("versions", Optional, "see whether a rolling update goes on: kubectl -n "+cluster.SystemNamespace+" rollout status daemonset/sidetrack-agent", "agents of several versions: %s", strings.Join(names, ", "))
+		d.add("versions", Optional, "see whether a rolling update goes on: kubectl -n "+d.home+" rollout status daemonset/sidetrack-agent", "agents of several versions: %s", strings.Join(names, ", "))
 	}
 	for i := range all {
 		if n := &all[i]; n.OK && len(n.Problems) > 0 {

@@ -58,9 +58,13 @@ func runTests() tool {
 			if err != nil {
 				return nil, err
 			}
+			image, err := c.server.ownImage(ctx, c.Cluster)
+			if err != nil {
+				return nil, err
+			}
 			req := runner.Request{
 				Namespace: sb.Namespace, Sandbox: sb.Name, Image: in.Image, Command: in.Command,
-				Timeout: time.Duration(in.TimeoutSeconds) * time.Second, AgentImage: c.server.ownImage(ctx, c.Cluster),
+				Timeout: time.Duration(in.TimeoutSeconds) * time.Second, AgentImage: image,
 			}
 			for name, value := range in.Env {
 				if name == "" || strings.Contains(name, "=") {

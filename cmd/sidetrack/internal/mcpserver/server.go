@@ -113,9 +113,9 @@ func (s *Server) reach() (*cluster.Cluster, error) {
 }
 
 // ownImage is Sidetrack's own image.
-func (s *Server) ownImage(ctx context.Context, c *cluster.Cluster) string {
+func (s *Server) ownImage(ctx context.Context, c *cluster.Cluster) (string, error) {
 	if s.o.AgentImage != "" {
-		return s.o.AgentImage
+		return s.o.AgentImage, nil
 	}
 	return c.AgentImage(ctx, s.o.Version)
 }

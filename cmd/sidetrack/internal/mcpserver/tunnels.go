@@ -83,8 +83,12 @@ func (t *tunnels) get(ctx context.Context, c call, sb *v1alpha1.Sandbox, key tun
 	if s != nil {
 		return s, false, nil
 	}
+	image, err := c.server.ownImage(ctx, c.Cluster)
+	if err != nil {
+		return nil, false, err
+	}
 	opened, err := tunnel.Open(ctx, c.Cluster, tunnel.Options{
-		Sandbox: sb, Tagged: key.tagged, Image: c.server.ownImage(ctx, c.Cluster), ServiceAccount: c.server.o.ServiceAccount,
+		Sandbox: sb, Tagged: key.tagged, Image: image, ServiceAccount: c.server.o.ServiceAccount,
 	}, c.progress)
 	if err != nil {
 		return nil, false, err

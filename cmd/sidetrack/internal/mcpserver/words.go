@@ -84,6 +84,7 @@ var spoken = []phrase{
 	said("or choose another user with --context, --user or --token", "or have the server's settings choose another user"),
 	said("add --fork WORKLOAD", "add an entry to forks"),
 	said("; sidetrack doctor says what the agents have", ""),
+	said("name its image with --agent-image or", "name its image with the server's --agent-image or"),
 	said("sidetrack logs <> -n <> has", "sandbox_logs of $2/$1 has"),
 	said("sidetrack logs <>", "sandbox_logs of $1"),
 	said("sidetrack sandbox wait <>", "sandbox_status of $1 with wait_seconds"),
