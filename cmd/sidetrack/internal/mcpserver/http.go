@@ -104,7 +104,12 @@ func (o HTTPOptions) validate() error {
 // 2026-07-28 on there are no sessions.
 func (s *Server) handler() http.Handler {
 	server := func(*http.Request) *mcp.Server { return s.server }
-	sessions := mcp.NewStreamableHTTPHandler(server, &mcp.StreamableHTTPOptions{SessionTimeout: idle})
+	sessions := mcp.NewStreamableHTTPHandler(server, &mcp.StreamableHTTPOptions{
+		SessionTimeout: idle,
+		// A client that has lost its connection in the middle of a long call gets the reply
+		// when it is back. It holds 10 MiB at most, of which the oldest go first.
+		EventStore: mcp.NewMemoryEventStore(nil),
+	})
 	stateless := mcp.NewStreamableHTTPHandler(server, &mcp.StreamableHTTPOptions{Stateless: true, PropagateRequestCancellation: true})
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		// Versions are dates, which compare as text.

@@ -18,9 +18,14 @@ func overHTTP(t *testing.T, o HTTPOptions) string {
 	if o.Address == "" {
 		o.Address = "127.0.0.1:0"
 	}
+	return serveUntilTheEnd(t, nowhere(), o)
+}
+
+func serveUntilTheEnd(t *testing.T, s *Server, o HTTPOptions) string {
+	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	url, done := make(chan string, 1), make(chan error, 1)
-	go func() { done <- nowhere().HTTP(ctx, o, func(u string) { url <- u }) }()
+	go func() { done <- s.HTTP(ctx, o, func(u string) { url <- u }) }()
 	t.Cleanup(func() {
 		cancel()
 		if err := <-done; err != nil {

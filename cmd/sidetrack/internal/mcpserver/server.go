@@ -48,7 +48,11 @@ const instructions = `Sidetrack runs your change beside a shared Kubernetes clus
 The loop: `
 
 // New makes a server.
-func New(o Options) *Server {
+func New(o Options) *Server { return newServer(o, nil) }
+
+// newServer makes a server whose protocol options tune may change, when it is not nil:
+// what is around the tools can be tried with other people's tools, too.
+func newServer(o Options, tune func(*mcp.ServerOptions)) *Server {
 	s := &Server{o: o, tunnels: tunnels{open: map[tunnelKey]*shared{}}, calls: newCalls()}
 	var loop []string
 	for _, t := range tools() {
@@ -56,13 +60,15 @@ func New(o Options) *Server {
 			loop = append(loop, t.name+" ("+t.step+")")
 		}
 	}
-	s.server = mcp.NewServer(
-		&mcp.Implementation{Name: "sidetrack", Title: "Sidetrack", Version: o.Version},
-		&mcp.ServerOptions{
-			Instructions: instructions + strings.Join(loop, ", ") + ". A sandbox's handle is namespace/name and holds in later sessions.",
-			// The tools do not change while it runs, and it has no logs for the client.
-			Capabilities: &mcp.ServerCapabilities{Tools: &mcp.ToolCapabilities{}},
-		})
+	protocol := &mcp.ServerOptions{
+		Instructions: instructions + strings.Join(loop, ", ") + ". A sandbox's handle is namespace/name and holds in later sessions.",
+		// The tools do not change while it runs, and it has no logs for the client.
+		Capabilities: &mcp.ServerCapabilities{Tools: &mcp.ToolCapabilities{}},
+	}
+	if tune != nil {
+		tune(protocol)
+	}
+	s.server = mcp.NewServer(&mcp.Implementation{Name: "sidetrack", Title: "Sidetrack", Version: o.Version}, protocol)
 	s.server.AddReceivingMiddleware(withArguments, s.calls.count)
 	for _, t := range tools() {
 		t.add(s)
