@@ -26,7 +26,9 @@ type serverSettings struct {
 	Command string            `json:"command" toml:"command"`
 	Args    []string          `json:"args" toml:"args"`
 	Env     map[string]string `json:"env" toml:"env"`
-	Timeout int               `json:"-" toml:"tool_timeout_sec"`
+	// EnvVars are the variables that the agent hands on, where it does not hand on all.
+	EnvVars []string `json:"-" toml:"env_vars"`
+	Timeout int      `json:"-" toml:"tool_timeout_sec"`
 }
 
 func settings(t *testing.T, name string) serverSettings {
@@ -73,8 +75,12 @@ func TestTheReadySettingsOfAgentsStartTheServer(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+			t.Setenv("KUBECONFIG", config)
 			cmd := exec.Command(builtProgram(t), s.Args...)
-			cmd.Env = append(os.Environ(), "KUBECONFIG="+config)
+			cmd.Env = os.Environ()
+			if strings.HasSuffix(name, ".toml") {
+				cmd.Env = only(append(s.EnvVars, "HOME", "PATH"))
+			}
 			cs, err := mcp.NewClient(&mcp.Implementation{Name: "test", Version: "1"}, nil).Connect(t.Context(), &mcp.CommandTransport{Command: cmd}, nil)
 			if err != nil {
 				t.Fatal(err)
@@ -86,6 +92,14 @@ func TestTheReadySettingsOfAgentsStartTheServer(t *testing.T) {
 			}
 		})
 	}
+}
+
+// only is of the environment what is named, as Codex does it.
+func only(names []string) []string {
+	return slices.DeleteFunc(os.Environ(), func(e string) bool {
+		name, _, _ := strings.Cut(e, "=")
+		return !slices.Contains(names, name)
+	})
 }
 
 func TestTheSkillAndTheDocumentationKnowTheToolsThatThereAre(t *testing.T) {

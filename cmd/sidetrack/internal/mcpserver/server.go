@@ -40,6 +40,8 @@ type Server struct {
 	cluster *cluster.Cluster
 	tunnels tunnels
 	calls   *calls
+	// beat is how often a client hears of a call that has nothing new to tell.
+	beat time.Duration
 }
 
 // instructions are what a model is told before it calls anything.
@@ -53,7 +55,7 @@ func New(o Options) *Server { return newServer(o, nil) }
 // newServer makes a server whose protocol options tune may change, when it is not nil:
 // what is around the tools can be tried with other people's tools, too.
 func newServer(o Options, tune func(*mcp.ServerOptions)) *Server {
-	s := &Server{o: o, tunnels: tunnels{open: map[tunnelKey]*shared{}}, calls: newCalls()}
+	s := &Server{o: o, tunnels: tunnels{open: map[tunnelKey]*shared{}}, calls: newCalls(), beat: beat}
 	var loop []string
 	for _, t := range tools() {
 		if t.step != "" {

@@ -39,6 +39,27 @@ func inMemory(t *testing.T, s *Server, version string) *mcp.ClientSession {
 	return connect(t, theirs, version)
 }
 
+// overStdio is a client's end of a session by pipes, as over standard input and output.
+// The session ends with the test.
+func overStdio(t *testing.T, s *Server) mcp.Transport {
+	t.Helper()
+	theirIn, ourOut := io.Pipe()
+	ourIn, theirOut := io.Pipe()
+	ctx, end := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- s.Stdio(ctx, theirIn, theirOut) }()
+	t.Cleanup(func() {
+		end()
+		// What the server still writes is read by nobody.
+		ourIn.Close()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		ourOut.Close()
+	})
+	return &mcp.IOTransport{Reader: ourIn, Writer: ourOut}
+}
+
 func connect(t *testing.T, transport mcp.Transport, version string) *mcp.ClientSession {
 	t.Helper()
 	client := mcp.NewClient(&mcp.Implementation{Name: "test", Version: "1"}, nil)
@@ -143,14 +164,14 @@ func described(t *testing.T, where string, s *jsonschema.Schema) {
 	}
 }
 
-func TestEveryVersionOfTheProtocolIsSpoken(t *testing.T) {
+func TestEveryVersionOfTheProtocolIsSpokenOverStdio(t *testing.T) {
 	versions := mcp.SupportedProtocolVersions()
 	if !slices.Contains(versions, "2024-11-05") || !slices.Contains(versions, withoutSessions) {
 		t.Fatalf("the library speaks %v", versions)
 	}
 	for _, version := range versions {
 		t.Run(version, func(t *testing.T) {
-			cs := inMemory(t, nowhere(), version)
+			cs := connect(t, overStdio(t, nowhere()), version)
 			if got := cs.InitializeResult().ProtocolVersion; got != version {
 				t.Errorf("version %s is spoken", got)
 			}

@@ -101,7 +101,10 @@ func define[In any, Out reply](name, title, step, description string, k kind, tu
 			}
 			ctx, cancel := context.WithTimeout(ctx, limit)
 			defer cancel()
-			c := call{server: s, progress: progressOf(ctx, req), secrets: &[]string{}}
+			c := call{server: s, secrets: &[]string{}}
+			var end func()
+			c.progress, end = progressOf(ctx, req, s.beat)
+			defer end()
 			var err error
 			if c.Cluster, err = s.reach(); err != nil {
 				return nil, nil, &toolError{name, err, c.redact}
@@ -117,22 +120,6 @@ func define[In any, Out reply](name, title, step, description string, k kind, tu
 			return &mcp.CallToolResult{Content: []mcp.Content{&mcp.TextContent{Text: c.redact(output.text())}}}, json.RawMessage(c.redact(string(structured))), nil
 		})
 	}}
-}
-
-// progressOf tells the client how far a call is, if it wants to know.
-func progressOf(ctx context.Context, req *mcp.CallToolRequest) task.Progress {
-	token := req.Params.GetProgressToken()
-	if token == nil {
-		return task.Silent
-	}
-	n := 0.0
-	return task.ProgressFunc(func(e task.Event) {
-		n++
-		// A client that is gone cancels the call.
-		_ = req.Session.NotifyProgress(ctx, &mcp.ProgressNotificationParams{
-			ProgressToken: token, Progress: n, Message: fmt.Sprintf("%s: %s", e.Subject, e.State),
-		})
-	})
 }
 
 type properties = map[string]*jsonschema.Schema
