@@ -43,14 +43,14 @@ func untilCovered(ctx context.Context, address string, timeout time.Duration) er
 }
 
 func relayCommand() *cobra.Command {
-	listen, idle, covered := "127.0.0.1:15080", time.Duration(0), time.Duration(0)
+	listen, address, idle, covered := "127.0.0.1:15080", "", time.Duration(0), time.Duration(0)
 	cmd := &cobra.Command{
 		Use:   "relay",
 		Short: "Open connections from a pod of a sandbox on behalf of a user outside of the cluster",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if covered > 0 {
-				if err := untilCovered(cmd.Context(), "", covered); err != nil {
+				if err := untilCovered(cmd.Context(), address, covered); err != nil {
 					return err
 				}
 			}
@@ -69,5 +69,6 @@ func relayCommand() *cobra.Command {
 	cmd.Flags().StringVar(&listen, "listen", listen, "`address` to listen on; whoever reaches it may connect to whatever the pod may")
 	cmd.Flags().DurationVar(&idle, "idle", idle, "end when it has not been used for this long; 0 is never")
 	cmd.Flags().DurationVar(&covered, "covered", covered, "wait so long at most until the pod's traffic is covered; 0 is not at all")
+	cmd.Flags().StringVar(&address, "covered-address", address, "`host:port` of a Service to try that with; for a pod whose requests are not tagged by themselves, one that is redirected or observed (default: the API server's)")
 	return cmd
 }

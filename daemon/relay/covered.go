@@ -7,8 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Apiserver is the address of the API server's Service, which every pod has in its
@@ -24,7 +27,8 @@ func Apiserver() (string, error) {
 
 // Covered waits until this pod's connections to a Service's address are captured,
 // which a connection tells by its own address: it is one of loopback then. Nothing
-// is sent. The error says how it was when the context has ended.
+// is sent, and nobody has to answer. The error says how it was when the context has
+// ended.
 func Covered(ctx context.Context, address string) error {
 	last := errors.New("no connection has been tried")
 	for {
@@ -46,13 +50,43 @@ func Covered(ctx context.Context, address string) error {
 	}
 }
 
+// isCaptured begins to connect. Where to is decided then, in the program that connect(2)
+// runs, and the socket has its own address before anybody answers (connect(2), getsockname(2)):
+// a baseline that refuses, or does not answer, is no hindrance.
 func isCaptured(ctx context.Context, address string) (bool, error) {
-	d := net.Dialer{Timeout: 2 * time.Second}
-	conn, err := d.DialContext(ctx, "tcp", address)
+	host, service, err := net.SplitHostPort(address)
 	if err != nil {
 		return false, err
 	}
-	defer conn.Close()
-	local, ok := conn.LocalAddr().(*net.TCPAddr)
-	return ok && local.IP.IsLoopback(), nil
+	ips, err := net.DefaultResolver.LookupNetIP(ctx, "ip", host)
+	if err != nil {
+		return false, err
+	}
+	port, err := net.DefaultResolver.LookupPort(ctx, "tcp", service)
+	if err != nil {
+		return false, err
+	}
+	family, to := unix.AF_INET6, unix.Sockaddr(&unix.SockaddrInet6{Port: port, Addr: ips[0].As16()})
+	if ip := ips[0].Unmap(); ip.Is4() {
+		family, to = unix.AF_INET, &unix.SockaddrInet4{Port: port, Addr: ip.As4()}
+	}
+	fd, err := unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return false, os.NewSyscallError("socket", err)
+	}
+	defer unix.Close(fd)
+	if err := unix.Connect(fd, to); err != nil && !errors.Is(err, unix.EINPROGRESS) {
+		return false, fmt.Errorf("connect to %s: %w", address, err)
+	}
+	from, err := unix.Getsockname(fd)
+	if err != nil {
+		return false, os.NewSyscallError("getsockname", err)
+	}
+	switch from := from.(type) {
+	case *unix.SockaddrInet4:
+		return netip.AddrFrom4(from.Addr).IsLoopback(), nil
+	case *unix.SockaddrInet6:
+		return netip.AddrFrom16(from.Addr).Unmap().IsLoopback(), nil
+	}
+	return false, nil
 }

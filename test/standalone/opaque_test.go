@@ -140,6 +140,14 @@ func TestARefusedBaselineIsARefusedConnection(t *testing.T) {
 			if out, err := s.client.Command("python3", "-c", connect, ip, fmt.Sprint(to.Port())).CombinedOutput(); err != nil || strings.TrimSpace(string(out)) != "refused" {
 				t.Errorf("Python, %s: %q, %v", to, out, err)
 			}
+			// Nobody has to answer for it to be told whether the pod is covered.
+			timeout := "200ms"
+			if s.agent != nil {
+				timeout = patience.String()
+			}
+			if out, err := s.client.Command(binary(t), "covered", "--address", to.String(), "--timeout", timeout).CombinedOutput(); (err == nil) != (s.agent != nil) {
+				t.Errorf("sidetrackd covered, %s: %v, %s", to, err, out)
+			}
 			// Tagged or not.
 			for _, args := range [][]string{nil, {"-H", "x-sidetrack-key: " + keyA}} {
 				out, err := s.client.Command("curl", append(args, "-q", "-sS", "http://"+to.String()+"/")...).CombinedOutput()

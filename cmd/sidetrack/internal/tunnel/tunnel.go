@@ -72,7 +72,11 @@ type Tunnel struct {
 
 // Open makes the pod and waits until it relays. The caller closes the tunnel.
 func Open(ctx context.Context, c *cluster.Cluster, o Options, progress task.Progress) (*Tunnel, error) {
-	p := pod(o)
+	captured := ""
+	if !o.Tagged {
+		captured = capturedAddress(ctx, c, o.Sandbox)
+	}
+	p := pod(o, captured)
 	if err := c.Objects.Create(ctx, p, client.FieldOwner(cluster.FieldManager)); err != nil {
 		return nil, cluster.Explain(err, "create the pod that connections come from")
 	}
@@ -93,13 +97,19 @@ func (t *Tunnel) Pod() string { return t.pod.Name }
 // Node is the node that it is on.
 func (t *Tunnel) Node() string { return t.pod.Spec.NodeName }
 
-func pod(o Options) *corev1.Pod {
+// pod is the pod, which waits until its connections to an address are captured. One of
+// the sandbox's own knows such an address by itself; another one does not wait where
+// captured is empty.
+func pod(o Options, captured string) *corev1.Pod {
 	deadline, grace, no := int64(longest/time.Second), int64(1), false
 	args := []string{"relay", fmt.Sprintf("--listen=127.0.0.1:%d", port), "--idle=" + idle.String()}
 	labels := map[string]string{"app.kubernetes.io/managed-by": "sidetrack"}
-	if o.Tagged {
+	switch {
+	case o.Tagged:
 		labels = runner.Labels(o.Sandbox.Name, true)
 		args = append(args, "--covered="+coverage.String())
+	case captured != "":
+		args = append(args, "--covered="+coverage.String(), "--covered-address="+captured)
 	}
 	name := "proxy-" + o.Sandbox.Name
 	if len(name) > 56 {
