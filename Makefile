@@ -29,6 +29,7 @@ help: ## print this list
 build: ## build static binaries into bin/
 	@mkdir -p bin
 	$(build) -o bin/ ./cmd/...
+	@ln -sf sidetrack bin/kubectl-sidetrack; ln -sf sidetrack bin/kubectl_complete-sidetrack
 
 generate: ## compile the BPF programs and write all generated code anew (needs clang-14, and npm for the page)
 	@command -v clang-14 >/dev/null || { echo "generate: clang-14 is missing; install the packages clang-14 and llvm-14. Its version is fixed because the objects are committed."; exit 1; }

@@ -37,6 +37,8 @@ for target in "$@"; do
 		need 'command -v npm' npm
 		need 'command -v chromium && fc-list | grep -q .' chromium fontconfig fonts-dejavu-core
 		need 'test -e /usr/share/bash-completion/bash_completion' bash-completion
+		need 'command -v fish' fish
+		need 'command -v zsh' zsh
 		need 'command -v runc' runc
 		need 'command -v nft' nftables
 		need 'command -v iptables' iptables

@@ -35,6 +35,22 @@ func TestTheProgramIsCalledAsTheUserHasCalledIt(t *testing.T) {
 	}
 }
 
+func TestCommandsAreNamedAsTheUserCallsThem(t *testing.T) {
+	const text = "see sidetrack sandbox wait pr-42; kubectl sidetrack doctor; header baggage: sidetrack=key; sidetrack runs here; mysidetrack run"
+	if got := asCalled("sidetrack", text); got != strings.ReplaceAll(text, "kubectl sidetrack", "sidetrack") {
+		t.Errorf("%q", got)
+	}
+	if got := asCalled("kubectl sidetrack", text); got != strings.Replace(text, "see sidetrack", "see kubectl sidetrack", 1) {
+		t.Errorf("%q", got)
+	}
+	// Each command is known.
+	for _, cmd := range newProgram("sidetrack", "test", genericiooptions.NewTestIOStreamsDiscard()).command().Commands() {
+		if got := asCalled("x", "sidetrack "+cmd.Name()); got != "x "+cmd.Name() {
+			t.Errorf("%q", got)
+		}
+	}
+}
+
 // runProgram runs it without a cluster.
 func runProgram(t *testing.T, args ...string) (status int, out, errOut string) {
 	t.Helper()

@@ -57,10 +57,11 @@ func (p *program) writeChecks(checks []health.Check, wide bool) error {
 	}
 	missing := 0
 	for _, c := range checks {
+		detail, remedy := asCalled(p.name, c.Detail), asCalled(p.name, c.Remedy)
 		if wide {
-			t.row(string(c.Result), c.Name, c.Detail, c.Remedy)
+			t.row(string(c.Result), c.Name, detail, remedy)
 		} else {
-			t.row(string(c.Result), c.Name, withRemedy(c.Detail, c.Remedy))
+			t.row(string(c.Result), c.Name, withRemedy(detail, remedy))
 		}
 		if c.Result == health.Missing {
 			missing++

@@ -81,14 +81,14 @@ func (p *program) writeExplanation(e *explain.Explanation, wide bool) error {
 		t.head = []string{"VERDICT", "TOPIC", "DETAIL", "REMEDY"}
 	}
 	for _, s := range e.Steps {
-		remedy := ""
+		detail, remedy := asCalled(p.name, s.Detail), ""
 		if s.Verdict != explain.Holds {
-			remedy = s.Remedy
+			remedy = asCalled(p.name, s.Remedy)
 		}
 		if wide {
-			t.row(string(s.Verdict), s.Topic, s.Detail, remedy)
+			t.row(string(s.Verdict), s.Topic, detail, remedy)
 		} else {
-			t.row(string(s.Verdict), s.Topic, withRemedy(s.Detail, remedy))
+			t.row(string(s.Verdict), s.Topic, withRemedy(detail, remedy))
 		}
 	}
 	if err := t.write(p.streams.Out); err != nil {
@@ -110,7 +110,7 @@ func (p *program) writeExplanation(e *explain.Explanation, wide bool) error {
 			fmt.Fprintf(p.streams.Out, "  %s %s\n", e.Records[i].Time.Format("15:04:05.000"), hops.Line(&e.Records[i]))
 		}
 	}
-	_, err := fmt.Fprintf(p.streams.Out, "%s\n", e.Summary)
+	_, err := fmt.Fprintf(p.streams.Out, "%s\n", asCalled(p.name, e.Summary))
 	return err
 }
 

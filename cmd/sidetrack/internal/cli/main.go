@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 
@@ -114,11 +115,20 @@ func complain(w io.Writer, name string, err error) {
 	if before, ok := strings.CutSuffix(err.Error(), f.Error()); ok {
 		message = before + message
 	}
-	fmt.Fprintf(w, "%s: %s\n", name, message)
+	fmt.Fprintf(w, "%s: %s\n", name, asCalled(name, message))
 	for _, d := range f.Details {
 		fmt.Fprintf(w, "  %s\n", strings.ReplaceAll(strings.TrimRight(d, "\n"), "\n", "\n  "))
 	}
 	if f.Remedy != "" {
-		fmt.Fprintf(w, "next: %s\n", f.Remedy)
+		fmt.Fprintf(w, "next: %s\n", asCalled(name, f.Remedy))
 	}
+}
+
+// ownCommand is a command of this program, as the packages beside this one name it.
+var ownCommand = regexp.MustCompile(`(kubectl )?\bsidetrack ((?:diff|doctor|explain|logs|mcp|proxy|run|sandbox|status|trace|ui|version)\b)`)
+
+// asCalled has what is said of this program's commands name them as the user calls it:
+// as a plugin it may be there under no other name.
+func asCalled(name, text string) string {
+	return ownCommand.ReplaceAllString(text, name+" $2")
 }

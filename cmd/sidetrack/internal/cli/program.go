@@ -146,7 +146,7 @@ func (p *program) progress() task.Progress {
 		if e.OK {
 			mark = "ok"
 		}
-		fmt.Fprintf(p.streams.ErrOut, "%5.1fs  %-2s  %s: %s\n", time.Since(began).Seconds(), mark, e.Subject, e.State)
+		fmt.Fprintf(p.streams.ErrOut, "%5.1fs  %-2s  %s: %s\n", time.Since(began).Seconds(), mark, e.Subject, asCalled(p.name, e.State))
 	})
 }
 
