@@ -17,6 +17,7 @@ import (
 
 	"github.com/sidetrack-dev/sidetrack/daemon/metrics"
 	"github.com/sidetrack-dev/sidetrack/daemon/pods"
+	"github.com/sidetrack-dev/sidetrack/daemon/sockdiag"
 	"github.com/sidetrack-dev/sidetrack/routing"
 )
 
@@ -133,11 +134,11 @@ func (c coverage) gains(old coverage, all []pods.Namespace) []pods.Namespace {
 //
 // On one that is declared to speak HTTP/2 the last word tells little, so there it
 // is silence alone that counts.
-func idle(s *tcpSocket, http2 bool) bool {
-	i := &s.info
+func idle(s *sockdiag.Socket, http2 bool) bool {
+	i := &s.Info
 	silent := min(i.Last_data_sent, i.Last_data_recv)
 	switch {
-	case s.state != tcpEstablished, s.unread > 0, s.unsent > 0, i.Unacked > 0, i.Notsent_bytes > 0:
+	case s.State != sockdiag.Established, s.Unread > 0, s.Unsent > 0, i.Unacked > 0, i.Notsent_bytes > 0:
 		return false
 	case silent < uint32(quiet.Milliseconds()):
 		return false
@@ -192,14 +193,14 @@ type place struct {
 	before coverage // what was covered when the first of the changes came
 	late   bool     // it was there before we knew of it
 	looks  int      // how often to list sockets still
-	diag   *diag
+	diag   *sockdiag.Diag
 	found  map[uint64]*found // by socket cookie
 	rest   time.Time         // not to be looked at before, because that has failed
 }
 
 // found is a connection that is to be closed, or only counted.
 type found struct {
-	socket tcpSocket
+	socket sockdiag.Socket
 	next   time.Time // when to look again
 	since  time.Time // when it was found
 	late   bool      // made by a pod that we did not know yet
@@ -329,7 +330,7 @@ func (s *sweeper) pass(now time.Time) bool {
 	cover := s.now
 	s.mu.Unlock()
 
-	var inside func(*tcpSocket) bool
+	var inside func(*sockdiag.Socket) bool
 	if len(list) > 0 {
 		inside = membersOf(s.cgroup)
 	}
@@ -344,7 +345,7 @@ func (s *sweeper) pass(now time.Time) bool {
 			mine = membersOf(p.cgroup)
 		}
 		switch err := s.visit(p, cover, before, mine, now); {
-		case errors.Is(err, errNoDiag):
+		case errors.Is(err, sockdiag.ErrNoDiag):
 			s.cannot(err)
 			clear(p.found)
 		case err != nil:
@@ -356,7 +357,7 @@ func (s *sweeper) pass(now time.Time) bool {
 			}
 			s.mu.Unlock()
 			if p.diag != nil {
-				p.diag.close()
+				p.diag.Close()
 				p.diag = nil
 			}
 		}
@@ -382,7 +383,7 @@ func (s *sweeper) pass(now time.Time) bool {
 // count counts what has been found by the Service that it leads to.
 func (p *place) count(cover coverage, left map[routing.Name]int) {
 	for _, f := range p.found {
-		if _, service, covered := cover.of(p.cookie, f.socket.peer); covered {
+		if _, service, covered := cover.of(p.cookie, f.socket.Peer); covered {
 			left[service]++
 		}
 	}
@@ -390,25 +391,25 @@ func (p *place) count(cover coverage, left map[routing.Name]int) {
 
 // visit closes what it may in a namespace. With before it first lists the sockets
 // there that are inside and were not covered then.
-func (s *sweeper) visit(p *place, cover coverage, before *coverage, inside func(*tcpSocket) bool, now time.Time) error {
+func (s *sweeper) visit(p *place, cover coverage, before *coverage, inside func(*sockdiag.Socket) bool, now time.Time) error {
 	if p.diag == nil {
-		d, err := openDiag(p.fd)
+		d, err := sockdiag.Open(p.fd)
 		if err != nil {
 			return err
 		}
 		p.diag = d
 	}
 	if before != nil {
-		err := p.diag.list(func(t *tcpSocket) {
+		err := p.diag.List(func(t *sockdiag.Socket) {
 			// A socket that is bound to a device other than lo is never steered.
-			if t.mark == s.mark || t.device > 1 || p.found[t.cookie] != nil || !inside(t) {
+			if t.Mark == s.mark || t.Device > 1 || p.found[t.Cookie] != nil || !inside(t) {
 				return
 			}
-			if _, _, covered := cover.of(p.cookie, t.peer); !covered {
+			if _, _, covered := cover.of(p.cookie, t.Peer); !covered {
 				return
 			}
-			if _, _, covered := before.of(p.cookie, t.peer); !covered {
-				p.found[t.cookie] = &found{socket: *t, since: now, late: p.late}
+			if _, _, covered := before.of(p.cookie, t.Peer); !covered {
+				p.found[t.Cookie] = &found{socket: *t, since: now, late: p.late}
 			}
 		})
 		if err != nil {
@@ -416,7 +417,7 @@ func (s *sweeper) visit(p *place, cover coverage, before *coverage, inside func(
 		}
 	}
 	for c, f := range p.found {
-		dest, _, covered := cover.of(p.cookie, f.socket.peer)
+		dest, _, covered := cover.of(p.cookie, f.socket.Peer)
 		if !covered {
 			delete(p.found, c) // the redirect is gone again
 			continue
@@ -425,7 +426,7 @@ func (s *sweeper) visit(p *place, cover coverage, before *coverage, inside func(
 		// The policy is about connections from before a redirect. What a sandbox's
 		// own pod dialled before it was known as such is not: it is tagged, however
 		// busy it is.
-		if f.late && cover.table.LookupFlow(p.cookie, f.socket.peer, routing.TCP).Verdict != routing.ToBaseline {
+		if f.late && cover.table.LookupFlow(p.cookie, f.socket.Peer, routing.TCP).Verdict != routing.ToBaseline {
 			policy = routing.All
 		}
 		switch {
@@ -437,7 +438,7 @@ func (s *sweeper) visit(p *place, cover coverage, before *coverage, inside func(
 		gone, ended := false, false
 		if !now.Before(f.next) {
 			var err error
-			if gone, ended, err = p.end(f, policy, dest.HTTP2); errors.Is(err, errNoDestroy) {
+			if gone, ended, err = p.end(f, policy, dest.HTTP2); errors.Is(err, sockdiag.ErrNoDestroy) {
 				f.next = now.Add(leaveInterval)
 				s.cannot(err)
 			} else if err != nil {
@@ -471,15 +472,15 @@ func (s *sweeper) cannot(err error) {
 // and whether that is its doing. It looks right before it closes, so that a request
 // has the least chance to come in between.
 func (p *place) end(f *found, policy routing.ExistingPolicy, http2 bool) (gone, ended bool, err error) {
-	now, ok, err := p.diag.query(&f.socket)
+	now, ok, err := p.diag.Query(&f.socket)
 	if err != nil || !ok {
 		return err == nil, false, err
 	}
-	if now.state != tcpEstablished && now.state != tcpSynSent {
+	if now.State != sockdiag.Established && now.State != sockdiag.SynSent {
 		return true, false, nil
 	}
 	if policy == routing.All || policy == routing.Idle && idle(&now, http2) {
-		err := p.diag.destroy(&f.socket)
+		err := p.diag.Destroy(&f.socket)
 		return err == nil, err == nil, err
 	}
 	return false, false, nil
@@ -488,9 +489,9 @@ func (p *place) end(f *found, policy routing.ExistingPolicy, http2 bool) (gone, 
 // membersOf tells the sockets of a cgroup and those below it, which the kernel's
 // programs are run for, from others. In the host's network namespace there are
 // many that are nobody's pod's.
-func membersOf(cgroup string) func(*tcpSocket) bool {
+func membersOf(cgroup string) func(*sockdiag.Socket) bool {
 	if cgroup == "" {
-		return func(*tcpSocket) bool { return true }
+		return func(*sockdiag.Socket) bool { return true }
 	}
 	if real, err := filepath.EvalSymlinks(cgroup); err == nil {
 		cgroup = real // WalkDir does not follow the first step either
@@ -507,12 +508,12 @@ func membersOf(cgroup string) func(*tcpSocket) bool {
 		}
 		return nil
 	})
-	return func(t *tcpSocket) bool { return ids[t.cgroup] }
+	return func(t *sockdiag.Socket) bool { return ids[t.Cgroup] }
 }
 
 func (p *place) letGo() {
 	if p.diag != nil {
-		p.diag.close()
+		p.diag.Close()
 	}
 	unix.Close(p.fd)
 }

@@ -32,6 +32,8 @@ var mayImport = map[string][]string{
 	"loader":            {"bpf", "routing"},
 	"daemon/ledger":     {"routing", "api", "daemon/ledger"},
 	"daemon/conntrack":  {},
+	"daemon/sockdiag":   {"daemon/pods"},
+	"daemon/flows":      {"routing", "loader", "daemon/pods", "daemon/ledger", "daemon/conntrack", "daemon/sockdiag", "daemon/flows"},
 	"daemon/router":     {"routing", "loader", "daemon/router", "daemon/ledger", "daemon/conntrack"},
 	"daemon/pods":       {"routing"},
 	"daemon/source":     {"routing", "api", "daemon/pods", "daemon/source"},
