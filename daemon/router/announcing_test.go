@@ -26,7 +26,12 @@ import (
 // announceLimit is how long a request waits at most for others to be told.
 const announceLimit = 250 * time.Millisecond
 
-func propagating(w *world) { w.input.Sandboxes[0].Propagate = true }
+// propagating has the sandbox ask for it. A server may be slow to say that it serves a
+// second connection, as far as these tests are concerned.
+func propagating(w *world) {
+	w.input.Sandboxes[0].Propagate = true
+	w.setDelays(func(d *delays) { d.second = patience })
+}
 
 // tellingOthers are others who are told after a moment. early reports whether something that
 // is to wait for that, or for the limit, has not.
@@ -267,8 +272,7 @@ func (w *world) fill(l net.Listener) {
 	w.t.Cleanup(func() { c.Close() })
 }
 
-// TestAStreamDoesNotWaitWhereItsServerTakesOneConnectionAlone: it is refused once, which
-// clients try again.
+// TestAStreamDoesNotWaitWhereItsServerTakesOneConnectionAlone: it goes by that one.
 func TestAStreamDoesNotWaitWhereItsServerTakesOneConnectionAlone(t *testing.T) {
 	for _, full := range []bool{false, true} {
 		t.Run(fmt.Sprintf("full %t", full), func(t *testing.T) { testOneConnectionAlone(t, full) })
@@ -278,6 +282,7 @@ func TestAStreamDoesNotWaitWhereItsServerTakesOneConnectionAlone(t *testing.T) {
 func testOneConnectionAlone(t *testing.T, full bool) {
 	var others tellingOthers
 	w, l := newLedgerWorld(t, withCart, propagating, func(w *world) { others.listen(w, func() {}) })
+	w.setDelays(func(d *delays) { d.second = defaultDelays().second })
 	ln, err := w.fork2.Listen("tcp", ":8080")
 	if err != nil {
 		t.Fatal(err)
@@ -300,9 +305,8 @@ func testOneConnectionAlone(t *testing.T, full bool) {
 			t.Errorf("a stream with a key was answered by %q", by)
 		}
 	}
-	all := w.records(l, pr42, 4)
-	for i, r := range all {
-		if refused := i == 0; refused != (r.Error != "") || !refused && (r.Status != 200 || r.Answer.Pod != "fork2") {
+	for i, r := range w.records(l, pr42, 3) {
+		if r.Error != "" || r.Status != 200 || r.Answer.Pod != "fork2" {
 			t.Errorf("record %d: %+v", i, r)
 		}
 	}

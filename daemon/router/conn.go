@@ -145,13 +145,10 @@ const (
 	resetPolls = 1000
 	// forkDialLimit is how long one endpoint of a fork is tried.
 	forkDialLimit = 3 * time.Second
-	// apartDialLimit is how long a second connection to the baseline is tried, for streams
-	// that could have gone by the first.
-	apartDialLimit = time.Second
 )
 
-// delays are how long a client may take for something before it is taken for one
-// that is not going to do it. Tests of slow clients change them.
+// delays are how long somebody, mostly a client, may take for something before it is
+// taken for one that is not going to do it. Tests of who is slow change them.
 type delays struct {
 	// refusal is how long a client that says nothing is left connected to a baseline
 	// that has refused: it may be about to send a tagged request.
@@ -163,12 +160,15 @@ type delays struct {
 	unlikely time.Duration
 	// drain is how long a drain lets a new client wait with its first request.
 	drain time.Duration
+	// second is how long a second connection to an HTTP/2 server is tried until that says
+	// that it serves it: the streams for it could have gone by the first.
+	second time.Duration
 }
 
 func defaultDelays() delays {
 	return delays{
 		refusal: 100 * time.Millisecond, refusedHead: 3 * time.Second,
-		unlikely: 100 * time.Millisecond, drain: 500 * time.Millisecond,
+		unlikely: 100 * time.Millisecond, drain: 500 * time.Millisecond, second: time.Second,
 	}
 }
 

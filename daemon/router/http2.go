@@ -19,8 +19,8 @@ type http2Conn struct {
 	after ending      // what comes when the streams that are left have ended
 	drain uint8       // how often the client was asked to open no more streams
 	heard bool        // the client has what the relay says now
-	// noneApart says that the baseline has refused another connection: see apart.
-	noneApart bool
+	// noSecond says that the server does not serve another connection: see mayWaitOn.
+	noSecond bool
 }
 
 const (
@@ -298,6 +298,9 @@ func (h *http2Conn) takeFrom(u *upstream) (moved bool) {
 		if c.dead || u.state != connected {
 			return true
 		}
+		if u.timer.at != 0 && u.link.Proven() {
+			l.timers.clear(&u.timer)
+		}
 		if kept > 0 {
 			u.in.skip(&l.bufs, used)
 		} else {
@@ -315,8 +318,7 @@ func (h *http2Conn) ended(u *upstream, reset bool) {
 	}
 	u.eof = true
 	if u != c.cur {
-		u.close(false)
-		c.remove(u)
+		h.lose(u)
 		h.relay.LinkEnded(u.link)
 		return
 	}
@@ -343,6 +345,24 @@ func (h *http2Conn) ended(u *upstream, reset bool) {
 	}
 }
 
+// lose closes an upstream other than cur. A server that ends a second connection before
+// it has answered anything there is not asked for another one.
+func (h *http2Conn) lose(u *upstream) {
+	h.noSecond = h.noSecond || u.second && !u.link.Answered()
+	u.close(false)
+	h.c.remove(u)
+}
+
+// comesBack reports whether streams may come yet that now wait on a second connection.
+func (h *http2Conn) comesBack() bool {
+	for _, u := range h.c.ups {
+		if u.link.Waiting() && !u.link.Proven() {
+			return true
+		}
+	}
+	return false
+}
+
 // conclude draws the consequences when all that could be moved has been.
 func (h *http2Conn) conclude() {
 	c := h.c
@@ -359,7 +379,7 @@ func (h *http2Conn) conclude() {
 	}
 	for _, u := range c.ups {
 		// What has been held up goes first.
-		if c.finSeen && !u.wantFIN && !u.link.Waiting() {
+		if c.finSeen && !u.wantFIN && !u.link.Waiting() && (u != c.cur || !h.comesBack()) {
 			u.sendFIN()
 		}
 	}
@@ -418,6 +438,14 @@ func (h *http2Conn) dealWithUnreachable() {
 // unreachable deals with an upstream none of whose addresses can be reached.
 func (h *http2Conn) unreachable(u *upstream) {
 	c := h.c
+	if u.second {
+		h.noSecond = true
+		u.out.drop(&c.loop.bufs)
+		c.remove(u)
+		h.relay.LinkEnded(u.link)
+		u.countPending()
+		return
+	}
 	primary := u == c.cur
 	if primary && !u.fork && u.link.Streams() > 0 {
 		c.abort()
@@ -450,7 +478,6 @@ func (h *http2Conn) unreachable(u *upstream) {
 		h.relay.LinkFailed(u.link, u.refusal)
 	default:
 		// A client tries again what was on it.
-		h.noneApart = h.noneApart || !u.fallBack
 		h.relay.LinkEnded(u.link)
 	}
 	u.countPending()

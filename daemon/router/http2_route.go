@@ -4,6 +4,7 @@ package router
 
 import (
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/sidetrack-dev/sidetrack/daemon/ledger"
@@ -19,6 +20,7 @@ type sentRequest struct {
 	stream   uint32
 	decision routing.Decision
 	entry    *ledger.Entry // nil: it leaves none
+	counted  bool
 }
 
 // watched is a stream that leaves a record.
@@ -44,7 +46,9 @@ func (u *upstream) refusal(stream uint32) string {
 // leads.
 func (u *upstream) countPending() {
 	for i := range u.pending {
-		u.conn.loop.stats.request(&u.pending[i].decision)
+		if p := &u.pending[i]; !p.counted {
+			u.conn.loop.stats.request(&p.decision)
+		}
 	}
 	u.pending = nil
 }
@@ -95,29 +99,56 @@ func (u *upstream) pendingGo() {
 	}
 }
 
-// apart reports whether u is a connection to the baseline besides the primary one.
-func (u *upstream) apart() bool {
-	return u.conn.h2 != nil && u != u.conn.cur && !u.fork && !u.fallBack
-}
-
-// apart returns where a stream that has to wait goes: a connection besides the primary
-// one, on which it holds up nobody who has no key. It is u itself where it is one, and
-// where there can be no other; then the stream cannot wait.
-func (h *http2Conn) apart(u *upstream, d *routing.Decision) *upstream {
+// mayWaitOn returns where a stream goes that was to go by cur and has to wait: another
+// connection, on which it holds up nobody who has no key. Where there can be none it is
+// cur, and the stream does not wait.
+func (h *http2Conn) mayWaitOn(d *routing.Decision) *upstream {
 	c := h.c
-	if u != c.cur || h.noneApart {
-		return u
+	if h.noSecond {
+		return c.cur
 	}
 	fork := d.Verdict == routing.ToFork
-	for _, other := range c.ups {
-		if other != u && h.fits(other, fork, d.FallBack, d.Endpoints) {
-			return other
+	for _, u := range c.ups {
+		if u != c.cur && h.fits(u, fork, d.FallBack, d.Endpoints) {
+			return u
 		}
 	}
-	if other := h.newUpstream(d); other != nil {
-		return other
+	if !h.room() {
+		return c.cur
 	}
+	u := &upstream{conn: c, fork: fork, second: true}
+	if fork {
+		u.endpoints, u.fallBack = []netip.AddrPort{c.cur.addr}, d.FallBack
+	}
+	c.ups = append(c.ups, u)
+	u.link = h.relay.NewSecond(u)
+	u.dial()
 	return u
+}
+
+// Moved follows a stream from a second connection to the first.
+func (h *http2Conn) Moved(stream uint32, w *http2.Watch) {
+	c := h.c
+	x := w.Peer.(watched)
+	w.Peer = watched{x.entry, c.cur}
+	// What is on its way to a second connection leaves a record, or it need not wait; and
+	// where it is connected its requests are counted.
+	p := sentRequest{stream, routing.Decision{Verdict: x.entry.Verdict, Service: x.entry.Service}, x.entry, true}
+	for i := range x.up.pending {
+		if x.up.pending[i].stream == stream {
+			p = x.up.pending[i]
+			x.up.pending = slices.Delete(x.up.pending, i, i+1)
+			break
+		}
+	}
+	if c.cur.state != connected {
+		c.cur.pending = append(c.cur.pending, p)
+		return
+	}
+	if !p.counted {
+		c.loop.stats.request(&p.decision)
+	}
+	c.cur.streamGoes(stream, p.entry, &p.decision)
 }
 
 // Route decides about a stream.
@@ -156,13 +187,13 @@ func (h *http2Conn) Route(req *http2.Request) http2.Route {
 	}
 	hold, records := false, c.loop.router.cfg.Ledger
 	if u == c.cur && e != nil && records.Waits(t, e, &d, u.known()) {
-		u = h.apart(u, &d)
+		u = h.mayWaitOn(&d)
 	}
 	if u.state == connected {
 		c.loop.stats.request(&d)
 		hold = u.streamGoes(req.Stream, e, &d)
 	} else {
-		u.pending = append(u.pending, sentRequest{req.Stream, d, e})
+		u.pending = append(u.pending, sentRequest{req.Stream, d, e, false})
 		hold = e != nil && records.Waits(t, e, &d, netip.AddrPort{})
 	}
 	if w != nil {
@@ -244,21 +275,11 @@ func (h *http2Conn) upstreamFor(d *routing.Decision) *upstream {
 // newUpstream dials for a decision, and returns nil where there are too many already.
 func (h *http2Conn) newUpstream(d *routing.Decision) *upstream {
 	c := h.c
-	fork := d.Verdict == routing.ToFork
-	var idle *upstream
-	for _, u := range c.ups {
-		if u != c.cur && u.link.Streams() == 0 {
-			idle = u
-		}
+	if !h.room() {
+		return nil
 	}
-	if len(c.ups) > c.loop.router.cfg.HTTP2.Links {
-		if idle == nil {
-			return nil
-		}
-		h.relay.Close(idle.link)
-	}
-	u := &upstream{conn: c, fork: fork}
-	if fork {
+	u := &upstream{conn: c, fork: d.Verdict == routing.ToFork}
+	if u.fork {
 		u.endpoints = d.Endpoints
 		u.first = c.loop.random.IntN(len(d.Endpoints))
 		u.fallBack = d.FallBack
@@ -267,6 +288,22 @@ func (h *http2Conn) newUpstream(d *routing.Decision) *upstream {
 	u.link = h.relay.NewLink(u)
 	u.dial()
 	return u
+}
+
+// room reports whether there may be one upstream more, and closes an idle one if need
+// be.
+func (h *http2Conn) room() bool {
+	c := h.c
+	if len(c.ups) <= c.loop.router.cfg.HTTP2.Links {
+		return true
+	}
+	for _, u := range slices.Backward(c.ups) {
+		if u != c.cur && u.link.Streams() == 0 {
+			h.relay.Close(u.link)
+			return true
+		}
+	}
+	return false
 }
 
 func (h *http2Conn) fits(u *upstream, fork, fallBack bool, endpoints []netip.AddrPort) bool {
@@ -303,7 +340,6 @@ func (h *http2Conn) Now() int64 { return h.c.loop.timers.now() }
 // Drop closes an upstream.
 func (h *http2Conn) Drop(l *http2.Link) {
 	if u := l.Peer.(*upstream); !h.c.dead {
-		u.close(false)
-		h.c.remove(u)
+		h.lose(u)
 	}
 }

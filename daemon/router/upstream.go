@@ -30,6 +30,8 @@ type upstream struct {
 	state upstreamState
 	fork  bool
 	addr  netip.AddrPort
+	// second says that it leads where cur does, for HTTP/2's streams that have to wait.
+	second bool
 
 	answers netip.AddrPort // who has been found to answer; the zero AddrPort: nobody has asked
 	// gates is how many things have to happen before anything more is sent, and dials
@@ -233,14 +235,27 @@ func (u *upstream) dialOnce() unix.Errno {
 	switch {
 	case u.fork:
 		limit = forkDialLimit
-	case u.apart():
-		limit = apartDialLimit
+	}
+	if u.second {
+		limit = l.delays.second
 	}
 	if limit > 0 {
-		u.timer.fire = func() { u.failed(unix.ETIMEDOUT) }
+		u.timer.fire = u.giveUp
 		l.timers.set(&u.timer, limit)
 	}
 	return noError
+}
+
+// giveUp follows that connecting has taken too long or, of a second connection, what
+// the server has to say first.
+func (u *upstream) giveUp() {
+	if l := u.conn.loop; u.state == connected && u.sock.readable {
+		// It is there and has not been read, because the client does not take what comes
+		// before it.
+		l.timers.set(&u.timer, l.delays.second)
+		return
+	}
+	u.failed(unix.ETIMEDOUT)
 }
 
 // dialAgain connects anew to where u was connected, to send a request once more.
@@ -271,7 +286,9 @@ func (u *upstream) event() {
 			}
 		}
 		u.state = connected
-		c.loop.timers.clear(&u.timer)
+		if !u.second {
+			c.loop.timers.clear(&u.timer)
+		}
 		if u.wantFIN {
 			u.sendFIN() // the client has said all it had to say meanwhile
 		}

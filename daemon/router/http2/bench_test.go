@@ -31,6 +31,7 @@ func (q *quiet) ToClient(b []byte)        { q.sent += len(b) }
 func (q *quiet) ToLink(_ *Link, b []byte) { q.sent += len(b) }
 func (q *quiet) Drop(*Link)               {}
 func (q *quiet) Ended(*Watch, string)     {}
+func (q *quiet) Moved(uint32, *Watch)     {}
 func (q *quiet) Count(Reason)             {}
 func (q *quiet) Now() int64               { return 0 }
 

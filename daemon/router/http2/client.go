@@ -49,8 +49,8 @@ func (r *Relay) clientFrame(h head, raw []byte) {
 	default:
 		r.spend(1)
 	}
-	if l := r.owner(h.stream); l != nil {
-		l.out.lend(r.sh, raw)
+	if o := r.passOn(nil, h); o != nil {
+		o.lend(r.sh, raw)
 	}
 }
 

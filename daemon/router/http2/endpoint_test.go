@@ -234,6 +234,9 @@ func (e *endpoint) takeFrame(f wire.Frame) {
 		e.t.Fatalf("%s: the first frame is %v, not SETTINGS", e.name, f.Header())
 	}
 	e.frames++
+	if kind := f.Header().Type; !e.client && id > e.last && kind != wire.FrameHeaders && kind != wire.FramePriority && kind < wire.FrameContinuation {
+		e.t.Fatalf("%s: %v on a stream that has not been opened", e.name, f.Header())
+	}
 	switch f := f.(type) {
 	case *wire.DataFrame:
 		s := e.stream(id)
@@ -332,10 +335,13 @@ type scene struct {
 	routed  map[uint32]string
 	hold    func(stream uint32) bool // nil: none
 	held    []uint32
-	watch   bool // all streams
-	ended   []ended
-	limits  Limits
-	moves   int
+	// second has those streams to the baseline wait on a second link to it, until one has
+	// ended that was not proven.
+	second bool
+	watch  bool // all streams
+	ended  []ended
+	limits Limits
+	moves  int
 }
 
 const (
@@ -367,8 +373,13 @@ func (s *scene) Route(req *Request) Route {
 		return true
 	})
 	s.routed[req.Stream] = to
+	hold := s.hold != nil && s.hold(req.Stream)
+	if hold && s.second && to == "base" {
+		to = "second"
+		s.routed[req.Stream] = to
+	}
 	var w *Watch
-	if s.watch {
+	if s.watch || to == "second" {
 		w = &Watch{Peer: req.Stream}
 	}
 	if to == "-" {
@@ -377,10 +388,13 @@ func (s *scene) Route(req *Request) Route {
 	l := s.links[to]
 	if l == nil || !l.Usable() {
 		s.servers[to] = newEndpoint(s.t, to, false)
-		l = s.relay.NewLink(to)
+		if to == "second" {
+			l = s.relay.NewSecond(to)
+		} else {
+			l = s.relay.NewLink(to)
+		}
 		s.links[to] = l
 	}
-	hold := s.hold != nil && s.hold(req.Stream)
 	if hold && to != "base" {
 		s.held = append(s.held, req.Stream)
 	}
@@ -416,6 +430,20 @@ func (s *scene) Drop(l *Link) {
 			s.servers[name].ended = true
 		}
 	}
+}
+
+func (s *scene) Moved(stream uint32, w *Watch) {
+	if s.routed[stream] != "second" || w.Peer != stream {
+		s.t.Fatalf("stream %d, of %v, has moved from %s", stream, w.Peer, s.routed[stream])
+	}
+	s.routed[stream] = "base"
+}
+
+// endSecond has the second link end. Nothing more is heard of its server.
+func (s *scene) endSecond() {
+	s.second = s.second && s.links["second"].Proven()
+	s.servers["second"].ended = true
+	s.relay.LinkEnded(s.links["second"])
 }
 
 func (s *scene) Ended(w *Watch, why string) { s.ended = append(s.ended, ended{*w, why}) }
@@ -456,7 +484,7 @@ func (s *scene) deliver(e *endpoint, n int) bool {
 // endpoints are all, in a fixed order.
 func (s *scene) endpoints() []*endpoint {
 	all := []*endpoint{s.client}
-	for _, name := range []string{"base", "a", "b"} {
+	for _, name := range []string{"base", "a", "b", "second"} {
 		if e := s.servers[name]; e != nil {
 			all = append(all, e)
 		}

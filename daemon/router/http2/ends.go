@@ -21,6 +21,7 @@ func (r *Relay) primaryGoAway(l *Link, raw []byte) {
 		return
 	}
 	last := binary.BigEndian.Uint32(payload) & maxWindow
+	l.serves = min(l.serves, last)
 	newest := last
 	for _, s := range r.streams {
 		if s.link != nil && s.link != l && s.id > newest {
@@ -54,6 +55,9 @@ func (r *Relay) linkGoAway(l *Link, payload []byte) {
 	}
 	last := binary.BigEndian.Uint32(payload) & maxWindow
 	for _, s := range r.streamsOf(l) {
+		if r.goBack(s) {
+			continue
+		}
 		if s.id > last || s.held != nil {
 			_ = r.sh.to(&r.out).WriteRSTStream(s.id, wire.ErrCodeRefusedStream)
 			r.unwatch(s, resetBy(wire.ErrCodeRefusedStream))
@@ -171,6 +175,9 @@ func (r *Relay) lose(l *Link) {
 // would have lost the connection: to gRPC that is UNAVAILABLE, for which HTTP/2
 // has no code unless the stream was certainly not processed.
 func (r *Relay) abandon(s *stream) {
+	if r.goBack(s) {
+		return
+	}
 	ended := s.serverEnded || len(s.down) > 0 && s.down[len(s.down)-1].end
 	if !ended {
 		r.unwatch(s, serverGone)

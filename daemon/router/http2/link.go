@@ -39,6 +39,10 @@ type Link struct {
 	poisoned bool   // its header blocks cannot be followed any more
 	gone     bool
 	closing  bool // it takes no new streams
+	second   bool // it leads where the primary one does
+	answered bool // some stream of it has been
+
+	serves uint32 // the newest stream that it is going to serve, by its own word
 
 	// Of a link other than the primary.
 	window  int64 // what it may be sent
@@ -61,7 +65,7 @@ const (
 )
 
 func (r *Relay) newLink() *Link {
-	l := &Link{relay: r, table: initialTable, initial: initialWindow, widest: initialWindow, frame: leastMaxFrame, most: assumedStreams, window: initialWindow}
+	l := &Link{relay: r, table: initialTable, initial: initialWindow, widest: initialWindow, frame: leastMaxFrame, most: assumedStreams, window: initialWindow, serves: maxWindow}
 	l.in.init(r.sh)
 	return l
 }
@@ -79,6 +83,25 @@ func (r *Relay) NewLink(peer any) *Link {
 	_ = r.sh.to(&l.out).WriteWindowUpdate(0, linkWindow-initialWindow)
 	return l
 }
+
+// NewSecond makes a link to where the primary one leads, for streams that have to wait:
+// on the primary they would hold up all others. A server may accept a second connection
+// and never read it, because it serves one at a time. So no stream is opened on this one
+// before the server's SETTINGS have come, which it sends first of all (RFC 9113, section
+// 3.4). Until then the streams can be had back: when the link ends, those go by the
+// primary one behind which no other has been opened there; the others are refused, as
+// streams are that no server has seen (section 8.7).
+func (r *Relay) NewSecond(peer any) *Link {
+	l := r.NewLink(peer)
+	l.second = true
+	return l
+}
+
+// Proven reports whether streams are opened on the link, see NewSecond.
+func (l *Link) Proven() bool { return !l.second || l.settled }
+
+// Answered reports whether any stream of the link has been answered.
+func (l *Link) Answered() bool { return l.answered }
 
 func (l *Link) secondary() bool { return l != l.relay.primary }
 
@@ -226,6 +249,9 @@ func (r *Relay) linkSettings(l *Link, h head, raw []byte) {
 	}
 	if !l.settled {
 		l.settled, l.most = true, anyNumber
+		for _, s := range l.waiting {
+			r.discharge(s)
+		}
 	}
 	before := l.initial
 	for i := 0; i < len(payload); i += 6 {
@@ -319,6 +345,7 @@ func (r *Relay) linkWindowUpdate(l *Link, h head, payload []byte) {
 // unblock forgets what waits of a stream for its link.
 func (l *Link) unblock(s *stream) {
 	r := l.relay
+	r.discharge(s)
 	r.buffered -= len(s.up.data)
 	r.waiting -= blockSize(s.up.trailers)
 	if s.up.queued {
@@ -409,6 +436,7 @@ func (r *Relay) linkBlock(l *Link, h head, raw, fixed, block []byte) {
 	r.heard(l)
 	if s != nil {
 		s.answered = s.answered || h.typ == wire.FrameHeaders && (!anew || !interim(r.sh.fields))
+		l.answered = l.answered || s.answered
 	}
 	if h.typ == wire.FramePushPromise && len(fixed) == 4 {
 		r.promised(l, binary.BigEndian.Uint32(fixed)&maxWindow)
@@ -462,7 +490,7 @@ func (r *Relay) promised(l *Link, id uint32) {
 func (r *Relay) openOn(l *Link, s *stream, flags wire.Flags, prio []byte, fields []hpack.HeaderField, end, hold bool) {
 	s.clientDone = false
 	o := &opening{flags: flags &^ (wire.FlagHeadersPadded | wire.FlagHeadersEndHeaders | wire.FlagHeadersEndStream), prio: prio, fields: fields, hold: hold}
-	if hold || l.Full || l.streams > l.most || len(l.waiting) > 0 {
+	if hold || l.Full || l.streams > l.most || len(l.waiting) > 0 || !l.Proven() {
 		o.prio, o.fields = slices.Clone(prio), slices.Clone(fields)
 		if !r.keepBlock(fields, waitingRequests) {
 			r.env.Count(TooManyStreams)
@@ -487,6 +515,10 @@ func (r *Relay) open(l *Link, s *stream, o *opening, end bool) {
 	}
 	l.last = s.id
 	r.sh.writeBlock(&l.out, wire.FrameHeaders, flags, s.id, o.prio, r.sh.encode(l.enc, o.fields), l.frame)
+	if s.room > 0 {
+		// The client has said so while the stream was held.
+		_ = r.sh.to(&l.out).WriteWindowUpdate(s.id, uint32(min(s.room, maxWindow)))
+	}
 	if !end {
 		r.widen(s)
 	}
@@ -514,7 +546,7 @@ func (r *Relay) LetGo(l *Link, stream uint32) {
 // openHeld opens the streams that have waited to be let go, or for others to end. A
 // server takes them in their order alone (RFC 9113, section 5.1.1).
 func (r *Relay) openHeld(l *Link) {
-	for len(l.waiting) > 0 && !l.Full && l.streams-len(l.waiting) < l.most && !l.gone && !l.waiting[0].held.hold {
+	for len(l.waiting) > 0 && l.Proven() && !l.Full && l.streams-len(l.waiting) < l.most && !l.gone && !l.waiting[0].held.hold {
 		s := l.waiting[0]
 		l.waiting = slices.Delete(l.waiting, 0, 1)
 		o := s.held

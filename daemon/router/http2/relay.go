@@ -10,7 +10,7 @@ import (
 )
 
 // Env is what a Relay asks and tells whoever owns the connections. None of its
-// methods may call the Relay, but for NewLink and Close.
+// methods may call the Relay, but for NewLink, NewSecond and Close.
 type Env interface {
 	// Route says where a new stream goes. The request is valid during the call.
 	Route(*Request) Route
@@ -24,6 +24,9 @@ type Env interface {
 	// Ended is told of a watched stream's end, and why it came before the answer's;
 	// empty: it did not.
 	Ended(w *Watch, why string)
+	// Moved is told that a watched stream goes by the primary link after all, before
+	// anything of it is sent: see NewSecond.
+	Moved(stream uint32, w *Watch)
 	// Count counts something that went another way than the plain one.
 	Count(why Reason)
 	// Now is a clock in nanoseconds.
@@ -378,9 +381,12 @@ func (in *reader) headers(t wire.FrameType) bool {
 func (r *Relay) passOn(from *Link, h head) *outlet {
 	switch {
 	case from == nil:
-		if l := r.owner(h.stream); l != nil {
+		s := r.streams[h.stream]
+		if l := r.owner(h.stream); l != nil && (s == nil || s.held == nil) {
 			return &l.out
 		}
+		// To a server that has not been told of the stream a frame on it is an error of the
+		// connection (RFC 9113, section 5.1, "idle").
 		return nil
 	case from.secondary() && h.typ == wire.FramePriority:
 		return nil // not a server's to send

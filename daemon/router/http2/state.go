@@ -111,7 +111,7 @@ func (r *Relay) CanMove() bool {
 	}
 	tables := int(r.in.table)
 	for _, l := range r.links() {
-		if l.Full || l.poisoned || !l.in.atRest() || l.out.midway || len(l.blocked)+len(l.waiting) > 0 {
+		if l.Full || l.poisoned || !l.in.atRest() || l.out.midway || len(l.blocked)+len(l.waiting) > 0 || !l.Proven() {
 			return false
 		}
 		tables += int(l.in.table)

@@ -25,6 +25,9 @@ type stream struct {
 	// still be sent, less the respective initial window.
 	mayTake int64 // the client may send
 	maySend int64 // we may send to the link
+	// charged is what has come of the client's and not been given back to its connection,
+	// because the stream may go by the primary link yet, which will do that.
+	charged int64
 
 	watch *Watch
 
@@ -172,4 +175,11 @@ func (o *ownership) add(id uint32, elsewhere bool) {
 func (o *ownership) has(id uint32) bool {
 	n := id >> 1
 	return n <= o.top && o.top-n < ownershipSize && o.bits[n%ownershipSize/64]&(1<<(n%64)) != 0
+}
+
+// moved is told that a stream goes by the primary link after all.
+func (o *ownership) moved(id uint32) {
+	if n := id >> 1; n <= o.top && o.top-n < ownershipSize {
+		o.bits[n%ownershipSize/64] &^= 1 << (n % 64)
+	}
 }

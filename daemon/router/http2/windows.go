@@ -155,11 +155,15 @@ func (r *Relay) uploadWhole(s *stream, h head, raw []byte, end bool) bool {
 // uploadPiece is upload of a piece of a frame.
 func (r *Relay) uploadPiece(id uint32, data []byte, pad int, end bool) {
 	s := r.streams[id]
-	if s == nil || s.link == nil || s.link == r.primary {
+	switch {
+	case s == nil || s.link == nil:
 		r.refund(len(data) + pad)
-		return
+	case s.link == r.primary:
+		// It has gone there in the middle of the frame.
+		r.toPrimary(s, data, pad, end)
+	default:
+		r.upload(s, data, pad, end)
 	}
-	r.upload(s, data, pad, end)
 }
 
 // upload takes data of the client for a link other than the primary. Padding is
@@ -169,8 +173,21 @@ func (r *Relay) upload(s *stream, data []byte, pad int, end bool) {
 	r.buffered += len(data)
 	s.up.data = append(s.up.data, data...)
 	s.up.end = s.up.end || end
+	if s.held != nil && !s.link.Proven() {
+		s.charged += int64(len(data) + pad)
+		return
+	}
 	r.refund(len(data) + pad)
 	r.sendUp(s)
+}
+
+// discharge gives back what could not be as long as it was not known which way its
+// stream would go.
+func (r *Relay) discharge(s *stream) {
+	if s.charged > 0 {
+		r.refund(int(s.charged))
+		s.charged = 0
+	}
 }
 
 // How many times BufferBytes may wait for links of header blocks. The client cannot
@@ -254,7 +271,7 @@ func (r *Relay) sendUp(s *stream) {
 // A server may allow any amount and then not take it, so that it would wait here:
 // the client is allowed a part of it at a time, and nothing while some of it waits.
 func (r *Relay) widen(s *stream) {
-	if s.clientDone || s.up.end || len(s.up.data) > 0 {
+	if s.clientDone || s.up.end || len(s.up.data) > 0 || !s.link.Proven() {
 		return
 	}
 	n := min(s.link.initial+s.maySend, r.sh.limits.streamWindow()) - r.primary.initial - s.mayTake
