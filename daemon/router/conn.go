@@ -489,7 +489,7 @@ func (c *conn) bury() {
 	c.dead = true
 	c.endExchanges(c.why)
 	if c.h2 != nil {
-		c.h2.relay.Ended("")
+		c.h2.relay.Ended(c.why)
 	}
 	c.ups, c.cur = nil, nil
 	l.timers.clear(&c.timer)

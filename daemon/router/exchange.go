@@ -36,6 +36,8 @@ const (
 	keyInBytes      = "there is a routing key in bytes that are no request that can be routed, so the connection was reset"
 	movedAway       = "another agent has taken the connection over; how it ended is not known"
 	nobodyReached   = "no endpoint can be reached"
+	sentAway        = "the router has ended the connection, because the caller or the baseline has broken the protocol or passed a bound"
+	resetForAnother = "the connection was reset, because another of its streams was for the baseline, which cannot be reached"
 )
 
 // opened begins the record of the request that has just been parsed and that d is

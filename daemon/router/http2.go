@@ -196,7 +196,7 @@ func (h *http2Conn) takeGreeting() {
 // sendAway ends the connection when the client has been told.
 func (h *http2Conn) sendAway() {
 	c := h.c
-	h.relay.Ended("")
+	h.relay.Ended(sentAway)
 	c.h2 = nil
 	c.sendAway()
 	c.run()
@@ -230,6 +230,7 @@ func (h *http2Conn) takeFromClient() (moved bool) {
 			return moved
 		case e != noError:
 			l.stats.errors[clientReset]++
+			c.why = callerReset
 			c.abort()
 			return true
 		case n == 0:
@@ -332,6 +333,10 @@ func (h *http2Conn) ended(u *upstream, reset bool) {
 	}
 	if c.dead {
 		return
+	}
+	// To the client that is the end of its connection.
+	if c.why = answerCut; reset {
+		c.why = answerReset
 	}
 	if u.in.len() > 0 {
 		c.toClient(u.in.bytes())
@@ -448,6 +453,7 @@ func (h *http2Conn) unreachable(u *upstream) {
 	}
 	primary := u == c.cur
 	if primary && !u.fork && u.link.Streams() > 0 {
+		c.why = nobodyReached
 		c.abort()
 		return
 	}

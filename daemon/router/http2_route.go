@@ -177,6 +177,7 @@ func (h *http2Conn) Route(req *http2.Request) http2.Route {
 	if d.Verdict == routing.ToBaseline && c.refused {
 		// It is refused, as the connection would have been without us.
 		c.lastOf(e, nobodyReached)
+		c.why = resetForAnother
 		c.abort()
 		return http2.Route{Refusal: "sidetrack: the connection is refused."}
 	}
@@ -189,16 +190,16 @@ func (h *http2Conn) Route(req *http2.Request) http2.Route {
 	if u == c.cur && e != nil && records.Waits(t, e, &d, u.known()) {
 		u = h.mayWaitOn(&d)
 	}
+	if w != nil {
+		w.Peer = watched{e, u}
+		records.Begin(e)
+	}
 	if u.state == connected {
 		c.loop.stats.request(&d)
 		hold = u.streamGoes(req.Stream, e, &d)
 	} else {
 		u.pending = append(u.pending, sentRequest{req.Stream, d, e, false})
 		hold = e != nil && records.Waits(t, e, &d, netip.AddrPort{})
-	}
-	if w != nil {
-		w.Peer = watched{e, u}
-		c.loop.router.cfg.Ledger.Begin(e)
 	}
 	if u != c.cur {
 		h.awaitGreeting()

@@ -253,6 +253,10 @@ func (c *conn) consumeRequest(b []byte, n, from int) (int, int) {
 				return n, n
 			}
 			l.stats.request(&d)
+			if e != nil {
+				// Whoever has the answer may ask for the record.
+				l.router.cfg.Ledger.Begin(e)
+			}
 			c.last = request{decision: d, counted: true, method: r.Method, hasBody: r.Framing != http1.NoBody, keepAlive: r.KeepAlive}
 			c.refusedRequest(e, c.unavailable(r.Expect), "")
 			return n + r.Len, n + r.Len
