@@ -12,176 +12,12 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
-	"time"
 
 	wire "golang.org/x/net/http2"
-	"golang.org/x/net/http2/hpack"
 
 	"github.com/sidetrack-dev/sidetrack/routing"
 	"github.com/sidetrack-dev/sidetrack/test/lab"
 )
-
-// frames is one end of a connection whose frames a test writes and reads itself.
-type frames struct {
-	*peer
-	*wire.Framer
-	block bytes.Buffer
-	enc   *hpack.Encoder
-}
-
-func newFrames(p *peer) *frames {
-	f := &frames{peer: p, Framer: wire.NewFramer(p.conn, p.r)}
-	f.enc = hpack.NewEncoder(&f.block)
-	f.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
-	return f
-}
-
-// client begins as a client does.
-func (w *world) frames(p *peer) *frames {
-	w.t.Helper()
-	f := newFrames(p)
-	p.send(wire.ClientPreface)
-	if err := f.WriteSettings(); err != nil {
-		w.t.Fatal(err)
-	}
-	return f
-}
-
-func (f *frames) headers(id uint32, end bool, pairs ...string) {
-	f.t.Helper()
-	f.block.Reset()
-	for i := 0; i < len(pairs); i += 2 {
-		// Writing to memory does not fail.
-		_ = f.enc.WriteField(hpack.HeaderField{Name: pairs[i], Value: pairs[i+1]})
-	}
-	if err := f.WriteHeaders(wire.HeadersFrameParam{StreamID: id, BlockFragment: f.block.Bytes(), EndHeaders: true, EndStream: end}); err != nil {
-		f.t.Error(err)
-	}
-}
-
-func asking(more ...string) []string {
-	return append([]string{":method", "GET", ":scheme", "http", ":authority", "route.shop", ":path", "/"}, more...)
-}
-
-// await reads frames until one is what is wanted.
-func (f *frames) await(what string, ok func(wire.Frame) bool) {
-	f.t.Helper()
-	for {
-		fr, err := f.ReadFrame()
-		if err != nil {
-			f.t.Fatalf("waited for %s: %v", what, err)
-		}
-		if ok(fr) {
-			return
-		}
-	}
-}
-
-// answer awaits a response's head with this status.
-func (f *frames) answer(id uint32, status string) {
-	f.t.Helper()
-	f.await(fmt.Sprintf("%s on stream %d", status, id), func(fr wire.Frame) bool {
-		h, ok := fr.(*wire.MetaHeadersFrame)
-		if ok && h.StreamID == id && h.PseudoValue("status") != status {
-			f.t.Errorf("stream %d: %v, want %s", id, h.Fields, status)
-		}
-		return ok && h.StreamID == id
-	})
-}
-
-func TestAnHTTP2ServerMaySpeakFirst(t *testing.T) {
-	w := newWorld(t)
-	for _, p := range []*lab.Pod{w.base, w.fork, w.fork2} {
-		w.script(p, func(c *peer) {
-			f := newFrames(c)
-			_ = f.WriteSettings(wire.Setting{ID: wire.SettingMaxConcurrentStreams, Val: 7})
-			c.expect(wire.ClientPreface)
-			for {
-				fr, err := f.ReadFrame()
-				if err != nil {
-					return
-				}
-				if h, ok := fr.(*wire.MetaHeadersFrame); ok {
-					f.headers(h.StreamID, true, ":status", "200", "x-served-by", p.Name)
-				}
-			}
-		})
-	}
-	for _, pause := range []time.Duration{0, 20 * time.Millisecond, 3 * defaultDelays().unlikely} {
-		c := w.dial(w.client)
-		time.Sleep(pause) // for the server to be first, or not; and the router out of patience
-		f := w.frames(c)
-		f.headers(1, true, asking()...)
-		f.headers(3, true, asking("baggage", "sidetrack="+key)...)
-		for range 2 {
-			f.await("an answer", func(fr wire.Frame) bool {
-				h, ok := fr.(*wire.MetaHeadersFrame)
-				if ok && (h.StreamID == 3) != (h.Fields[1].Value == "fork") {
-					t.Errorf("stream %d: %v", h.StreamID, h.Fields)
-				}
-				return ok
-			})
-		}
-		c.conn.Close()
-	}
-	w.noConnections()
-}
-
-func TestAServerWhoseGreetingLooksLikeHTTP2IsHeard(t *testing.T) {
-	w := newWorld(t)
-	const greeting = "\x00\x00\x06\x04\x00\x00\x00\x00\x00\x00\x01\x02\x03\x04\x05"
-	w.script(w.base, func(c *peer) {
-		c.send(greeting)
-		c.expect("hello")
-		c.send("bye")
-	})
-	c := w.dial(w.client)
-	c.expect(greeting)
-	c.send("hello")
-	c.expect("bye")
-	c.expectFIN()
-}
-
-func TestAServerWhoseGreetingLooksLikeHTTP2AtFirstIsHeardOnce(t *testing.T) {
-	w := newWorld(t)
-	w.script(w.base, func(c *peer) {
-		for _, part := range []string{"\x00\x00", "\x06", "and what else is to be said"} {
-			c.send(part)
-			time.Sleep(defaultDelays().unlikely / 10) // for the parts to come one by one
-		}
-		c.expect("hello")
-		c.send("bye")
-	})
-	c := w.dial(w.client)
-	c.expect("\x00\x00\x06and what else is to be said")
-	c.send("hello")
-	c.expect("bye")
-	c.expectFIN()
-}
-
-func TestAServerThatGoesOnAfterItsGreetingIsHeardOnce(t *testing.T) {
-	w := newWorld(t)
-	const greeting, more = "\x00\x00\x00\x04\x00\x00\x00\x00\x00", "\x00\x00\x04\x08\x00\x00\x00\x00\x00\x00\x00\x10\x00"
-	prefaces := make(chan string, 1)
-	w.script(w.base, func(c *peer) {
-		c.send(greeting)
-		time.Sleep(3 * defaultDelays().unlikely) // for the router to be out of patience
-		c.send(more[:5])
-		time.Sleep(defaultDelays().unlikely / 10)
-		c.send(more[5:] + more[:7])
-		c.expect(<-prefaces)
-		c.send(more[7:])
-		c.expectFIN()
-	})
-	for _, preface := range []string{wire.ClientPreface + greeting, "hello"} {
-		c := w.dial(w.client)
-		c.expect(greeting + more)
-		c.send(preface)
-		prefaces <- preface
-		c.expect(more)
-		c.conn.Close()
-	}
-}
 
 func TestAForkWithoutEndpointsIsUnavailableOverHTTP2(t *testing.T) {
 	w := newWorld(t)
@@ -265,19 +101,6 @@ func TestAForkServesOverHTTP2WhereTheBaselineDoesNot(t *testing.T) {
 	w.noConnections()
 }
 
-// expectReset reads on until the connection is reset.
-func (f *frames) expectReset() {
-	f.t.Helper()
-	for {
-		if _, err := f.ReadFrame(); err != nil {
-			if !strings.Contains(err.Error(), "connection reset") {
-				f.t.Errorf("%v, want RST", err)
-			}
-			return
-		}
-	}
-}
-
 func TestAnInjectedPodsStreamsCarryItsKey(t *testing.T) {
 	w := newWorld(t)
 	for _, p := range []*lab.Pod{w.base, w.fork, w.fork2} {
@@ -347,18 +170,6 @@ func TestTheBaselinesEndDoesNotEndAForksStreams(t *testing.T) {
 			f.expectEOF()
 		}
 		w.noConnections()
-	}
-}
-
-func (f *frames) expectEOF() {
-	f.t.Helper()
-	for {
-		if _, err := f.ReadFrame(); err != nil {
-			if err != io.EOF {
-				f.t.Errorf("%v, want FIN", err)
-			}
-			return
-		}
 	}
 }
 
@@ -521,20 +332,6 @@ func TestAnHTTP2ClientsFINAndRSTArePassedOn(t *testing.T) {
 	}
 }
 
-func TestAForkDoesNotWaitForABaselineThatSaysNothing(t *testing.T) {
-	w := newWorld(t)
-	w.script(w.base, func(c *peer) { _, _ = io.Copy(io.Discard, c.r) })
-	w.serveHTTP2(w.fork, telling(w.fork))
-	w.input.Slices = append(w.input.Slices[:2:2], endpoints("route-pr-43"))
-	w.apply()
-	f := w.frames(w.dial(w.client))
-	f.headers(1, true, asking("baggage", "sidetrack="+key)...)
-	f.answer(1, "200")
-	g := w.frames(w.dial(w.client))
-	g.headers(1, true, asking("baggage", "sidetrack="+otherKey)...)
-	g.answer(1, "503")
-}
-
 // TestAForkThatAsksAndDoesNotListenIsGivenUp: what it has to be answered would be
 // kept for it without an end.
 func TestAForkThatAsksAndDoesNotListenIsGivenUp(t *testing.T) {
@@ -634,37 +431,5 @@ func TestAForkThatAllowsAllAndDoesNotReadStallsNobodyElse(t *testing.T) {
 	}
 	feed.Close()
 	client.CloseIdleConnections()
-	w.noConnections()
-}
-
-// TestABaselineThatSpeaksHTTP1AloneIsHeard: its words are no frames, and it goes.
-func TestABaselineThatSpeaksHTTP1AloneIsHeard(t *testing.T) {
-	const words = "HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
-	w := newWorld(t)
-	w.script(w.base, func(c *peer) {
-		c.expect(wire.ClientPreface)
-		c.send(words)
-		if err := c.conn.CloseWrite(); err != nil {
-			t.Error(err)
-		}
-		// Bytes that were not read would make it a RST.
-		_, _ = io.Copy(io.Discard, c.r)
-	})
-	w.serveHTTP2(w.fork, telling(w.fork))
-	for _, more := range [][]string{nil, {"baggage", "sidetrack=" + key}} {
-		c := w.dial(w.client)
-		f := newFrames(c)
-		begin := bytes.NewBufferString(wire.ClientPreface)
-		f.Framer = wire.NewFramer(begin, nil)
-		if err := f.WriteSettings(); err != nil {
-			t.Fatal(err)
-		}
-		f.headers(1, true, asking(more...)...)
-		c.send(begin.String()) // at once: the baseline is quick to end it
-		if got, err := io.ReadAll(c.r); string(got) != words || err != nil {
-			t.Errorf("with %q the client has got %q, %v", more, got, err)
-		}
-		c.conn.Close()
-	}
 	w.noConnections()
 }
