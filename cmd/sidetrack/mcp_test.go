@@ -20,6 +20,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/cli-runtime/pkg/genericiooptions"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/sidetrack-dev/sidetrack/api/v1alpha1"
 	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/cli"
@@ -398,6 +399,44 @@ func TestACancelledCallEndsItsWait(t *testing.T) {
 	// The session goes on; that the server's end of the call is over shows in that it
 	// ends with its input, at the end of the test.
 	a.call(t, false, "sandbox_status", object{"sandbox": "a"})
+}
+
+func TestTestsAreToldOfAndLeaveNothingWhenTheirCallIsCancelled(t *testing.T) {
+	ns := namespace(t)
+	deployment(t, ns, "route", "app")
+	a := newAgent(t, ns, "--agent-image=sidetrackd:test")
+	a.call(t, false, "create_sandbox", object{"sandbox": "a", "wait_seconds": 0, "forks": []any{object{"workload": "route", "image": "route:2"}}})
+	ready(t, ns, "a")
+	pods := func() []corev1.Pod {
+		var list corev1.PodList
+		if err := api.List(t.Context(), &list, client.InNamespace(ns)); err != nil {
+			t.Fatal(err)
+		}
+		return list.Items
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	ended := make(chan error, 1)
+	go func() {
+		_, err := a.CallTool(ctx, calling("run_tests", object{"sandbox": "a", "image": "tests:1"}))
+		ended <- err
+	}()
+	eventually(t, func() error {
+		if all := pods(); len(all) != 1 || !strings.Contains(a.heard(), "pod "+all[0].Name+": created") {
+			return fmt.Errorf("%d pods, and it has heard %q", len(all), a.heard())
+		}
+		return nil
+	})
+	cancel()
+	if err := <-ended; err == nil {
+		t.Error("the call was not cancelled")
+	}
+	eventually(t, func() error {
+		if n := len(pods()); n != 0 {
+			return fmt.Errorf("%d pods are left", n)
+		}
+		return nil
+	})
 }
 
 func TestTheProgramServesOverItsStandardInputAndOutput(t *testing.T) {
