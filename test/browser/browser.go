@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"github.com/chromedp/cdproto/emulation"
+	"github.com/chromedp/cdproto/input"
 	"github.com/chromedp/cdproto/network"
 	"github.com/chromedp/chromedp"
 )
@@ -173,6 +174,28 @@ func (p *Page) MustClick(selector string) {
 	p.tb.Helper()
 	p.MustWait(fmt.Sprintf("!!document.querySelector(%q)", selector))
 	p.do("click "+selector, chromedp.Click(selector))
+}
+
+// MustTouch makes the page one that is used with fingers.
+func (p *Page) MustTouch() {
+	p.tb.Helper()
+	if _, err := chromedp.Call(p.ctx, emulation.SetTouchEmulationEnabled, emulation.SetTouchEmulationEnabledParams{Enabled: true}); err != nil {
+		p.tb.Fatalf("emulate a touch screen: %v", err)
+	}
+}
+
+// MustTap taps a place of the page with a finger, by its distance in CSS pixels from
+// the left and the top.
+func (p *Page) MustTap(x, y float64) {
+	p.tb.Helper()
+	for _, e := range []input.DispatchTouchEventParams{
+		{Type: input.DispatchTouchEventTypeTouchStart, TouchPoints: []*input.TouchPoint{{X: x, Y: y}}},
+		{Type: input.DispatchTouchEventTypeTouchEnd, TouchPoints: []*input.TouchPoint{}},
+	} {
+		if _, err := chromedp.Call(p.ctx, input.DispatchTouchEvent, e); err != nil {
+			p.tb.Fatalf("tap at %.0f, %.0f: %v", x, y, err)
+		}
+	}
 }
 
 // MustWait waits until an expression is true.

@@ -4,12 +4,16 @@ package page
 
 import (
 	"fmt"
+	"maps"
 	"net/http"
+	"net/http/httptest"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/chromedp/chromedp/kb"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	ledger "github.com/sidetrack-dev/sidetrack/api/ledger/v1alpha1"
@@ -241,6 +245,170 @@ func TestThePageIsUsedByKeyboard(t *testing.T) {
 	p.MustWait("document.querySelector('.node.service').getAttribute('aria-pressed') === 'true'")
 	p.MustPress("\x1b")
 	p.MustWait("document.querySelectorAll('[aria-pressed=true], [aria-selected=true]:not([role=tab])').length === 0")
+}
+
+// TestEveryPartOfThePictureIsReachedByKeyboard goes through the picture as somebody
+// does who has no mouse, and knows it by what a screen reader says.
+func TestEveryPartOfThePictureIsReachedByKeyboard(t *testing.T) {
+	a := newAPIServer(t)
+	a.shop()
+	a.begin = day(5)
+	p := look(t, a, "shop/sandboxes/pr-42")
+	p.MustWait(among("#count", "7 requests"))
+	p.MustWait("document.querySelectorAll('.edge').length > 5")
+	parts := browser.MustGet[[]string](p, "[...document.querySelectorAll('.picture .node, .picture .edge')].map((e) => e.dataset.part)")
+	const here = "document.activeElement?.closest('.picture [role=button]')"
+	type stop struct{ Part, Name, Class string }
+	at := func() stop {
+		return browser.MustGet[stop](p, here+` ? {Part: document.activeElement.dataset.part, Name: document.activeElement.getAttribute('aria-label') ?? '', Class: document.activeElement.getAttribute('class')} : {}`)
+	}
+	browser.MustGet[bool](p, "document.getElementById('tab-traffic').focus() || true")
+	seen := map[string]string{}
+	for range len(parts) + 3 {
+		p.MustPress("\t")
+		if s := at(); s.Part != "" {
+			if s.Name == "" {
+				t.Errorf("%s has no name", s.Part)
+			}
+			seen[s.Part] = s.Name
+		}
+	}
+	for _, part := range parts {
+		if seen[part] == "" {
+			t.Errorf("Tab does not lead to %q", part)
+		}
+	}
+	var names []string
+	for _, name := range seen {
+		names = append(names, name)
+	}
+	for _, want := range []string{"from checkout (Deployment) to stock (Service), 1 × 200, 1 × 503, without the key 1 times", "checkout, Deployment, "} {
+		if !slices.ContainsFunc(names, func(name string) bool { return strings.HasPrefix(name, want) }) {
+			t.Errorf("nothing is called %q: %q", want, names)
+		}
+	}
+
+	// What is pressed shows the requests that went there only, and stays in focus while
+	// the picture is drawn anew.
+	browser.MustGet[bool](p, "document.querySelector('.edge.lost').focus() || true")
+	p.MustBe("getComputedStyle(document.querySelector('.edge.lost .line')).stroke === getComputedStyle(document.querySelector('.edge.lost text')).fill")
+	for _, key := range []string{"\r", " "} {
+		p.MustPress(key)
+		p.MustWait("document.activeElement.getAttribute('aria-pressed') === 'true'")
+		p.MustWait(says("only one arrow"))
+		p.MustWait(among("#count", " of 7"))
+		p.MustPress("\x1b")
+		p.MustWait("document.activeElement.getAttribute('aria-pressed') === 'false'")
+	}
+	a.say(&ledger.RecordList{Items: journey(77, 0, true)})
+	p.MustWait(among("#count", "8 requests"))
+	p.MustBe("document.activeElement.classList.contains('lost')")
+
+	// Arrow keys go along the arrows, and up and down between those of a kind.
+	browser.MustGet[bool](p, "[...document.querySelectorAll('.node')].find((e) => e.getAttribute('aria-label').startsWith('tests, ')).focus() || true")
+	for _, want := range []string{"from tests (Job of the sandbox) to frontend (Service)", "frontend, Service", "from frontend (Service) to frontend (Deployment)", "frontend, Deployment", "from frontend (Deployment) to "} {
+		p.MustPress(kb.ArrowRight)
+		if s := at(); !strings.HasPrefix(s.Name, want) {
+			t.Errorf("ArrowRight leads to %+v, want %q", s, want)
+		}
+	}
+	p.MustPress(kb.ArrowLeft)
+	if s := at(); !strings.HasPrefix(s.Name, "frontend, Deployment") {
+		t.Errorf("ArrowLeft leads to %+v", s)
+	}
+	browser.MustGet[bool](p, "document.querySelector('.node.lost').focus() || true")
+	start := at()
+	p.MustPress(kb.ArrowRight)
+	first := at()
+	p.MustPress(kb.ArrowDown)
+	down := at()
+	p.MustPress(kb.ArrowUp)
+	if !strings.Contains(down.Class, "edge") && !strings.Contains(at().Class, "edge") {
+		t.Errorf("from %+v by %+v the arrows lead to %+v and back to %+v, not to other arrows", start, first, down, at())
+	}
+	p.MustShoot(pictures, "keyboard")
+}
+
+func TestThePictureIsUsedByFinger(t *testing.T) {
+	a := newAPIServer(t)
+	a.shop()
+	a.begin = day(5)
+	p := look(t, a, "shop/sandboxes/pr-42")
+	p.MustTouch()
+	p.MustWait(among("#count", "7 requests"))
+	p.MustWait("document.getAnimations().length === 0")
+	middle := func(selector string) (x, y float64) {
+		at := browser.MustGet[[]float64](p, fmt.Sprintf(`(() => {
+			const el = document.querySelector(%q);
+			const line = el.querySelector('.line');
+			if (!line) { const r = el.getBoundingClientRect(); return [r.x + r.width / 2, r.y + r.height / 2]; }
+			const q = line.getPointAtLength(line.getTotalLength() * 0.9).matrixTransform(line.getScreenCTM());
+			return [q.x, q.y];
+		})()`, selector))
+		return at[0], at[1]
+	}
+	for _, selector := range []string{".node.service", ".edge.lost"} {
+		p.MustTap(middle(selector))
+		p.MustWait(fmt.Sprintf("document.querySelector(%q).getAttribute('aria-pressed') === 'true'", selector))
+		p.MustTap(middle(selector))
+		p.MustWait(fmt.Sprintf("document.querySelector(%q).getAttribute('aria-pressed') === 'false'", selector))
+	}
+}
+
+// TestAnUpgradeIsSeenAtOnce has another version of the page come under the same
+// address, as when the collector's binary is replaced.
+func TestAnUpgradeIsSeenAtOnce(t *testing.T) {
+	old, next := files(), files()
+	marked := func(all map[string]file, version string) {
+		f := all["state.js"] // deep among the modules
+		f.text = append(slices.Clone(f.text), fmt.Sprintf("\ndocument.documentElement.dataset.version = %q;\n", version)...)
+		f.etag = tag(f.text)
+		all["state.js"] = f
+	}
+	marked(old, "old")
+	marked(next, "new")
+	var now atomic.Pointer[handler]
+	var same, sent atomic.Int64
+	serve := func(all map[string]file) {
+		h := handler(all)
+		now.Store(&h)
+	}
+	serve(old)
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if !strings.HasPrefix(r.URL.Path, root) {
+			http.NotFound(w, r)
+			return
+		}
+		rec := httptest.NewRecorder()
+		now.Load().ServeHTTP(rec, r)
+		if rec.Code == http.StatusNotModified {
+			same.Add(1)
+		} else {
+			sent.Add(1)
+		}
+		maps.Copy(w.Header(), rec.Header())
+		w.WriteHeader(rec.Code)
+		_, _ = w.Write(rec.Body.Bytes())
+	}))
+	defer s.Close()
+	p := browser.Open(t)
+	version := func(want string) {
+		t.Helper()
+		p.MustGo("about:blank")
+		p.MustGo(s.URL + root + Index)
+		p.MustWait(fmt.Sprintf("document.documentElement.dataset.version === %q", want))
+	}
+	version("old")
+	before := sent.Load()
+	version("old")
+	if n := sent.Load() - before; n != 0 || same.Load() == 0 {
+		t.Errorf("%d files were sent again that had not changed, %d were not", n, same.Load())
+	}
+	serve(next)
+	version("new")
+	if n := sent.Load() - before; n != 1 {
+		t.Errorf("%d files were sent of which one had changed", n)
+	}
 }
 
 func TestTextsOfAttackersStayTexts(t *testing.T) {

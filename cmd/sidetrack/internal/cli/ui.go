@@ -70,10 +70,14 @@ while this runs: it is for you alone.`,
 			fmt.Fprintln(p.streams.ErrOut, "The address is for you alone. Ctrl-C ends it.")
 			if open {
 				browser.Stdout, browser.Stderr = io.Discard, io.Discard
-				// Other users of this machine see the arguments of a browser.
-				if err := browser.OpenURL(s.Link(true)); err != nil {
-					fmt.Fprintf(p.streams.ErrOut, "no browser could be opened (%v): open the address yourself\n", err)
-				}
+				// Beside the serving: some browsers are waited for until they end, and none has
+				// anything to show before somebody serves it.
+				go func() {
+					// Other users of this machine see the arguments of a browser.
+					if err := browser.OpenURL(s.Link(true)); err != nil && ctx.Err() == nil {
+						fmt.Fprintf(p.streams.ErrOut, "no browser could be opened (%v): open the address yourself\n", err)
+					}
+				}()
 			}
 			return s.Run(ctx)
 		},

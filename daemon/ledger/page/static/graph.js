@@ -59,11 +59,28 @@ function line(points) {
 
 const classOf = (e) => (e.lost ? 'lost' : e.bad ? 'bad' : e.healed ? 'healed' : e.forks ? 'fork' : 'baseline');
 
-const press = (act) => (event) => {
-  if (event.key !== 'Enter' && event.key !== ' ') return;
-  event.preventDefault();
-  act();
-};
+/**
+ * beside is the part to which an arrow key leads: along the arrows to the left and to
+ * the right, to the nearest one of its kind up and down. It is undefined where there is none.
+ */
+export function beside(picture, placed, part, key) {
+  const center = (p) => placed.nodes.get(p.id) ?? placed.edges.get(p.id);
+  const here = center(part);
+  const nearest = (parts, far) => parts.map((p) => [far(center(p)), p]).filter(([d]) => d < Infinity)
+    .sort(([d, p], [e, q]) => d - e || (p.id < q.id ? -1 : 1))[0]?.[1];
+  const isEdge = part.from !== undefined;
+  const ends = {ArrowRight: ['from', 'to'], ArrowLeft: ['to', 'from']}[key];
+  if (ends) {
+    if (isEdge) return picture.nodes.find((n) => n.id === part[ends[1]]);
+    return nearest(picture.edges.filter((e) => e[ends[0]] === part.id), (c) => Math.abs(c.y - here.y));
+  }
+  const way = {ArrowDown: 1, ArrowUp: -1}[key];
+  if (!way) return undefined;
+  return nearest(isEdge ? picture.edges : picture.nodes, (c) => {
+    const along = way * (c.y - here.y);
+    return along > 0.5 ? along + 2 * Math.abs(c.x - here.x) : Infinity;
+  });
+}
 
 function describe(n) {
   const words = [plain(n.label), plain(n.sub), `${n.ids.length} records`];
@@ -72,11 +89,40 @@ function describe(n) {
   return words.join(', ');
 }
 
+const outcomes = (e) => [...e.outcomes].map(([what, times]) => `${times} × ${plain(what)}`).join(', ');
+
+/** describeEdge says what an arrow shows, for those who do not see between what it is. */
+function describeEdge(e, from, to) {
+  // A workload and the Service before it often have one name.
+  const end = (n) => `${plain(n.label)} (${plain(n.sub)})`;
+  const words = [`from ${end(from)} to ${end(to)}`, outcomes(e)];
+  if (e.lost) words.push(`without the key ${e.lost} times`);
+  if (e.healed) words.push(`healed ${e.healed} times`);
+  return words.join(', ');
+}
+
 /** Picture draws it. on has the serials of the records to bring out, if any. */
 export function Picture({picture, on, part, choose}) {
   const placed = place(picture);
   const lit = (ids) => !on || ids.some((id) => on.has(id));
-  const types = new Map(picture.nodes.map((n) => [n.id, n.type]));
+  const nodes = new Map(picture.nodes.map((n) => [n.id, n]));
+  const keys = (p) => (event) => {
+    if (event.ctrlKey || event.metaKey || event.altKey) return;
+    if (event.key === 'Enter' || event.key === ' ') {
+      event.preventDefault();
+      choose(p);
+      return;
+    }
+    const next = beside(picture, placed, p, event.key);
+    if (next || event.key.startsWith('Arrow')) event.preventDefault(); // Nothing scrolls.
+    if (next) [...event.currentTarget.ownerSVGElement.querySelectorAll('[role=button]')].find((el) => el.dataset.part === next.id)?.focus();
+  };
+  // What both kinds of parts have: they are buttons, reached and pressed by keys.
+  const button = (p, name, cls) => ({
+    key: p.id, 'data-part': p.id, class: `${cls} ${lit(p.ids) ? '' : 'dim'} ${part?.id === p.id ? 'chosen' : ''}`,
+    tabindex: 0, role: 'button', 'aria-pressed': part?.id === p.id ? 'true' : 'false', 'aria-label': name,
+    onClick: () => choose(p), onKeyDown: keys(p),
+  });
   const tip = (id, color) => h('marker', {id, viewBox: '0 0 8 8', refX: 7, refY: 4, markerWidth: 7, markerHeight: 7, orient: 'auto-start-reverse'},
     h('path', {d: 'M0,0.5L8,4L0,7.5z', class: `tip ${color}`}));
   return h('svg', {
@@ -86,9 +132,10 @@ export function Picture({picture, on, part, choose}) {
   h('defs', null, ['lost', 'bad', 'healed', 'fork', 'baseline'].map((c) => tip(`tip-${c}`, c))),
   picture.edges.map((e) => {
     const at = placed.edges.get(e.id);
-    const [text, below] = label(e, types.get(e.to) === 'service');
-    return h('g', {key: e.id, class: `edge ${classOf(e)} ${lit(e.ids) ? '' : 'dim'} ${part?.id === e.id ? 'chosen' : ''}`, onClick: () => choose(e)},
-      h('title', null, `${[...e.outcomes].map(([what, times]) => `${times} × ${plain(what)}`).join(', ')}`),
+    const [from, to] = [nodes.get(e.from), nodes.get(e.to)];
+    const [text, below] = label(e, to.type === 'service');
+    return h('g', button(e, describeEdge(e, from, to), `edge ${classOf(e)}`),
+      h('title', null, outcomes(e)),
       h('path', {class: 'touch', d: line(at.points)}),
       h('path', {class: 'line', d: line(at.points), 'marker-end': `url(#tip-${classOf(e)})`}),
       h('text', {x: at.x, y: at.y - 5, 'text-anchor': 'middle'}, cut(plain(text), 18)),
@@ -97,10 +144,8 @@ export function Picture({picture, on, part, choose}) {
   picture.nodes.map((n) => {
     const at = placed.nodes.get(n.id);
     return h('g', {
-      key: n.id, class: `node ${n.type} ${n.lost ? 'lost' : ''} ${lit(n.ids) ? '' : 'dim'} ${part?.id === n.id ? 'chosen' : ''}`,
+      ...button(n, describe(n), `node ${n.type} ${n.lost ? 'lost' : ''}`),
       style: {transform: `translate(${at.x - at.width / 2}px, ${at.y - at.height / 2}px)`},
-      tabindex: 0, role: 'button', 'aria-pressed': part?.id === n.id ? 'true' : 'false', 'aria-label': describe(n),
-      onClick: () => choose(n), onKeyDown: press(() => choose(n)),
     },
     h('title', null, describe(n)),
     h('rect', {width: at.width, height: at.height, rx: n.type === 'service' ? at.height / 2 : 7}),
