@@ -12,6 +12,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/sidetrack-dev/sidetrack/daemon/flows"
 	"github.com/sidetrack-dev/sidetrack/daemon/ledger"
 	"github.com/sidetrack-dev/sidetrack/daemon/metrics"
 	"github.com/sidetrack-dev/sidetrack/daemon/pods"
@@ -113,7 +114,8 @@ type Agent struct {
 	problems  problemLog
 	report    report
 	turns     *turns
-	failing   bool // what was tried last has to be tried again
+	flows     *flows.Follower // nil: there is no ledger, or nobody tells of flows
+	failing   bool            // what was tried last has to be tried again
 
 	state atomic.Pointer[metrics.State]
 }
@@ -238,6 +240,7 @@ func (a *Agent) reconcile() {
 	problems = append(problems, a.resolved.Problems...)
 
 	uncovered := a.listeners.want(table, a.resolved.Namespaces)
+	a.followFlows(table)
 	if n := a.turns.early(newCaptures(table), a.listeners.open); n > 0 {
 		// The predecessor covers more than this agent would. The rest is about to be
 		// found; until then nothing of this agent is in force.

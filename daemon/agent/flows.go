@@ -3,11 +3,9 @@
 package agent
 
 import (
-	"errors"
-	"os"
-
-	"github.com/sidetrack-dev/sidetrack/daemon/ledger"
+	"github.com/sidetrack-dev/sidetrack/daemon/flows"
 	"github.com/sidetrack-dev/sidetrack/loader"
+	"github.com/sidetrack-dev/sidetrack/routing"
 )
 
 // Flows is what the agent needs of loader.Kernel to tell the ledger of flows.
@@ -25,29 +23,18 @@ func (a *Agent) recordFlows() (stop func() error, err error) {
 	if err != nil {
 		return nil, err
 	}
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		for {
-			f, err := r.Read()
-			if errors.Is(err, os.ErrClosed) {
-				return
-			}
-			if err != nil {
-				a.log.Error("flows leave no records any more", "err", err)
-				return
-			}
-			a.cfg.Ledger.AddFlow(ledger.Flow{
-				At: f.At, Source: f.Source, Sandbox: f.Sandbox, Dialled: f.Dialled, Protocol: f.Protocol,
-				Datagrams: f.Datagrams, Verdict: f.Verdict, Reason: f.Reason, Endpoint: f.Endpoint,
-			})
-		}
-	}()
-	return func() error {
-		err := r.Close()
-		<-done
-		return err
-	}, nil
+	a.flows = flows.New(flows.Config{Reader: r, Ledger: a.cfg.Ledger, Logger: a.log})
+	return a.flows.Close, nil
+}
+
+// followFlows has flows followed to their end in the namespaces where the table decides
+// about them. It goes before the table is in force.
+func (a *Agent) followFlows(t *routing.Table) {
+	if a.flows == nil {
+		return
+	}
+	listening := a.listeners.cookies()
+	a.flows.Watch(t, a.resolved.Namespaces, func(c routing.Cookie) bool { return listening[c] })
 }
 
 // countUntold has the ledger say how many flows it has missed.

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"math"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/sidetrack-dev/sidetrack/routing"
@@ -85,7 +86,12 @@ const (
 	flagLost
 	flagHealed
 	flagCaller
+	flagFlow
+	flagOpen
 )
+
+// keptFlags is where the flags are, and behind them the flow with flagFlow.
+const keptFlags = keptHead + 8 + 4*8 + 4 + 2 + 2 + 4
 
 // put appends an entry to b, which has room for it.
 func (e *Entry) put(b []byte) []byte {
@@ -104,12 +110,15 @@ func (e *Entry) put(b []byte) []byte {
 	b = le.AppendUint16(b, uint16(e.Status))
 	b = le.AppendUint16(b, e.Port)
 	var flags byte
-	for i, set := range [...]bool{e.HasGRPC, e.Lost, e.Healed, e.caller != nil} {
+	for i, set := range [...]bool{e.HasGRPC, e.Lost, e.Healed, e.caller != nil, e.Flow != 0, e.Open} {
 		if set {
 			flags |= 1 << i
 		}
 	}
 	b = append(b, byte(e.Hook), byte(e.Protocol), byte(e.Verdict), byte(e.Reason), flags)
+	if e.Flow != 0 {
+		b = le.AppendUint64(b, e.Flow)
+	}
 	b = putAddr(b, e.Dialled)
 	b = putAddr(b, e.Answer)
 	b = putName(b, e.Service)
@@ -130,7 +139,7 @@ func (e *Entry) put(b []byte) []byte {
 
 // size is how many bytes an entry takes at most once it is kept.
 func (e *Entry) size() int {
-	n := keptHead + 8 + 4*8 + 4 + 2 + 2 + 5 + 2*(1+16+2) + 13*2 +
+	n := keptHead + 8 + 4*8 + 4 + 2 + 2 + 5 + 8 + 2*(1+16+2) + 13*2 +
 		len(e.Service.Namespace) + len(e.Service.Name) + len(e.answering.Namespace) + len(e.answering.Name) +
 		len(e.Target) + len(e.Error) + len(e.Method) + len(e.Authority) + len(e.Path)
 	if p := e.caller; p != nil {
@@ -160,7 +169,11 @@ func keptEntry(b []byte, owner *routing.SandboxInfo) *Entry {
 	e.Hook, e.Protocol, e.Verdict, e.Reason = Hook(b[40]), Protocol(b[41]), routing.Verdict(b[42]), routing.Reason(b[43])
 	flags := b[44]
 	b = b[45:]
-	e.HasGRPC, e.Lost, e.Healed = flags&flagGRPC != 0, flags&flagLost != 0, flags&flagHealed != 0
+	e.HasGRPC, e.Lost, e.Healed, e.Open = flags&flagGRPC != 0, flags&flagLost != 0, flags&flagHealed != 0, flags&flagOpen != 0
+	if flags&flagFlow != 0 {
+		e.Flow = le.Uint64(b)
+		b = b[8:]
+	}
 	e.Dialled, b = takeAddr(b)
 	e.Answer, b = takeAddr(b)
 	e.Service, b = takeName(b)
@@ -256,6 +269,7 @@ func (q *Query) choose(p *Page, chunks []chunk, owner *routing.SandboxInfo) {
 			}
 		}
 	}
+	chosen = withoutOpen(chosen)
 	if over := len(chosen) - q.Limit; q.Limit > 0 && over > 0 {
 		p.Omitted = int64(over)
 		chosen = chosen[over:]
@@ -263,6 +277,34 @@ func (q *Query) choose(p *Page, chunks []chunk, owner *routing.SandboxInfo) {
 	for _, kept := range chosen {
 		p.Entries = append(p.Entries, keptEntry(kept, owner))
 	}
+}
+
+// withoutOpen leaves out records of open flows where the flow's last is there as well.
+func withoutOpen(all [][]byte) [][]byte {
+	var ended map[uint64]bool
+	for _, kept := range all {
+		if flow, open := flowOf(kept); flow != 0 && !open {
+			if ended == nil {
+				ended = map[uint64]bool{}
+			}
+			ended[flow] = true
+		}
+	}
+	if ended == nil {
+		return all
+	}
+	return slices.DeleteFunc(all, func(kept []byte) bool {
+		flow, open := flowOf(kept)
+		return open && ended[flow]
+	})
+}
+
+// flowOf is whether a kept record is a flow's, and then whether that was open.
+func flowOf(kept []byte) (flow uint64, open bool) {
+	if kept[keptFlags]&flagFlow == 0 {
+		return 0, false
+	}
+	return binary.LittleEndian.Uint64(kept[keptFlags+1:]), kept[keptFlags]&flagOpen != 0
 }
 
 // began is when the oldest record was made.

@@ -5,6 +5,7 @@ package ledger
 import (
 	"math/rand/v2"
 	"net/netip"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -12,6 +13,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 
+	ledgerv1alpha1 "github.com/sidetrack-dev/sidetrack/api/ledger/v1alpha1"
 	"github.com/sidetrack-dev/sidetrack/routing"
 )
 
@@ -23,10 +25,10 @@ func TestWhatIsKeptIsWhatWasSaid(t *testing.T) {
 		Verdict: routing.Refuse, Reason: routing.Unavailable, Target: "Service shop/route-pr-42", Answer: netip.MustParseAddrPort("10.1.2.3:1"),
 		Method: []byte("GET"), Authority: []byte("route.shop"), Path: []byte("/\uFFFD"), Status: 999,
 		GRPCStatus: -7, HasGRPC: true, Sent: 1 << 50, Received: 1 << 51,
-		Trace: ParseTraceID(trace1), Parent: SpanID{1, 2, 3}, Lost: true, Healed: true, Error: "no answer",
+		Trace: ParseTraceID(trace1), Parent: SpanID{1, 2, 3}, Lost: true, Healed: true, Error: "no answer", Flow: 1 << 63, Open: true,
 		seq: 1 << 40, caller: &Pod{Name: name("cart-0"), Workload: "Deployment/cart", Sandbox: "pr-7"}, answering: name("route-0"),
 	}
-	for _, e := range []Entry{full, {At: time.Unix(0, 1), Owner: owner}, {
+	for _, e := range []Entry{full, {At: time.Unix(0, 1), Owner: owner}, {At: time.Unix(0, 1), Owner: owner, Flow: 7}, {
 		At: time.Unix(-1, 0), Owner: owner, caller: &Pod{}, Dialled: netip.MustParseAddrPort("[::ffff:10.0.0.1]:80"), Answer: netip.MustParseAddrPort("[::]:0"),
 	}} {
 		kept := e.put([]byte("what was there"))[len("what was there"):]
@@ -78,6 +80,58 @@ func TestABookIsReadWhileItGrowsAndShrinks(t *testing.T) {
 	if s := l.Stats(); missed > s.Dropped || s.Bytes > l.cfg.MaxSandboxBytes {
 		t.Errorf("missed %d: %+v", missed, s)
 	}
+}
+
+// TestAListHasAFlowOnce: by its end, if that is known. Whoever reads on gets the end.
+func TestAListHasAFlowOnce(t *testing.T) {
+	l, table := shop(t)
+	f := Flow{
+		At: time.Now(), Source: tester, Sandbox: table.SandboxNamed(name("pr-42"), false).ID, Dialled: netip.MustParseAddrPort("10.96.0.7:80"),
+		Protocol: routing.TCP, Open: true,
+	}
+	long, short, other, plain := f, f, f, f
+	long.ID, short.ID, other.ID = l.FlowID(), l.FlowID(), l.FlowID()
+	plain.Open = false
+	for _, f := range []Flow{long, other, plain} {
+		l.AddFlow(f)
+	}
+	short.Open = false
+	l.AddFlow(short)
+	owner := Owner{Name: name("pr-42")}
+	list, next := l.List(owner, Query{})
+	if len(list.Items) != 4 {
+		t.Fatalf("%d records of flows, want 4", len(list.Items))
+	}
+	long.Open, long.Lasted, long.Sent, long.Received, long.Error = false, time.Second, 3, 4, "reset"
+	long.Answer = netip.MustParseAddrPort("10.244.2.9:8080")
+	l.AddFlow(long)
+	id := strconv.FormatUint(long.ID, 36)
+	check := func(what string, items []ledgerv1alpha1.Record, want int) {
+		t.Helper()
+		found := 0
+		for _, r := range items {
+			if r.Flow != id {
+				continue
+			}
+			found++
+			if r.Open || r.LatencyNanos != 1e9 || r.SentBytes != 3 || r.ReceivedBytes != 4 || r.Error != "reset" || r.Answer == nil || r.Answer.Address != "10.244.2.9:8080" {
+				t.Errorf("%s: %+v", what, r)
+			}
+		}
+		if found != 1 || len(items) != want {
+			t.Errorf("%s: %d records, %d of the flow; want %d and 1", what, len(items), found, want)
+		}
+	}
+	list, _ = l.List(owner, Query{})
+	check("all", list.Items, 4)
+	// What is left out is not counted as more.
+	list, _ = l.List(owner, Query{Limit: 4})
+	check("with a limit", list.Items, 4)
+	if n := list.Nodes[0].Omitted; n != 0 {
+		t.Errorf("%d are said to be omitted", n)
+	}
+	list, _ = l.List(owner, Query{After: next})
+	check("what is new", list.Items, 1)
 }
 
 func TestAnEntryIsNotFinishedTwice(t *testing.T) {

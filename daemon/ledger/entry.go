@@ -69,6 +69,9 @@ type Entry struct {
 	Healed bool
 	Error  string
 
+	Flow uint64 // see Ledger.FlowID; zero: none
+	Open bool   // of a Flow: there is more to come
+
 	text      []byte
 	seq       uint64
 	begun     bool // see Ledger.Begin

@@ -63,6 +63,9 @@ type Ledger struct {
 
 	dropped uint64
 	unread  uint64 // see Missed
+	unended uint64 // see MissedEnds
+
+	flows atomic.Uint64 // the last FlowID
 }
 
 // New returns an empty Ledger.
@@ -76,6 +79,7 @@ func New(cfg Config) *Ledger {
 	calls.length, calls.most = pendingWindow, maxPending
 	calls.weigh, calls.heaviest = waiting.size, maxPendingBytes
 	l.open.calls = map[TraceID]int{}
+	l.flows.Store(uint64(l.began.UnixNano()))
 	l.pods.Store(&map[routing.Cookie]*Pod{})
 	l.table.Store(new(routing.Table))
 	return l
@@ -189,6 +193,17 @@ func (l *Ledger) Missed(n uint64) {
 	l.unread = n
 }
 
+// MissedEnds adds flows to those whose records do not say what they carried.
+func (l *Ledger) MissedEnds(n int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.unended += uint64(n)
+}
+
+// FlowID returns a number for a flow that no other of this node has, nor had of an
+// agent before.
+func (l *Ledger) FlowID() uint64 { return l.flows.Add(1) }
+
 // Query says which entries are wanted.
 type Query struct {
 	// After leaves out what the reader has: Page.Next of the page before.
@@ -212,15 +227,16 @@ type Page struct {
 	// Dropped is how many records have been dropped, and Omitted how many more
 	// would have been on the page without its limit.
 	Dropped, Omitted int64
-	// Unread is how many flows of this node left no record, whosever they were.
-	Unread int64
+	// Unread is how many flows of this node left no record, whosever they were, and
+	// Unended how many have records that do not say what they carried.
+	Unread, Unended int64
 }
 
 // Read returns a part of an owner's ledger. An owner that nobody has heard of has
 // an empty one.
 func (l *Ledger) Read(o Owner, q Query) Page {
 	l.mu.Lock()
-	p := Page{Next: l.seq, Since: l.began, Unread: int64(l.unread)}
+	p := Page{Next: l.seq, Since: l.began, Unread: int64(l.unread), Unended: int64(l.unended)}
 	var chunks []chunk
 	b := l.books[o]
 	if b != nil {
@@ -261,8 +277,9 @@ func (l *Ledger) Wait(ctx context.Context, after uint64) error {
 type Stats struct {
 	// Records and Bytes are what is kept now.
 	Records, Bytes int64
-	// Added and Dropped count records; Unread counts flows that left none.
-	Added, Dropped, Unread uint64
+	// Added and Dropped count records; Unread counts flows that left none, and Unended
+	// those whose records do not say what they carried.
+	Added, Dropped, Unread, Unended uint64
 	// Traces is how many traces are remembered.
 	Traces int64
 }
@@ -271,7 +288,7 @@ type Stats struct {
 func (l *Ledger) Stats() Stats {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	s := Stats{Bytes: l.bytes, Added: l.seq, Dropped: l.dropped, Unread: l.unread, Traces: l.traces.known.Load()}
+	s := Stats{Bytes: l.bytes, Added: l.seq, Dropped: l.dropped, Unread: l.unread, Unended: l.unended, Traces: l.traces.known.Load()}
 	for _, b := range l.books {
 		s.Records += b.records
 	}

@@ -5,6 +5,7 @@ package ledger
 import (
 	"cmp"
 	"slices"
+	"strconv"
 	"strings"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -51,6 +52,10 @@ func (l *Ledger) Record(e *Entry) ledgerv1alpha1.Record {
 		LostKey:       e.Lost,
 		Healed:        e.Healed,
 		Error:         e.Error,
+		Open:          e.Open,
+	}
+	if e.Flow != 0 {
+		r.Flow = strconv.FormatUint(e.Flow, 36)
 	}
 	if p := e.caller; p != nil {
 		r.Source = ledgerv1alpha1.Source{Namespace: p.Name.Namespace, Pod: p.Name.Name, Workload: p.Workload, Sandbox: p.Sandbox}
@@ -84,7 +89,7 @@ func (l *Ledger) List(o Owner, q Query) (ledgerv1alpha1.RecordList, uint64) {
 		TypeMeta: metav1.TypeMeta{APIVersion: ledgerv1alpha1.APIVersion, Kind: ledgerv1alpha1.RecordListKind},
 		Items:    make([]ledgerv1alpha1.Record, 0, len(p.Entries)),
 		Nodes: []ledgerv1alpha1.NodeAnswer{{
-			Node: l.cfg.Node, Answered: true, Since: &since, Dropped: p.Dropped, Omitted: p.Omitted, MissedFlows: p.Unread,
+			Node: l.cfg.Node, Answered: true, Since: &since, Dropped: p.Dropped, Omitted: p.Omitted, MissedFlows: p.Unread, MissedEnds: p.Unended,
 		}},
 	}
 	for _, e := range p.Entries {

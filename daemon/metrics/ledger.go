@@ -18,11 +18,13 @@ var (
 		"Records that were dropped for newer ones.", nil, nil)
 	untoldDesc = prometheus.NewDesc("sidetrack_ledger_untold_flows_total",
 		"Tagged flows that left no record because too many began at once.", nil, nil)
+	unendedDesc = prometheus.NewDesc("sidetrack_ledger_unended_flows_total",
+		"Tagged flows whose records do not say what they carried.", nil, nil)
 )
 
 // Describe implements prometheus.Collector.
 func (c *ledgerCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{recordsDesc, recordBytesDesc, recordedDesc, droppedDesc, untoldDesc} {
+	for _, d := range []*prometheus.Desc{recordsDesc, recordBytesDesc, recordedDesc, droppedDesc, untoldDesc, unendedDesc} {
 		ch <- d
 	}
 }
@@ -41,4 +43,5 @@ func (c *ledgerCollector) Collect(ch chan<- prometheus.Metric) {
 	counter(recordedDesc, s.Added)
 	counter(droppedDesc, s.Dropped)
 	counter(untoldDesc, s.Unread)
+	counter(unendedDesc, s.Unended)
 }

@@ -115,7 +115,7 @@ func TestMetricsNameSandboxAndServiceAndNeverAKey(t *testing.T) {
 			},
 			Errors: map[string]uint64{"client_reset": 6},
 		},
-		Ledger: records{Records: 3, Bytes: 1500, Added: 5, Dropped: 2, Unread: 1},
+		Ledger: records{Records: 3, Bytes: 1500, Added: 5, Dropped: 2, Unread: 1, Unended: 2},
 		State: func() State {
 			return State{
 				Table: table, Listeners: 2, PodsWithoutListener: 1, PodsCovered: 7, PodsWithoutNamespace: 3,
@@ -155,6 +155,7 @@ func TestMetricsNameSandboxAndServiceAndNeverAKey(t *testing.T) {
 		`sidetrack_ledger_dropped_total 2`,
 		`sidetrack_ledger_records 3`,
 		`sidetrack_ledger_records_total 5`,
+		`sidetrack_ledger_unended_flows_total 2`,
 		`sidetrack_ledger_untold_flows_total 1`,
 		`sidetrack_listeners 2`,
 		`sidetrack_pods{coverage="covered"} 7`,

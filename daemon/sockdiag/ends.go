@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"sync"
 	"syscall"
 	"time"
 
@@ -58,12 +59,14 @@ var ErrLost = errors.New("the ends of some sockets were not told: too many at on
 
 // Ends hears of the ends of the TCP sockets of one network namespace: those that
 // connect as well as those that are accepted or listen. One goroutine may call Read;
-// Close may be called from any.
+// Close may be called from any, and then Read once more, which lets go of the rest.
 type Ends struct {
 	file *os.File
 	conn syscall.RawConn
-	diag *Diag
 	buf  []byte
+
+	diag      *Diag
+	closeDiag sync.Once
 }
 
 // OpenEnds returns the ends of sockets in the namespace ns from now on. Buffer is how
@@ -110,7 +113,12 @@ func (e *Ends) Close() error { return e.file.Close() }
 // Read waits for ends and appends those that there are, at most a few hundred. The error
 // is os.ErrClosed after Close, and ErrLost where some are missing; then those that
 // are returned are good, and it may be called again.
-func (e *Ends) Read(ends []End) ([]End, error) {
+func (e *Ends) Read(ends []End) ([]End, error) { return e.read(ends, true) }
+
+// ReadNow is Read without waiting: there may be none.
+func (e *Ends) ReadNow(ends []End) ([]End, error) { return e.read(ends, false) }
+
+func (e *Ends) read(ends []End, wait bool) ([]End, error) {
 	const most = 512
 	var failed error
 	first := len(ends)
@@ -119,7 +127,7 @@ func (e *Ends) Read(ends []End) ([]End, error) {
 			n, err := recv(int(fd), e.buf)
 			switch {
 			case errors.Is(err, unix.EAGAIN):
-				return len(ends) > first
+				return !wait || len(ends) > first
 			case errors.Is(err, unix.ENOBUFS):
 				failed = ErrLost
 				return true
@@ -134,7 +142,7 @@ func (e *Ends) Read(ends []End) ([]End, error) {
 		return true
 	})
 	if err != nil {
-		e.diag.Close()
+		e.closeDiag.Do(e.diag.Close)
 		return ends, os.ErrClosed
 	}
 	return ends, failed

@@ -6,9 +6,10 @@ import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 // Record is what one hop of tagged traffic left behind: a request or a connection
 // at the request router, or a flow at the kernel's hooks. It is made when the
-// request or connection is over, a flow's when it begins. Datagrams that one socket
-// sends to one destination are one record, and another one after 10 seconds for as
-// long as it goes on.
+// request or connection is over. A flow of TCP leaves one when it is over, and where it
+// lasts, one more while it is under way (see Flow); others leave one when they begin.
+// Datagrams that one socket sends to one destination are one record, and another one
+// after 10 seconds for as long as it goes on.
 type Record struct {
 	// Time is when the request's head was read, or the flow began.
 	Time metav1.MicroTime `json:"time"`
@@ -19,6 +20,16 @@ type Record struct {
 	Hook Hook `json:"hook"`
 	// Protocol is what was spoken.
 	Protocol Protocol `json:"protocol"`
+	// Flow joins the records of one flow of a node: a list has one of them, that of its
+	// end where it has ended, and a stream brings that after the one that is Open.
+	// Missing for what is no flow, and for flows whose end is not told: UDP's, those of
+	// pods on the host's network, and those that were refused at once.
+	// +optional
+	Flow string `json:"flow,omitempty"`
+	// Open says that the flow was under way when the record was made: how long it lasts
+	// and what it carries is in another one, when it is over.
+	// +optional
+	Open bool `json:"open,omitempty"`
 	// Tag is the Sandbox or RouteGroup whose ledger this is: whose key the request
 	// carried, or should have carried, or whose pod the source is.
 	Tag Tag `json:"tag"`
@@ -50,15 +61,16 @@ type Record struct {
 	// GRPCStatus is the gRPC status code that the caller got.
 	// +optional
 	GRPCStatus *int32 `json:"grpcStatus,omitempty"`
-	// SentBytes is how much the caller sent, heads and framing as well; of datagrams
-	// nothing is counted.
+	// SentBytes is how much the caller sent, heads and framing as well; of datagrams,
+	// and of a flow that the caller has aborted (SO_LINGER), nothing is counted.
 	// +optional
 	SentBytes int64 `json:"sentBytes,omitempty"`
 	// ReceivedBytes is how much the caller was sent.
 	// +optional
 	ReceivedBytes int64 `json:"receivedBytes,omitempty"`
 	// LatencyNanos is the time from the head's end to the answer's last byte, or how
-	// long the connection lasted. Zero for flows.
+	// long the connection or the flow lasted: from connect(2) until nothing of it was
+	// left in the kernel. Zero for flows whose end is not told.
 	// +optional
 	LatencyNanos int64 `json:"latencyNanos,omitempty"`
 	// TraceID is the trace that the request's traceparent named, 32 hexadecimal
@@ -231,6 +243,11 @@ type NodeAnswer struct {
 	// because too many began at once.
 	// +optional
 	MissedFlows int64 `json:"missedFlows,omitempty"`
+	// MissedEnds is how many flows of the node's sandboxes, whichever, have records that
+	// do not say what they carried, because too many ended at once, or were open, or
+	// because their pod was gone first.
+	// +optional
+	MissedEnds int64 `json:"missedEnds,omitempty"`
 	// Omitted is how many more records match than the limit let through.
 	// +optional
 	Omitted int64 `json:"omitted,omitempty"`
