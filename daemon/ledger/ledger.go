@@ -75,7 +75,7 @@ func New(cfg Config) *Ledger {
 	l := &Ledger{cfg: cfg, began: time.Now(), books: map[Owner]*book{}, added: make(chan struct{})}
 	seen, calls := &l.traces.seen, &l.pending.calls
 	seen.length, seen.most = traceWindow, maxTraces
-	seen.weigh, seen.heaviest = func(t *trace) int64 { return int64(len(t.hops)) }, maxAllHops
+	seen.weigh, seen.heaviest = func(t *trace) int64 { return int64(len(t.hops) + len(t.strays)) }, maxAllHops
 	calls.length, calls.most = pendingWindow, maxPending
 	calls.weigh, calls.heaviest = waiting.size, maxPendingBytes
 	l.open.calls = map[TraceID]int{}

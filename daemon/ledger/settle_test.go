@@ -85,6 +85,110 @@ func TestACallThatIsUnderWayIsCounted(t *testing.T) {
 	}
 }
 
+// strayedTo are the Services that a node's answer says strays of the trace went to.
+func strayedTo(t *testing.T, l *Ledger, o Owner, told ...Announcement) []string {
+	t.Helper()
+	_, answer := l.Settle(o, ParseTraceID(trace1), told)
+	if answer.Strays == nil {
+		return nil
+	}
+	out := []string{}
+	for _, s := range answer.Strays.Services {
+		out = append(out, s.Namespace+"/"+s.Name)
+	}
+	return out
+}
+
+// Whoever has received the key past all routers, and whoever never had it, call on
+// without it in the same way.
+func TestCallsOfWhomNobodyKnowsToHaveHadTheKeyAreStrays(t *testing.T) {
+	first, second, table, told := twoNodes(t)
+	call(t, first, table, tester, "route", "key-of-pr-42", trace1)
+	ofRoute := <-told
+	if got := strayedTo(t, second, ofPR42, ofRoute); !slices.Equal(got, []string{}) {
+		t.Errorf("nothing was called, and strays went to %q", got)
+	}
+	for range 3 {
+		e, _ := call(t, second, table, cart, "route", "", trace1)
+		second.Finish(e)
+		e, _ = call(t, second, table, cart, "route", "", trace2)
+		second.Finish(e)
+		if e, _ = call(t, second, table, cart, "route", "key-of-pr-42", trace1); e != nil {
+			second.Finish(e)
+		}
+	}
+	want := []string{"shop/route"}
+	if got := strayedTo(t, second, ofPR42); !slices.Equal(got, want) || len(lost(second)) != 0 {
+		t.Errorf("cart has called route without the key: strays went to %q, lost by %q", got, lost(second))
+	}
+	if got := strayedTo(t, second, Owner{Name: name("pr-43")}); got != nil {
+		t.Errorf("another sandbox is told of strays to %q", got)
+	}
+	// The calls themselves are forgotten long before the trace.
+	forgetful := func(l *Ledger) { l.pending.calls.turn(time.Now().Add(3 * pendingWindow)) }
+	call(t, first, table, tester, "cart", "key-of-pr-42", trace1)
+	ofCart := <-told
+	for _, late := range []bool{false, true} {
+		first, second, table, _ := twoNodes(t)
+		second.Heard(ofRoute)
+		e, _ := call(t, second, table, cart, "route", "", trace1)
+		second.Finish(e)
+		if late {
+			forgetful(second)
+		}
+		if got := strayedTo(t, second, ofPR42); !slices.Equal(got, want) {
+			t.Errorf("forgotten %t: strays went to %q", late, got)
+		}
+		second.Heard(ofCart)
+		got, by := strayedTo(t, second, ofPR42), lost(second)
+		if late != slices.Equal(got, want) || late != (len(by) == 0) {
+			t.Errorf("cart is known to have had the key, its call forgotten %t: strays went to %q, lost by %q", late, got, by)
+		}
+		_ = first
+	}
+}
+
+func TestStraysOfATraceThatNobodyHasSeenWithAKey(t *testing.T) {
+	_, second, table, _ := twoNodes(t)
+	if got := strayedTo(t, second, ofPR42); !slices.Equal(got, []string{}) {
+		t.Errorf("nothing was called, and strays went to %q", got)
+	}
+	e, _ := call(t, second, table, cart, "route", "", trace1)
+	second.Finish(e)
+	if got := strayedTo(t, second, ofPR42); !slices.Equal(got, []string{"shop/route"}) {
+		t.Errorf("strays went to %q", got)
+	}
+	if got := strayedTo(t, second, Owner{Name: name("pr-43")}); got != nil {
+		t.Errorf("a sandbox that nobody knows is told of strays to %q", got)
+	}
+	// Where there are no other nodes calls do not wait for their word.
+	alone, table := shop(t)
+	call(t, alone, table, tester, "route", "key-of-pr-42", trace1)
+	if got := strayedTo(t, alone, ofPR42); got != nil {
+		t.Errorf("of calls that are not kept it says that strays went to %q", got)
+	}
+}
+
+func TestStraysOfATraceAreBounded(t *testing.T) {
+	first, second, table, told := twoNodes(t)
+	second.began = time.Now().Add(-2 * time.Hour)
+	call(t, first, table, tester, "route", "key-of-pr-42", trace1)
+	second.Heard(<-told)
+	dest, _ := table.LookupDest(netip.MustParseAddrPort("10.96.0.7:80"), routing.TCP)
+	for i := range 10 * maxHops {
+		// One at a time, or they are too many to be kept.
+		second.Finish(&Entry{At: time.Now(), Source: routing.Cookie(1000 + i), Service: name("route"), dest: dest.ID, Trace: ParseTraceID(trace1)})
+		second.pending.calls.drop(ParseTraceID(trace1))
+	}
+	if n := len(second.traces.lookup(ParseTraceID(trace1)).strays); n != maxHops {
+		t.Errorf("%d strays are remembered", n)
+	}
+	_, answer := second.Settle(ofPR42, ParseTraceID(trace1), nil)
+	if known := time.Duration(answer.KnownNanos); known > time.Hour {
+		t.Errorf("it claims to know of all that there were within %s", known)
+	}
+}
+
 // What a node has forgotten it does not claim to know.
 func TestHowFarBackATraceIsKnown(t *testing.T) {
 	hour := time.Hour

@@ -30,8 +30,9 @@ async function call(client, name, input) {
 }
 
 // attempt forks the workload with an image, and asks the front door for an answer.
-async function attempt(client, sandbox, workload, url, image, update) {
-  const made = await call(client, "create_sandbox", { sandbox, update, ttl: "30m", wait_seconds: 180, observe: ["*"], forks: [{ workload, image }] });
+// Further arguments are those of create_sandbox.
+async function attempt(client, sandbox, workload, url, image, more) {
+  const made = await call(client, "create_sandbox", { sandbox, ttl: "30m", wait_seconds: 180, forks: [{ workload, image }], ...more });
   if (!made.ready) throw new Error("the sandbox is not ready: " + made.why);
   return await call(client, "send_request", { sandbox: made.sandbox, url });
 }
@@ -43,7 +44,7 @@ try {
   const route = found.workloads.find((w) => w.workload.endsWith("/route")).workload;
   const door = found.workloads.find((w) => w.workload.endsWith("/front")).urls[0];
 
-  const first = await attempt(client, "agent", route, door, "sidetrack.test/shop:pr-43", false);
+  const first = await attempt(client, "agent", route, door, "sidetrack.test/shop:pr-43", {});
   const handle = first.sandbox;
   let differs, why;
   if (first.verified && first.status !== 200) {
@@ -53,15 +54,17 @@ try {
     client = await session();
     why = await call(client, "explain_routing", { sandbox: handle, trace_id: first.trace_id });
   }
-  const second = await attempt(client, handle, route, door, "sidetrack.test/shop:pr-43-2", true);
-  // A service on the way that forgets the key: the answer is good, and everybody's.
+  // A service on the way that forgets the key: the answer is good, and everybody's. Which
+  // service that is nobody knows who does not look at it.
+  const strayed = await call(client, "send_request", { sandbox: handle, url: door, headers: { "X-Lose": "cart" } });
+  const second = await attempt(client, handle, route, door, "sidetrack.test/shop:pr-43-2", { update: true, observe: ["*"] });
   const lost = await call(client, "send_request", { sandbox: handle, url: door, headers: { "X-Lose": "cart" } });
   const tested = await call(client, "run_tests", { sandbox: handle, image: "sidetrack.test/shop:v1", command: ["/shop", "check", "-want", '"Version":"pr-43-2"', door] });
   const logs = await call(client, "sandbox_logs", { sandbox: handle });
   const listed = await call(client, "list_sandboxes", {});
   const gone = await call(client, "delete_sandbox", { sandbox: handle });
   await client.close();
-  console.log(JSON.stringify({ tools, first, differs, why, second, lost, tested, logs, listed, gone, heard, story }));
+  console.log(JSON.stringify({ tools, first, differs, why, strayed, second, lost, tested, logs, listed, gone, heard, story }));
 } catch (error) {
   console.log(JSON.stringify({ error: String(error), heard, story }));
   process.exitCode = 1;

@@ -157,7 +157,7 @@ func (p *program) diff(ctx context.Context, tun *tunnelFlags, name string, reque
 		if err != nil {
 			return err
 		}
-		if err := compare.Verify(ctx, c, sb, t.Pod(), &res); err != nil {
+		if err := compare.Verify(ctx, c, sb, &res); err != nil {
 			return err
 		}
 		results = append(results, res)

@@ -65,7 +65,6 @@ type Result struct {
 	// NotVerified are the reasons why it is not.
 	NotVerified []string `json:"notVerified,omitempty"`
 
-	url   string
 	asked []asked
 }
 
@@ -99,7 +98,7 @@ func Compare(ctx context.Context, send Sender, r exchange.Request, o Options) (R
 		return Result{}, err
 	}
 	method := cmp.Or(r.Method, "GET")
-	res := Result{Request: method + " " + r.URL, url: r.URL}
+	res := Result{Request: method + " " + r.URL}
 	var baseline, sandbox []facts
 	ask := func(tagged bool) error {
 		began := time.Now()
@@ -128,7 +127,7 @@ func Compare(ctx context.Context, send Sender, r exchange.Request, o Options) (R
 			res.SandboxStatus, res.SandboxError = status, text
 			request := asked{began: began}
 			if err == nil {
-				res.TraceID, request.trace, request.span = a.TraceID, a.TraceID, a.SpanID
+				res.TraceID, request.trace = a.TraceID, a.TraceID
 			}
 			res.asked = append(res.asked, request)
 			return nil

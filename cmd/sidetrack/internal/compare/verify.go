@@ -14,17 +14,16 @@ import (
 
 // asked is a request to the sandbox.
 type asked struct {
-	// trace is its trace, span it in that; empty where nobody has answered.
-	trace, span string
-	began       time.Time
+	trace string // empty where nobody has answered
+	began time.Time
 }
 
 // Verify looks up in the ledger whether forks of the sandbox have answered each of a
-// result's requests to it, which from, a pod of the sandbox's namespace, has sent, and notes that in the result. Without it a key that was lost
+// result's requests to it, and notes that in the result. Without it a key that was lost
 // on the way makes the baseline answer both, and nothing differs. It stops at the
 // first request that is not verified. The error is the context's, or says why the
 // sandbox cannot be read; a ledger that cannot be read is a reason not to verify.
-func Verify(ctx context.Context, c *cluster.Cluster, sb *v1alpha1.Sandbox, from string, r *Result) error {
+func Verify(ctx context.Context, c *cluster.Cluster, sb *v1alpha1.Sandbox, r *Result) error {
 	r.Verified, r.NotVerified = false, nil
 	if len(r.asked) == 0 {
 		r.NotVerified = []string{"nothing was asked of the sandbox"}
@@ -37,7 +36,7 @@ func Verify(ctx context.Context, c *cluster.Cluster, sb *v1alpha1.Sandbox, from 
 		}
 	}
 	for _, a := range r.asked {
-		e, err := proof.Gather(ctx, c, sb, proof.Sent{URL: r.url, Trace: a.trace, Span: a.span, Pod: from, Began: a.began})
+		e, err := proof.Gather(ctx, c, sb, proof.Sent{Trace: a.trace, Began: a.began})
 		if err != nil {
 			return err
 		}

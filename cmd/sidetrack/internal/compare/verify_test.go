@@ -3,8 +3,6 @@
 package compare
 
 import (
-	"cmp"
-	"context"
 	"encoding/json"
 	"fmt"
 	"net/http"
@@ -22,7 +20,6 @@ import (
 	ledger "github.com/sidetrack-dev/sidetrack/api/ledger/v1alpha1"
 	"github.com/sidetrack-dev/sidetrack/api/v1alpha1"
 	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/cluster"
-	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/exchange"
 )
 
 // ledgerOf is a cluster with a sandbox of the Service route, in force, whose ledger is
@@ -49,22 +46,7 @@ func ledgerOf(t *testing.T, h http.HandlerFunc) (*cluster.Cluster, *v1alpha1.San
 	return &cluster.Cluster{Core: core, Objects: fake.NewClientBuilder().WithScheme(scheme).WithObjects(sb).Build(), Namespace: "shop"}, sb
 }
 
-// spans are those that requests were sent as, by their traces.
-var spans sync.Map
-
-// seen is a Sender that notes them.
-func seen(send Sender) Sender {
-	return func(ctx context.Context, r exchange.Request, tagged bool) (*exchange.Answer, error) {
-		a, err := send(ctx, r, tagged)
-		if err == nil {
-			spans.Store(a.TraceID, a.SpanID)
-		}
-		return a, err
-	}
-}
-
-// recorded answers with what a node has of the trace that is asked for: the request
-// itself, which pod proxy-1 has sent to front, and a call of route.
+// recorded answers with what a node has of the trace that is asked for: a call of route.
 func recorded(change func(n int64, r *ledger.Record)) http.HandlerFunc {
 	var mu sync.Mutex
 	traces := map[string]int64{}
@@ -83,13 +65,8 @@ func recorded(change func(n int64, r *ledger.Record)) http.HandlerFunc {
 			Answer: &ledger.Answer{Address: "10.0.0.9:80", Namespace: "shop", Pod: "route-fork-1"},
 		}
 		change(n, &rec)
-		own := rec
-		span, _ := spans.Load(trace)
-		own.ParentID, _ = span.(string)
-		own.Source, own.Service, own.Decision = ledger.Source{Namespace: "shop", Pod: "proxy-1"}, &ledger.Service{Namespace: "shop", Name: "front", Port: 80}, ledger.DecisionBaseline
-		own.LostKey = false
 		rw.Header().Set("Content-Type", "application/json")
-		_ = json.NewEncoder(rw).Encode(ledger.RecordList{Items: []ledger.Record{own, rec}, Nodes: []ledger.NodeAnswer{{Node: "n1", Answered: true, Since: &since, Trace: &ledger.TraceAnswer{KnownNanos: time.Hour.Nanoseconds()}}}})
+		_ = json.NewEncoder(rw).Encode(ledger.RecordList{Items: []ledger.Record{rec}, Nodes: []ledger.NodeAnswer{{Node: "n1", Answered: true, Since: &since, Trace: &ledger.TraceAnswer{KnownNanos: time.Hour.Nanoseconds(), Strays: &ledger.Strays{}}}}})
 	}
 }
 
@@ -113,37 +90,34 @@ func TestThatNothingDiffersIsVerifiedByTheLedgerOnly(t *testing.T) {
 		// differ: the fork's answer differs, so that it is asked several times.
 		differ bool
 		says   string
-		// from is the pod that sends, if not proxy-1.
-		from string
 	}{
-		{"a fork has answered", recorded(func(int64, *ledger.Record) {}), false, "", ""},
-		{"forks have answered otherwise", recorded(func(int64, *ledger.Record) {}), true, "", ""},
-		{"the key was lost", recorded(func(_ int64, r *ledger.Record) { lost(r) }), false, "Deployment/cart called route.shop:80 without the routing key", ""},
+		{"a fork has answered", recorded(func(int64, *ledger.Record) {}), false, ""},
+		{"forks have answered otherwise", recorded(func(int64, *ledger.Record) {}), true, ""},
+		{"the key was lost", recorded(func(_ int64, r *ledger.Record) { lost(r) }), false, "Deployment/cart called route.shop:80 without the routing key"},
 		{"the key was lost once", recorded(func(n int64, r *ledger.Record) {
 			if n == 2 {
 				lost(r)
 			}
-		}), true, "Deployment/cart called route.shop:80 without the routing key", ""},
+		}), true, "Deployment/cart called route.shop:80 without the routing key"},
 		{"a Service that is not redirected", recorded(func(_ int64, r *ledger.Record) {
 			r.Service.Name, r.Decision = "stock", ledger.DecisionBaseline
-		}), false, "no call of this request is known to have been answered by a fork", ""},
-		{"no ledger in the cluster", refused(http.StatusNotFound, metav1.StatusReasonNotFound), false, "it cannot be told whether a fork answered: the ledger cannot be read: this cluster serves no ledger", ""},
-		{"a ledger for others", refused(http.StatusForbidden, metav1.StatusReasonForbidden), false, "it cannot be told whether a fork answered: the ledger cannot be read: you may not read the ledger", ""},
-		{"a request that nobody has seen", recorded(func(int64, *ledger.Record) {}), false, "the call of front.shop itself is not on record", "proxy-2"},
+		}), false, "no call of this request is known to have been answered by a fork"},
+		{"no ledger in the cluster", refused(http.StatusNotFound, metav1.StatusReasonNotFound), false, "it cannot be told whether a fork answered: the ledger cannot be read: this cluster serves no ledger"},
+		{"a ledger for others", refused(http.StatusForbidden, metav1.StatusReasonForbidden), false, "it cannot be told whether a fork answered: the ledger cannot be read: you may not read the ledger"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
 			cl, sb := ledgerOf(t, c.ledger)
-			r := compareOnce(t, seen(side(t, func(rw http.ResponseWriter, _ *http.Request, tagged bool, _ int64) {
+			r := compareOnce(t, side(t, func(rw http.ResponseWriter, _ *http.Request, tagged bool, _ int64) {
 				fmt.Fprintf(rw, `{"fork": %t}`, tagged && c.differ)
-			})), Options{Samples: 3})
+			}), Options{Samples: 3})
 			if r.Verified {
 				t.Error("it is verified before the ledger has been read")
 			}
 			if (len(r.Differences) > 0) != c.differ {
 				t.Fatalf("differences %q", places(r.Differences))
 			}
-			if err := Verify(t.Context(), cl, sb, cmp.Or(c.from, "proxy-1"), &r); err != nil {
+			if err := Verify(t.Context(), cl, sb, &r); err != nil {
 				t.Fatal(err)
 			}
 			if said := strings.Join(r.NotVerified, "\n"); r.Verified != (c.says == "") || !strings.Contains(said, c.says) || r.Verified != (said == "") {
@@ -160,7 +134,7 @@ func TestWhatNobodyHasAnsweredIsNotVerified(t *testing.T) {
 			panic(http.ErrAbortHandler)
 		}
 	}), Options{Samples: 3})
-	if err := Verify(t.Context(), cl, sb, "proxy-1", &r); err != nil {
+	if err := Verify(t.Context(), cl, sb, &r); err != nil {
 		t.Fatal(err)
 	}
 	if r.Verified || len(r.NotVerified) != 1 || r.NotVerified[0] != "a request to the sandbox was answered by nobody" {

@@ -51,10 +51,7 @@ type Answer struct {
 	// TraceID is the trace that the request began, or was part of: 32 hexadecimal
 	// digits.
 	TraceID string
-	// SpanID is the span that the request was sent as, 16 hexadecimal digits: the
-	// parent of the call that it is.
-	SpanID string
-	Took   time.Duration
+	Took    time.Duration
 }
 
 // Send sends a request over a connection of its own. The error is about the
@@ -89,7 +86,7 @@ func Send(ctx context.Context, dial func(ctx context.Context, network, address s
 		req.Header[http.CanonicalHeaderKey(name)] = slices.Clone(values)
 	}
 	r.Names.Tag(req.Header, r.Key)
-	trace, span := traced(req.Header)
+	trace := traced(req.Header)
 	transport := &http.Transport{DialContext: dial, DisableKeepAlives: true, DisableCompression: true}
 	defer transport.CloseIdleConnections()
 	began := time.Now()
@@ -106,7 +103,7 @@ func Send(ctx context.Context, dial func(ctx context.Context, network, address s
 	if err != nil {
 		return nil, fmt.Errorf("%s %s: read the answer: %w", method, u.Redacted(), err)
 	}
-	a := &Answer{Status: resp.StatusCode, Proto: resp.Proto, Header: resp.Header, Body: body, TraceID: trace, SpanID: span, Took: time.Since(began)}
+	a := &Answer{Status: resp.StatusCode, Proto: resp.Proto, Header: resp.Header, Body: body, TraceID: trace, Took: time.Since(began)}
 	if int64(len(body)) > most {
 		a.Body, a.Truncated = body[:most], true
 	}
@@ -127,15 +124,15 @@ func parseURL(text string) (*url.URL, error) {
 	return u, nil
 }
 
-// traced returns the trace and the span of a request, and begins a trace where there
-// is none (W3C Trace Context, section 3.2).
-func traced(h http.Header) (trace, span string) {
+// traced returns the trace of a request, and begins one where there is none (W3C Trace
+// Context, section 3.2).
+func traced(h http.Header) string {
 	if parts := strings.Split(strings.TrimSpace(h.Get("Traceparent")), "-"); len(parts) >= 4 && len(parts[1]) == 32 {
-		return strings.ToLower(parts[1]), strings.ToLower(parts[2])
+		return strings.ToLower(parts[1])
 	}
 	var id [24]byte
 	rand.Read(id[:]) // never fails: crypto/rand
-	trace, span = hex.EncodeToString(id[:16]), hex.EncodeToString(id[16:])
-	h.Set("Traceparent", "00-"+trace+"-"+span+"-01")
-	return trace, span
+	trace := hex.EncodeToString(id[:16])
+	h.Set("Traceparent", "00-"+trace+"-"+hex.EncodeToString(id[16:])+"-01")
+	return trace
 }

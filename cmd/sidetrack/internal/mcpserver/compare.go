@@ -78,11 +78,9 @@ func compareResponses() tool {
 				return nil, err
 			}
 			var res compare.Result
-			from := ""
 			// Beside the sandbox: both sides take the same way, and the key alone tells them
 			// apart.
-			err = c.server.tunnels.with(ctx, c, sb, false, func(dial dialFunc, pod string) error {
-				from = pod
+			err = c.server.tunnels.with(ctx, c, sb, false, func(dial dialFunc) error {
 				res, err = compare.Compare(ctx, compare.Through(dial, o.Names, sb.Status.RoutingKey), req, o)
 				return err
 			})
@@ -92,7 +90,7 @@ func compareResponses() tool {
 			if res.BaselineError != "" && res.SandboxError != "" {
 				return nil, &task.Failure{Message: "nobody answers: " + res.SandboxError, Remedy: "correct the URL: its host is SERVICE." + sb.Namespace + "; list_workloads has the URLs"}
 			}
-			if err := compare.Verify(ctx, c.Cluster, sb, from, &res); err != nil {
+			if err := compare.Verify(ctx, c.Cluster, sb, &res); err != nil {
 				return nil, err
 			}
 			return compared(handle(sb.Namespace, sb.Name), &res, in.Detail, c.redact), nil

@@ -28,7 +28,7 @@ type createInput struct {
 	Sandbox     string          `json:"sandbox" jsonschema:"name of the sandbox, such as pr-42, or namespace/name"`
 	Forks       []forkInput     `json:"forks,omitempty" jsonschema:"the workloads to copy, and what differs in the copies"`
 	Redirects   []redirectInput `json:"redirects,omitempty" jsonschema:"Services whose traffic from this sandbox goes somewhere else, such as to a database of its own"`
-	Observe     []string        `json:"observe,omitempty" jsonschema:"Services on the way to the forks, the entry URL's first: their hops are shown as well, and who loses the routing key there is named; without it compare_responses cannot verify an answer that enters elsewhere than at a fork. Name all, or * for the whole namespace; none is none. When left out: what is forked or redirected. Their traffic stays where it is"`
+	Observe     []string        `json:"observe,omitempty" jsonschema:"Services on the way to the forks, the entry URL's first: their hops are shown as well, and who loses the routing key there is named. Name all, or * for the whole namespace; none is none. When left out: what is forked or redirected. Their traffic stays where it is"`
 	Heal        bool            `json:"heal,omitempty" jsonschema:"where a service loses the routing key but passes the trace id (traceparent) on, let that stand for it"`
 	TTL         string          `json:"ttl,omitempty" jsonschema:"the sandbox is deleted so long after its creation: a duration such as 30m or 2h; never means that it stays"`
 	Update      bool            `json:"update,omitempty" jsonschema:"change the sandbox when there is one, to what this call says: forks and redirects that it leaves out are removed"`

@@ -108,16 +108,16 @@ func sendRequest() tool {
 			r.Key, r.Names = sb.Status.RoutingKey, names
 			r.MaxBody = int64(max(in.MaxBodyBytes, 1))
 			var a *exchange.Answer
-			sent := proof.Sent{URL: r.URL}
-			err = c.server.tunnels.with(ctx, c, sb, true, func(dial dialFunc, pod string) error {
-				sent.Began, sent.Pod = time.Now(), pod
+			var sent proof.Sent
+			err = c.server.tunnels.with(ctx, c, sb, true, func(dial dialFunc) error {
+				sent.Began = time.Now()
 				a, err = exchange.Send(ctx, dial, r)
 				return err
 			})
 			if err != nil {
 				return nil, notAnswered(err, sb)
 			}
-			sent.Trace, sent.Span = a.TraceID, a.SpanID
+			sent.Trace = a.TraceID
 			e, err := proof.Gather(ctx, c.Cluster, sb, sent)
 			if err != nil {
 				return nil, err

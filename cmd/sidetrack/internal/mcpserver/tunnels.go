@@ -39,10 +39,10 @@ type shared struct {
 	timer *time.Timer
 }
 
-// with calls f with a way to dial from a pod of the sandbox, and that pod's name, or from one beside it
+// with calls f with a way to dial from a pod of the sandbox, or from one beside it
 // where tagged is false. A pod that has vanished since the last call is replaced: f
 // is called again then, and has not sent anything before.
-func (t *tunnels) with(ctx context.Context, c call, sb *v1alpha1.Sandbox, tagged bool, f func(dial dialFunc, pod string) error) error {
+func (t *tunnels) with(ctx context.Context, c call, sb *v1alpha1.Sandbox, tagged bool, f func(dial dialFunc) error) error {
 	key := tunnelKey{sb.UID, tagged}
 	for attempt := 0; ; attempt++ {
 		s, fresh, err := t.get(ctx, c, sb, key)
@@ -60,7 +60,7 @@ func (t *tunnels) with(ctx context.Context, c call, sb *v1alpha1.Sandbox, tagged
 				mu.Unlock()
 			}
 			return conn, err
-		}, s.Pod())
+		})
 		mu.Lock()
 		again := broken
 		mu.Unlock()

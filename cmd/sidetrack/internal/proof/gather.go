@@ -30,13 +30,9 @@ const (
 
 // Sent is a request that is to be proved.
 type Sent struct {
-	// URL is where it was sent, http:// where it has no scheme.
-	URL string
-	// Trace and Span are those of its traceparent; no other request is of the trace
-	// that did not come of this one.
-	Trace, Span string
-	// Pod of the sandbox's namespace has sent it.
-	Pod string
+	// Trace is its traceparent's; no other request is of it that did not come of this
+	// one.
+	Trace string
 	// Began is when that was, with the monotonic clock.
 	Began time.Time
 }

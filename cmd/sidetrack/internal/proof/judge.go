@@ -5,10 +5,7 @@ package proof
 import (
 	"cmp"
 	"fmt"
-	"net"
-	"net/url"
 	"slices"
-	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -75,7 +72,7 @@ func (e *Evidence) Judge() Verdict {
 			doubt("node %s has %d more records of this request", n.Node, n.Omitted)
 		}
 		e.settled(&n, doubt)
-		v.Unseen = v.Unseen || n.Trace != nil && n.Trace.Unwatched
+		v.Unseen = v.Unseen || n.Trace != nil && (n.Trace.Unwatched || n.Trace.Strays != nil && len(n.Trace.Strays.Services) > 0)
 	}
 	if len(e.Nodes) == 0 {
 		doubt("no node has been asked")
@@ -99,10 +96,6 @@ func (e *Evidence) Judge() Verdict {
 	slices.Sort(v.Missed)
 	if len(v.Reached) == 0 && len(v.Doubts) == 0 {
 		doubt("no call of this request is known to have been answered by a fork")
-	}
-	// Where its own call is not on record, neither is how it came any further.
-	if e.entry(doubt) || e.way(doubt) {
-		v.Unseen = true
 	}
 	v.Verified = len(v.Doubts) == 0
 	return v
@@ -130,11 +123,20 @@ func (e *Evidence) settled(n *ledger.NodeAnswer, doubt func(string, ...any)) {
 		doubt("node %s takes the request's trace for another sandbox's, and does not look for calls that lost this one's key", n.Node)
 	case t.Unwatched:
 		doubt("not verified: the sandbox observes nothing, so a workload on another node that loses the routing key would not be seen: set spec.observe to the Services on the way, sidetrack sandbox create … --observe SERVICE --update")
+	case t.Strays == nil:
+		doubt("node %s does not say whether calls of this request came without the routing key from somebody who never had it: its agent is of an older version", n.Node)
 	case t.Open > 0:
 		doubt("not verified yet: node %s has %d calls of this request under way", n.Node, t.Open)
 	case time.Duration(t.KnownNanos) < e.Age:
 		doubt("node %s knows of the last %s only which calls have lost the key, and this request began %s ago",
 			n.Node, time.Duration(t.KnownNanos).Round(time.Second), e.Age.Round(time.Second))
+	}
+	if t == nil || t.Strays == nil {
+		return
+	}
+	for _, s := range t.Strays.Services {
+		doubt("a call of this request to %s.%s came without the routing key, from somebody of whom it is not known how the request came there: to see who has lost the key, observe the Services on the way (spec.observe; \"*\" is all of the namespace)",
+			s.Name, s.Namespace)
 	}
 }
 
@@ -204,74 +206,4 @@ func (e *Evidence) covers(from v1alpha1.RedirectFrom, port int32) bool {
 	}
 	i := slices.IndexFunc(svc.Spec.Ports, func(p corev1.ServicePort) bool { return p.Name == from.Port.StrVal })
 	return i < 0 || svc.Spec.Ports[i].Port == port
-}
-
-// entry looks for the request's own call. Where nobody has seen it, nobody knows that
-// who was called has received the key, and what it then loses is named by nobody. It
-// reports whether observing the Service would help.
-func (e *Evidence) entry(doubt func(string, ...any)) bool {
-	if slices.ContainsFunc(e.Records, func(r ledger.Record) bool {
-		// A service may pass the traceparent on as it got it, so the span is not enough.
-		return r.Hook == ledger.HookRouter && r.ParentID == e.Sent.Span && r.ParentID != "" &&
-			r.Source.Pod == e.Sent.Pod && r.Source.Namespace == e.Sandbox.Namespace
-	}) {
-		return false
-	}
-	host, service := e.called()
-	if service == "" {
-		doubt("the call of %s itself is not on record, so it is not known whether what answers there lost the key: only Services of namespace %s can be observed; send the request to one of these",
-			host, e.Sandbox.Namespace)
-		return false
-	}
-	doubt("the call of %s.%s itself is not on record, so it is not known whether %s lost the key: observe it (spec.observe: [%s])",
-		service, e.Sandbox.Namespace, service, service)
-	return true
-}
-
-// way looks for callers of whom nobody has seen how the request came to them: by a
-// Service that nobody captures. That they have received the key is not known either, and
-// so what they lose is named by nobody. Where it is not known which pod of a Service has
-// answered, it may have been any. It reports whether there are such callers.
-func (e *Evidence) way(doubt func(string, ...any)) (unseen bool) {
-	type pod struct{ namespace, name string }
-	reached := map[pod]bool{{e.Sandbox.Namespace, e.Sent.Pod}: true}
-	for i := range e.Records {
-		switch r := &e.Records[i]; {
-		case r.Hook != ledger.HookRouter || r.Decision == ledger.DecisionReject:
-		case r.Answer == nil || r.Answer.Pod == "":
-			return false
-		default:
-			reached[pod{r.Answer.Namespace, r.Answer.Pod}] = true
-		}
-	}
-	for i := range e.Records {
-		r := &e.Records[i]
-		if r.Hook != ledger.HookRouter || r.Source.Pod == "" || reached[pod{r.Source.Namespace, r.Source.Pod}] {
-			continue
-		}
-		doubt("how the request came to %s, which called %s, is not on record, so it is not known whether %[1]s lost the key elsewhere: observe the Service that it is behind (spec.observe)",
-			hops.Caller(r), hops.Callee(r))
-		unseen = true
-	}
-	return unseen
-}
-
-// called is the host of the request's URL, and the Service of the sandbox's namespace
-// that it names, if it is the name of one.
-func (e *Evidence) called() (host, service string) {
-	text := e.Sent.URL
-	if !strings.Contains(text, "://") {
-		text = "http://" + text
-	}
-	u, err := url.Parse(text)
-	if err != nil || u.Hostname() == "" {
-		return e.Sent.URL, ""
-	}
-	host = u.Hostname()
-	labels := strings.Split(strings.TrimSuffix(strings.ToLower(host), "."), ".")
-	// NAME, NAME.NAMESPACE, or what the cluster's domain follows on.
-	if net.ParseIP(host) != nil || len(labels) > 1 && labels[1] != e.Sandbox.Namespace || len(labels) > 2 && labels[2] != "svc" {
-		return host, ""
-	}
-	return host, labels[0]
 }
