@@ -121,9 +121,8 @@ func (l *Ledger) wait(e *Entry) {
 	}
 }
 
-// settle records the calls of a trace that have lost its key, and notes those of callers
-// that may never have had it. When it returns, that has been done for all calls that are
-// over and all hops that were known before.
+// settle records the calls of a trace that have lost its key. When it returns, that
+// has been done for all calls that are over and all hops that were known before.
 func (l *Ledger) settle(id TraceID) {
 	// Whoever settles it at the same time has to be waited for.
 	l.pending.mu.Lock()
@@ -136,34 +135,25 @@ func (l *Ledger) settle(id TraceID) {
 		return
 	}
 	var rest []*Entry
-	strays := slices.Clone(tr.strays)
 	for _, e := range all.calls {
-		sb := t.Lacking(e.Source, e.dest, &routing.Decision{Reason: e.Reason}, tr.owner)
+		sb, pod := (*routing.SandboxInfo)(nil), l.podOf(e.Source)
+		if pod != nil && tr.received(pod.Name, t) {
+			sb = t.Lacking(e.Source, e.dest, &routing.Decision{Reason: e.Reason}, tr.owner)
+		}
 		if sb == nil {
 			rest = append(rest, e)
 			continue
 		}
-		s := stray{e.Source, e.Service}
-		if pod := l.podOf(e.Source); pod == nil || !tr.received(pod.Name, t) {
-			rest = append(rest, e)
-			if !slices.Contains(strays, s) {
-				strays = append(strays, s)
-			}
-			continue
-		}
-		strays = slices.DeleteFunc(strays, func(o stray) bool { return o == s })
 		e.Owner, e.Lost = sb, true
 		l.Add(e)
+		l.strays.drop(id, e.Source, e.dest)
 	}
-	if tr.unsettled || !slices.Equal(strays, tr.strays) {
-		since := tr.since
-		if tr.unsettled {
-			since = l.pending.calls.since
+	if tr.unsettled {
+		since := l.pending.calls.since
+		if all.more {
+			since = now
 		}
-		if all.more || len(strays) > maxHops {
-			since, strays = now, strays[:min(len(strays), maxHops)]
-		}
-		l.traces.settled(id, tr, strays, since, now)
+		l.traces.settled(id, tr, since, now)
 	}
 	if !ok || len(rest) == len(all.calls) {
 		return

@@ -49,6 +49,7 @@ type Ledger struct {
 	table    atomic.Pointer[routing.Table]
 	announce func(Announcement) // nil: there are no other nodes
 	pending  pending
+	strays   strays
 	open     open
 
 	mu    sync.Mutex
@@ -75,7 +76,7 @@ func New(cfg Config) *Ledger {
 	l := &Ledger{cfg: cfg, began: time.Now(), books: map[Owner]*book{}, added: make(chan struct{})}
 	seen, calls := &l.traces.seen, &l.pending.calls
 	seen.length, seen.most = traceWindow, maxTraces
-	seen.weigh, seen.heaviest = func(t *trace) int64 { return int64(len(t.hops) + len(t.strays)) }, maxAllHops
+	seen.weigh, seen.heaviest = func(t *trace) int64 { return int64(len(t.hops)) }, maxAllHops
 	calls.length, calls.most = pendingWindow, maxPending
 	calls.weigh, calls.heaviest = waiting.size, maxPendingBytes
 	l.open.calls = map[TraceID]int{}

@@ -66,8 +66,14 @@ func (l *Ledger) Open(c *Call, d *routing.Decision) *Entry {
 			}
 		}
 	}
-	if owner == nil && !l.mayHaveLost(c, id) {
-		return nil
+	if owner == nil {
+		if c.Keyed || id == (TraceID{}) || d.Reason == routing.UnknownDest || !l.watches(c.Table, c.Dest) {
+			return nil
+		}
+		l.strays.add(id, c.Source, c.Dest, now.Sub(l.began))
+		if !l.mayHaveLost(c) {
+			return nil
+		}
 	}
 	e := c.entry()
 	e.At, e.Hook, e.Protocol = now, AtRouter, c.Protocol
@@ -128,13 +134,10 @@ func (e *Entry) receivers(t *routing.Table, d *routing.Decision, to netip.AddrPo
 	return 1
 }
 
-// mayHaveLost reports whether an untagged call may turn out to have lost its key: it
-// is of a trace, comes from a pod that somebody could have sent the key to, somebody
-// wants to know of calls to where it goes, and another node may tell of its trace.
-func (l *Ledger) mayHaveLost(c *Call, id TraceID) bool {
-	if c.Keyed || id == (TraceID{}) || !l.watches(c.Table, c.Dest) {
-		return false
-	}
+// mayHaveLost reports whether an untagged call of a trace, to where somebody wants to
+// know of, may turn out to have lost its key: it comes from a pod that somebody could
+// be seen to send the key to.
+func (l *Ledger) mayHaveLost(c *Call) bool {
 	pod := l.podOf(c.Source)
 	return pod != nil && c.Table.Serves(pod.Name)
 }

@@ -3,12 +3,10 @@
 package ledger
 
 import (
-	"slices"
 	"sync"
 	"time"
 
 	ledgerv1alpha1 "github.com/sidetrack-dev/sidetrack/api/ledger/v1alpha1"
-	"github.com/sidetrack-dev/sidetrack/routing"
 )
 
 // Whoever wants to know whether all of a trace is on record must not have to guess how
@@ -81,15 +79,12 @@ func (l *Ledger) Settle(o Owner, id TraceID, told []Announcement) ([]Announcemen
 	var answer ledgerv1alpha1.TraceAnswer
 	var hops []Announcement
 	switch {
-	case tr == nil && hears(sb):
-		answer.Strays = strayed(l.unclaimed(sb, id))
 	case tr == nil:
 	case ownerOf(tr.owner) != o:
 		answer.Foreign = true
 	default:
 		since = tr.since
 		answer.Open = int64(under)
-		answer.Strays = strayed(tr.strays)
 		for _, h := range tr.hops {
 			hops = append(hops, Announcement{Trace: id, Owner: o, Service: h.service, Endpoints: h.endpoints})
 		}
@@ -97,40 +92,15 @@ func (l *Ledger) Settle(o Owner, id TraceID, told []Announcement) ([]Announcemen
 	if since.Before(l.began) {
 		since = l.began
 	}
-	if l.announce == nil {
-		answer.Strays = nil // they are not kept
+	if l.announce != nil && hears(sb) && !answer.Foreign {
+		var from time.Time
+		if answer.Strays, from = l.strayed(id, tr, sb); from.After(since) {
+			since = from
+		}
 	}
 	answer.KnownNanos = max(now.Sub(since).Nanoseconds(), 0)
 	if !hears(sb) || !sb.AllWatched {
 		answer.Unwatched, answer.KnownNanos = true, 0
 	}
 	return hops, answer
-}
-
-// unclaimed are the calls of a trace that no key has been seen with, as far as they lack
-// a sandbox's key if it is the sandbox's trace.
-func (l *Ledger) unclaimed(sb *routing.SandboxInfo, id TraceID) (out []stray) {
-	l.pending.mu.Lock()
-	defer l.pending.mu.Unlock()
-	all, _ := l.pending.calls.get(id)
-	t := l.table.Load()
-	for _, e := range all.calls {
-		if t.Lacking(e.Source, e.dest, &routing.Decision{Reason: e.Reason}, sb) != nil {
-			out = append(out, stray{e.Source, e.Service})
-		}
-	}
-	return out
-}
-
-// strayed says where strays went. Who they are of is nobody's business who merely knows
-// a trace's id.
-func strayed(all []stray) *ledgerv1alpha1.Strays {
-	s := &ledgerv1alpha1.Strays{}
-	for _, o := range all {
-		to := ledgerv1alpha1.Service{Namespace: o.service.Namespace, Name: o.service.Name}
-		if !slices.Contains(s.Services, to) {
-			s.Services = append(s.Services, to)
-		}
-	}
-	return s
 }

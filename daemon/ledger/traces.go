@@ -17,8 +17,8 @@ import (
 const (
 	traceWindow = 2 * time.Minute // remembered for so long at least, and for twice that at most
 	maxTraces   = 1 << 14         // for each window
-	maxHops     = 32              // of a trace, and as many strays
-	maxAllHops  = 1 << 17         // for each window, with the strays
+	maxHops     = 32              // of a trace
+	maxAllHops  = 1 << 17         // for each window
 )
 
 // windows are things by trace. Two windows take turns: what is in the older one is
@@ -110,24 +110,16 @@ type traces struct {
 }
 
 // trace is whose key a trace has and who has received it with the key. It is read
-// without the lock, so a changed one is another, and its slices are never changed.
+// without the lock, so a changed one is another.
 type trace struct {
 	owner *routing.SandboxInfo
 	hops  []*hop // the newest last
-	// strays are calls without the key by callers that nobody has seen to receive it.
-	strays []stray
 	// since is from when on it is known which calls have lost the key; of what was
 	// over before, some may have been forgotten.
 	since time.Time
 	// unsettled says that calls which have been waiting were not looked at again since
 	// the newest hop became known: see Ledger.settle.
 	unsettled bool
-}
-
-// stray is a caller and what it has called without the key.
-type stray struct {
-	source  routing.Cookie
-	service routing.Name
 }
 
 // hop is where a request of a trace went with the key: to endpoints, of which one has
@@ -197,7 +189,7 @@ func (t *traces) note(table *routing.Table, id TraceID, owner *routing.SandboxIn
 	}
 	next := &trace{owner: owner, since: t.seen.since, unsettled: true}
 	if ours {
-		next.since, next.strays = tr.since, tr.strays
+		next.since = tr.since
 		if len(tr.hops) >= maxHops {
 			next.since = at // who has received it is not known any more
 		}
@@ -213,16 +205,16 @@ func (t *traces) note(table *routing.Table, id TraceID, owner *routing.SandboxIn
 }
 
 // settled notes that the calls of a trace were looked at again for all that is known
-// of it, from when on there were all of them, and which are strays. It does nothing
-// where more has become known meanwhile.
-func (t *traces) settled(id TraceID, tr *trace, strays []stray, since, at time.Time) {
+// of it, and from when on there were all of them. It does nothing where more has
+// become known meanwhile.
+func (t *traces) settled(id TraceID, tr *trace, since, at time.Time) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if now, _ := t.seen.get(id); now != tr {
 		return
 	}
 	next := *tr
-	next.unsettled, next.strays = false, strays
+	next.unsettled = false
 	if since.After(next.since) {
 		next.since = since
 	}

@@ -123,7 +123,7 @@ func scriptedAgent(t *testing.T) {
 		t.Errorf("it has called %q", calls)
 	}
 	// No more is asked for than the fork: that its own traffic is looked at is enough.
-	mustBeVerified(t, "the first attempt", &s.First, 502, "front", "route")
+	mustBeVerified(t, "the first attempt", &s.First, 502)
 	mustSay(t, s.First.Body, "cluster_title")
 	if d := s.Differs; d.Same || !d.Verified || len(d.Differences) == 0 || d.Differences[0].Where != "status" || !strings.HasPrefix(d.Differences[0].Baseline, "200") || !strings.HasPrefix(d.Differences[0].Fork, "502") {
 		t.Errorf("the comparison says %+v", d)
@@ -131,7 +131,8 @@ func scriptedAgent(t *testing.T) {
 	if len(s.Why.Hops) != len(s.First.Hops) {
 		t.Errorf("in a later session the trace has %d hops: %+v", len(s.Why.Hops), s.Why.Hops)
 	}
-	mustBeVerified(t, "the second attempt", &s.Second, 200, "front", "cart", "route")
+	mustBeVerified(t, "the second attempt", &s.Second, 200)
+	mustBeChain(t, "the second attempt", s.Second.Hops, "front", "cart", "route")
 	visits, err := visit.Parse([]byte(s.Second.Body))
 	if err != nil {
 		t.Fatal(err)
@@ -144,7 +145,8 @@ func scriptedAgent(t *testing.T) {
 			t.Errorf("route says that its pod is %s; the hops are %+v", v.Pod, s.Second.Hops)
 		}
 	}
-	if l := s.Strayed; l.Verified || l.Status != 200 || !strings.Contains(strings.Join(l.NotVerified, "; "), "a call of this request to route.shop came without the routing key, from somebody of whom it is not known") {
+	// cart's connections may be those of an earlier sandbox that observed it; then it is named.
+	if l := s.Strayed; l.Verified || l.Status != 200 || !strings.Contains(strings.Join(l.NotVerified, "; "), "without the routing key") {
 		t.Errorf("cart, which nobody observes, has lost the key: verified %t, status %d, %q", l.Verified, l.Status, l.NotVerified)
 	}
 	if l := s.Lost; l.Verified || l.Status != 200 || !strings.Contains(strings.Join(l.NotVerified, "; "), "Deployment/cart called route.shop:80 without the routing key") {
@@ -195,27 +197,27 @@ func keyOf(ctx context.Context, name string) <-chan string {
 	return key
 }
 
-// mustBeVerified looks at an answer, and at its first hops: the Services of a chain of
-// calls that ends at the fork.
-func mustBeVerified(t *testing.T, what string, r *agentSent, status int, services ...string) {
+func mustBeVerified(t *testing.T, what string, r *agentSent, status int) {
 	t.Helper()
 	if !r.Verified || r.Status != status || !slices.Equal(r.ForksReached, []string{"route"}) {
 		t.Errorf("%s: verified %t (%q), status %d, forks at %q", what, r.Verified, r.NotVerified, r.Status, r.ForksReached)
 	}
-	// route has called stock, when it gets as far.
-	for i, service := range services {
-		// Where a hop between is not on record it is not known which came of which.
-		if i >= len(r.Hops) || !strings.HasPrefix(r.Hops[i].Service, service+"."+shop) || len(services) == 3 && r.Hops[i].Depth != i {
-			t.Errorf("%s: hop %d is not %s: %+v", what, i, service, r.Hops)
-			return
-		}
-		if want := map[bool]string{true: "fork", false: "baseline"}[service == "route"]; r.Hops[i].Went != want {
-			t.Errorf("%s: %s went to the %s", what, service, r.Hops[i].Went)
-		}
-	}
+	i := slices.IndexFunc(r.Hops, func(h agentHop) bool { return h.Went == "fork" })
 	// What the fork's image is, its pod's name does not tell; that it is no pod of the
 	// baseline does.
-	if pod := r.Hops[len(services)-1].Pod; !strings.Contains(pod, "agent") {
-		t.Errorf("%s: pod %s has answered", what, pod)
+	if i < 0 || !strings.HasPrefix(r.Hops[i].Service, "route."+shop) || !strings.Contains(r.Hops[i].Pod, "agent") {
+		t.Errorf("%s: the hops are %+v", what, r.Hops)
+	}
+}
+
+// mustBeChain looks at the first hops: each is below the one before. There are more
+// when route gets as far as stock.
+func mustBeChain(t *testing.T, what string, hops []agentHop, services ...string) {
+	t.Helper()
+	for i, service := range services {
+		want := map[bool]string{true: "fork", false: "baseline"}[service == "route"]
+		if i >= len(hops) || !strings.HasPrefix(hops[i].Service, service+"."+shop) || hops[i].Depth != i || hops[i].Went != want {
+			t.Fatalf("%s: hop %d is not to the %s's %s: %+v", what, i, want, service, hops)
+		}
 	}
 }

@@ -280,11 +280,12 @@ type TraceAnswer struct {
 	// received the key by way of another node is not known, and KnownNanos is zero.
 	// +optional
 	Unwatched bool `json:"unwatched,omitempty"`
-	// Strays are calls of the trace that came without a key, by way of this node, from
-	// callers of which nobody has seen that they had it: the key was lost on the way to
-	// them, where the Sandbox does not look, or by themselves. Missing from a node of
-	// a version that did not look for them, and where Foreign or Unwatched says why
-	// they are not known. KnownNanos holds for them, too.
+	// Strays are calls of the trace to Services that the Sandbox redirects, which came
+	// without a key by way of this node, and of whose callers nobody has seen that they
+	// had received it: the key was lost on the way to them, where the Sandbox does not
+	// look, or by themselves. Missing from a node of a version that did not look for
+	// them, and where Foreign or Unwatched says why they are not known. KnownNanos holds
+	// for them, too.
 	// +optional
 	Strays *Strays `json:"strays,omitempty"`
 }
