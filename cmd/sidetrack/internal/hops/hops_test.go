@@ -105,9 +105,9 @@ func TestWhoHasAnsweredTellsTwoCallsAtOnceApart(t *testing.T) {
 
 func TestWhatIsMissingIsSaid(t *testing.T) {
 	got := Gaps(&ledger.RecordList{Nodes: []ledger.NodeAnswer{
-		{Node: "n1", Answered: true}, {Node: "n2", Message: "timeout"}, {Node: "n3", Answered: true, Dropped: 3, MissedFlows: 4, Omitted: 5},
+		{Node: "n1", Answered: true}, {Node: "n2", Message: "timeout"}, {Node: "n3", Answered: true, Dropped: 3, MissedFlows: 4, MissedEnds: 6, Omitted: 5},
 	}})
-	if len(got) != 4 || !strings.Contains(got[0], "node n2 has not answered, and its hops are missing: timeout") || !strings.Contains(got[1], "3 oldest") {
+	if len(got) != 5 || !strings.Contains(got[0], "node n2 has not answered, and its hops are missing: timeout") || !strings.Contains(got[1], "3 oldest") {
 		t.Errorf("%q", got)
 	}
 }

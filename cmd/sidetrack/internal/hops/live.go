@@ -58,12 +58,13 @@ func (l *Live) Add(records []ledger.Record, at time.Time) {
 			g = l.groups[n]
 			l.groups = slices.Delete(l.groups, n, n+1)
 		}
+		g.last = at
+		l.groups = append(l.groups, g)
+		l.count -= g.replace(r)
 		if g.written == len(g.records) {
 			g.first = at
 		}
 		g.records = append(g.records, *r)
-		g.last = at
-		l.groups = append(l.groups, g)
 		l.count++
 	}
 	for i := 0; i < len(l.groups) && l.count > mostLive; {
@@ -82,6 +83,31 @@ func (l *Live) Add(records []ledger.Record, at time.Time) {
 			l.groups = slices.Delete(l.groups, i, i+1)
 		}
 	}
+}
+
+// replace takes out the record of a flow that was under way when it was made, where r is
+// that of its end, and returns how many there were. What has been written of it is known to whoever reads.
+func (g *group) replace(r *ledger.Record) int {
+	if r.Flow == "" || r.Open {
+		return 0
+	}
+	n := slices.IndexFunc(g.records, func(o ledger.Record) bool { return o.Open && o.Flow == r.Flow && o.Node == r.Node })
+	if n < 0 {
+		return 0
+	}
+	g.records = slices.Delete(g.records, n, n+1)
+	if n >= g.written {
+		return 1
+	}
+	g.written--
+	// Nothing comes of a flow, so nothing is below it.
+	g.above = slices.Delete(g.above, n, n+1)
+	for i := range g.above {
+		if g.above[i] > n {
+			g.above[i]--
+		}
+	}
+	return 1
 }
 
 // Write writes what is due at a time; all that there is if last is set.
@@ -175,6 +201,7 @@ func (t *Told) Gaps(list *ledger.RecordList) []string {
 		}
 		t.again(n.Node, "dropped", &n.Dropped)
 		t.again(n.Node, "missed", &n.MissedFlows)
+		t.again(n.Node, "ends", &n.MissedEnds)
 		t.again(n.Node, "omitted", &n.Omitted)
 		fresh.Nodes = append(fresh.Nodes, n)
 	}

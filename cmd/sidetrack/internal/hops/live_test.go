@@ -94,3 +94,44 @@ func TestALiveStreamIsBoundedAndLosesNothing(t *testing.T) {
 		t.Errorf("%d of %d hops are written", written, most)
 	}
 }
+
+// TestAFlowIsWrittenByItsEndOnce, and before while it is under way.
+func TestAFlowIsWrittenByItsEndOnce(t *testing.T) {
+	at := func(ms int) time.Time { return noon.Add(time.Duration(ms) * time.Millisecond) }
+	var l Live
+	wrote := func(ms int, want string) {
+		t.Helper()
+		var b strings.Builder
+		l.Write(&b, at(ms), true)
+		if d := cmp.Diff(want, b.String()); d != "" {
+			t.Errorf("at %d ms (-want +got):\n%s", ms, d)
+		}
+	}
+	flow := func(id string, took int) ledger.Record {
+		r := call(40, took, "route", "postgres", "postgres-1")
+		r.Hook, r.Protocol, r.Request, r.Status, r.TraceID, r.Decision = ledger.HookConnect, ledger.ProtocolTCP, nil, 0, "", ledger.DecisionFork
+		r.Flow, r.Open = id, took == 0
+		if took > 0 {
+			r.SentBytes, r.ReceivedBytes = 12, 345
+		}
+		return r
+	}
+	const head = "12:00:00.040  without a trace\n  Deployment/route -> postgres.shop:80 tcp => FORK postgres-1 "
+	want := func(rest string) string { return head + rest + "\n" }
+	// Its end comes before anything was written.
+	l.Add([]ledger.Record{flow("a", 0)}, at(100))
+	l.Add([]ledger.Record{flow("a", 70)}, at(110))
+	wrote(200, want("70ms sent 12 B, received 345 B"))
+	// And after.
+	l.Add([]ledger.Record{flow("b", 0), flow("c", 0)}, at(300))
+	wrote(400, want("[under way]")+"  Deployment/route -> postgres.shop:80 tcp => FORK postgres-1 [under way]\n")
+	other := flow("c", 90)
+	other.Node = "n2" // another node's, of the same number
+	l.Add([]ledger.Record{flow("b", 80), other}, at(500))
+	wrote(600, want("80ms sent 12 B, received 345 B")+"  Deployment/route -> postgres.shop:80 tcp => FORK postgres-1 90ms sent 12 B, received 345 B\n")
+	l.Add([]ledger.Record{flow("c", 95)}, at(700))
+	wrote(800, want("95ms sent 12 B, received 345 B"))
+	if l.count != 4 || len(l.groups) != 1 || len(l.groups[0].records) != 4 {
+		t.Errorf("%d records are remembered, want 4", l.count)
+	}
+}

@@ -35,6 +35,9 @@ func Cells(r *ledger.Record) []string {
 		latency = time.Duration(r.LatencyNanos).Round(100 * time.Microsecond).String()
 	}
 	var notes []string
+	if r.Open {
+		notes = append(notes, "under way")
+	}
 	if r.LostKey {
 		notes = append(notes, "KEY LOST by "+cmp.Or(r.LostBy, Caller(r)))
 	}

@@ -148,6 +148,9 @@ func Line(r *ledger.Record) string {
 	if r.LatencyNanos > 0 {
 		parts = append(parts, time.Duration(r.LatencyNanos).Round(100*time.Microsecond).String())
 	}
+	if carried := Carried(r); carried != "" {
+		parts = append(parts, carried)
+	}
 	if r.LostKey {
 		parts = append(parts, "[KEY LOST by "+cmp.Or(r.LostBy, Caller(r))+"]")
 	}
@@ -158,6 +161,17 @@ func Line(r *ledger.Record) string {
 		parts = append(parts, "error: "+r.Error)
 	}
 	return printable(strings.Join(parts, " "))
+}
+
+// Carried is what a flow has carried, or that it is under way; empty for all else.
+func Carried(r *ledger.Record) string {
+	switch {
+	case r.Open:
+		return "[under way]"
+	case r.Flow == "" || r.SentBytes == 0 && r.ReceivedBytes == 0:
+		return ""
+	}
+	return fmt.Sprintf("sent %d B, received %d B", r.SentBytes, r.ReceivedBytes)
 }
 
 // printable takes out what a terminal might take for a command, or show elsewhere: a
@@ -208,6 +222,9 @@ func Gaps(list *ledger.RecordList) []string {
 		}
 		if n.MissedFlows > 0 {
 			out = append(out, fmt.Sprintf("node %s has no records of %d flows, too many at once", n.Node, n.MissedFlows))
+		}
+		if n.MissedEnds > 0 {
+			out = append(out, fmt.Sprintf("node %s does not know what %d flows have carried: too many ended or were open at once, or their pod was gone first", n.Node, n.MissedEnds))
 		}
 		if n.Omitted > 0 {
 			out = append(out, fmt.Sprintf("node %s has %d more: see them with --limit or --since", n.Node, n.Omitted))

@@ -25,6 +25,7 @@ type hopReply struct {
 	Healed   bool   `json:"healed,omitempty" jsonschema:"it went to the fork all the same, by its trace id"`
 	Error    string `json:"error,omitempty"`
 	Duration string `json:"duration,omitempty"`
+	Carried  string `json:"carried,omitempty" jsonschema:"what a connection that is no HTTP has carried, or that it is under way"`
 	Depth    int    `json:"depth" jsonschema:"0 for the first call, 1 for one that came of it, and so on"`
 }
 
@@ -43,7 +44,7 @@ func hopsOf(records []ledger.Record) []hopReply {
 }
 
 func hopOf(r *ledger.Record, depth int) hopReply {
-	h := hopReply{From: hops.Caller(r), Service: hops.Callee(r), Went: string(r.Decision), Status: r.Status, Healed: r.Healed, Error: r.Error, Depth: depth}
+	h := hopReply{From: hops.Caller(r), Service: hops.Callee(r), Went: string(r.Decision), Status: r.Status, Healed: r.Healed, Error: r.Error, Carried: hops.Carried(r), Depth: depth}
 	if r.Answer != nil {
 		h.Pod = r.Answer.Pod
 	}
@@ -70,6 +71,9 @@ func (h *hopReply) line() string {
 	}
 	if h.Status != 0 {
 		s += fmt.Sprintf(", status %d", h.Status)
+	}
+	if h.Carried != "" {
+		s += ", " + h.Carried
 	}
 	for _, more := range [][2]string{{"why", h.Why}, {"KEY LOST by", h.LostKey}, {"error", h.Error}} {
 		if more[1] != "" {

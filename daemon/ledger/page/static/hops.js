@@ -67,6 +67,7 @@ function Facts({r, sure}) {
     fact('dialled', r.dialled),
     fact('answered by', r.answer && (podOf(r.answer) ? `${podOf(r.answer)}, ${r.answer.address}` : `${r.answer.address} (the cluster's proxy chose the pod)`)),
     fact('host', r.request?.authority),
+    fact('lasts', r.open && 'it was under way when this was recorded'),
     fact('sent', bytes(r.sentBytes)), fact('received', bytes(r.receivedBytes)),
     fact('datagrams', r.datagrams),
     fact('protocol', r.protocol), fact('seen by', `${r.hook} on ${r.node || 'an unnamed node'}`),

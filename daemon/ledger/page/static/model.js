@@ -129,6 +129,7 @@ export class Ledger {
     this.capacity = capacity;
     this.records = [];
     this.traces = new Map();
+    this.open = new Map(); // flows under way
     this.nodes = new Map();
     this.forgotten = 0;
     this.version = 0;
@@ -141,6 +142,7 @@ export class Ledger {
       r.at = micros(r.time);
       r.serial = this.serial++;
       r.id = r.traceID || `${r.time} ${r.node ?? ''} ${r.source?.pod ?? ''} ${r.dialled ?? ''} ${r.request?.path ?? ''}`;
+      if (r.flow) this.#replace(r);
       this.records.push(r);
       const trace = this.traces.get(r.id);
       if (trace) trace.records.push(r);
@@ -154,12 +156,26 @@ export class Ledger {
         const trace = this.traces.get(r.id);
         trace.records.splice(trace.records.indexOf(r), 1);
         trace.cut = true;
+        if (r.open) this.open.delete(`${r.node} ${r.flow}`);
         if (!trace.records.length) this.traces.delete(r.id);
       }
       this.forgotten += over;
     }
     for (const n of list.nodes ?? []) this.nodes.set(n.node, {...this.nodes.get(n.node), ...n, message: n.message});
     this.version++;
+  }
+
+  /** #replace takes out the record of a flow under way for that of its end. */
+  #replace(r) {
+    const key = `${r.node} ${r.flow}`;
+    const before = this.open.get(key);
+    if (r.open) this.open.set(key, r);
+    else this.open.delete(key);
+    if (!before) return;
+    this.records.splice(this.records.indexOf(before), 1);
+    const trace = this.traces.get(before.id);
+    trace.records.splice(trace.records.indexOf(before), 1);
+    if (!trace.records.length) this.traces.delete(before.id);
   }
 
   /** gaps says in sentences what is missing. */

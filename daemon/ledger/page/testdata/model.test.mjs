@@ -127,6 +127,22 @@ test('a flow without a trace is a request of its own', () => {
   assert.equal(a.bad, false);
 });
 
+test('a flow is shown once, by its end when that has come', () => {
+  const flow = (id, more) => call('Deployment/cart cart-1', 'postgres', {traceID: undefined, request: undefined, protocol: 'tcp', hook: 'Connect', status: 0, node: 'n1', flow: id, ...more});
+  const ledger = new Ledger(3);
+  const began = flow('a', {open: true, latencyNanos: 0});
+  ledger.add({items: [began, flow('b', {open: true, latencyNanos: 0})]});
+  assert.equal(summaries(ledger).length, 2);
+  ledger.add({items: [{...began, open: undefined, latencyNanos: 5e6, sentBytes: 7}]});
+  assert.equal(summaries(ledger).length, 2);
+  assert.deepEqual(ledger.records.map((r) => [r.flow, Boolean(r.open), r.sentBytes]), [['b', true, undefined], ['a', false, 7]]);
+  // One that was let go of is no more replaced.
+  ledger.add({items: [flow('c', {}), flow('d', {}), flow('e', {})]});
+  ledger.add({items: [flow('b', {latencyNanos: 1e6})]});
+  assert.equal(ledger.records.length, 3);
+  assert.equal(ledger.open.size, 0);
+});
+
 test('what is looked for is found by any of its words, and problems alone', () => {
   const [s] = summaries(fill(call('Deployment/cart cart-1', 'stock', {status: 502})));
   for (const text of ['STOCK', '502', 'cart-1', trace, 'baseline']) assert.ok(matches(s, {text}), text);
