@@ -185,6 +185,12 @@ func TestStatusAndExplainSayWhatTheControllerSays(t *testing.T) {
 		out, _ := sidetrack(t, ns, 3, append([]string{"explain", "a"}, strings.Fields(args)...)...)
 		mustSay(t, columns(out), want)
 	}
+	says(t, ns, "a", func(sb *v1alpha1.Sandbox) {
+		sb.Status.KeyNames = &v1alpha1.CommonKeyNames{Members: []string{"b"}, Split: true, Message: "--baggage-member is a,b on node n1 and b on node n2"}
+	})
+	out, said = sidetrack(t, ns, 3, "explain", "a", "route")
+	mustSay(t, columns(out+said), "NO key nodes look for routing keys under different names, so that a request may lose its own on the way: --baggage-member is a,b on node n1 and b on node n2")
+	says(t, ns, "a", func(sb *v1alpha1.Sandbox) { sb.Status.KeyNames = nil })
 	_, said = sidetrack(t, ns, 2, "explain", "a", "http://route.elsewhere/")
 	mustSay(t, said, "route.elsewhere is in namespace elsewhere, and the sandbox in "+ns)
 	_, said = sidetrack(t, ns, 1, "trace", "a")

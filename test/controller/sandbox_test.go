@@ -352,6 +352,11 @@ func TestTheNamesThatNodesGoByAreInTheStatusAndEndReadyWhereTheyDiffer(t *testin
 	names(&v1alpha1.CommonKeyNames{Members: []string{"acme", "sidetrack"}, Header: "x-acme"})
 	ready(t, sb)
 	ready(t, group)
+	// Tests after this one find things as they were before it.
+	remove(t, other)
+	remove(t, &v1alpha1.NodeState{ObjectMeta: metav1.ObjectMeta{Name: "n2"}})
+	nodes.names.Store(nil)
+	names(nil)
 }
 
 func TestConnectionsFromBeforeShowInTheStatusUntilTheyAreGone(t *testing.T) {
