@@ -207,29 +207,12 @@ type running struct {
 	t     *testing.T
 	agent *agent.Agent
 	stop  func()
-	log   *safeBuffer
-}
-
-type safeBuffer struct {
-	mu   sync.Mutex
-	text strings.Builder
-}
-
-func (b *safeBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.text.Write(p)
-}
-
-func (b *safeBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.text.String()
+	log   *lab.Log
 }
 
 func (s *shop) start() *running {
 	s.t.Helper()
-	r := &running{t: s.t, log: &safeBuffer{}}
+	r := &running{t: s.t, log: &lab.Log{}}
 	a, err := assemble(s.dir, s.Cgroup, s.BPFFS, r.log)
 	if err != nil {
 		s.t.Fatal(err)
@@ -451,7 +434,7 @@ func (s *shop) child() *exec.Cmd {
 	s.t.Helper()
 	cmd := exec.Command(os.Args[0])
 	cmd.Env = append(os.Environ(), childEnv+"="+strings.Join([]string{s.dir, s.Cgroup, s.BPFFS}, "|"))
-	log := &safeBuffer{}
+	log := &lab.Log{}
 	cmd.Stderr = log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	out, err := cmd.StdoutPipe()

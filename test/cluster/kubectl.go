@@ -69,3 +69,18 @@ func (c *ControlPlane) Apply(ctx context.Context, paths ...string) error {
 	}
 	return nil
 }
+
+// LeadHere has the API server find what a Service and an APIService stand for at a port of
+// this machine: there is nobody who would lead it to a pod.
+func (c *ControlPlane) LeadHere(ctx context.Context, apiService, namespace, service string, port int) error {
+	if _, err := c.Kubectl(ctx, "delete", "service", service, "--namespace="+namespace); err != nil {
+		return fmt.Errorf("replace Service %s/%s: %w", namespace, service, err)
+	}
+	if err := c.ApplyYAML(ctx, fmt.Sprintf("{apiVersion: v1, kind: Service, metadata: {name: %s, namespace: %s}, spec: {type: ExternalName, externalName: localhost}}", service, namespace)); err != nil {
+		return err
+	}
+	if _, err := c.Kubectl(ctx, "patch", "apiservice", apiService, "--type=merge", "-p", fmt.Sprintf(`{"spec":{"service":{"port":%d}}}`, port)); err != nil {
+		return fmt.Errorf("lead APIService %s to port %d: %w", apiService, port, err)
+	}
+	return nil
+}

@@ -23,13 +23,14 @@ import (
 	"unicode/utf8"
 
 	"github.com/sidetrack-dev/sidetrack/test/lab"
+	"github.com/sidetrack-dev/sidetrack/test/programs"
 )
 
 // TestH2specIsTheSameThroughTheRouter: what h2spec finds of three servers. Most
 // of its cases break the protocol on purpose.
 func TestH2specIsTheSameThroughTheRouter(t *testing.T) {
 	heavy(t)
-	requirePrograms(t, "nginx")
+	programs.Need(t, "nginx")
 	h2spec, interop := program(t, "h2spec", "h2spec"), program(t, "grpc", "interop-server")
 	w := newWorld(t)
 	var wg sync.WaitGroup

@@ -31,7 +31,7 @@ func TestPythonAndNodeChooseByCall(t *testing.T) {
 	}{
 		{"grpcio", func(t *testing.T, p *lab.Pod, args ...string) *exec.Cmd {
 			if out, err := exec.Command(systemPython, "-c", "import grpc").CombinedOutput(); err != nil {
-				missing(t, fmt.Errorf("the test wants Python with grpcio: %w: %s", err, out))
+				programs.Missing(t, fmt.Errorf("the test wants Python with grpcio: %w: %s", err, out))
 			}
 			return p.Command(systemPython, append([]string{absolute(t, "testdata/calls.py")}, args...)...)
 		}},
@@ -69,7 +69,7 @@ func TestPythonAndNodeChooseByCall(t *testing.T) {
 // nodeModules installs what programs/node pins, once, and returns its folder.
 func nodeModules(t *testing.T) string {
 	t.Helper()
-	requirePrograms(t, "node", "npm")
+	programs.Need(t, "node", "npm")
 	source := absolute(t, "programs/node")
 	sum, err := programs.Module{Dir: source}.Sum()
 	if err != nil {

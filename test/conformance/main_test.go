@@ -23,7 +23,6 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"sync"
 	"testing"
@@ -53,18 +52,7 @@ func TestMain(m *testing.M) {
 }
 
 // build returns the path of the binary under test.
-var build = sync.OnceValues(func() (string, error) {
-	if path := os.Getenv("SIDETRACKD"); path != "" {
-		return filepath.Abs(path)
-	}
-	path := filepath.Join(buildDir, "sidetrackd")
-	cmd := exec.Command("go", "build", "-o", path, "./cmd/sidetrackd")
-	cmd.Dir = filepath.Join("..", "..")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("build sidetrackd: %w\n%s", err, out)
-	}
-	return path, nil
-})
+var build = sync.OnceValues(func() (string, error) { return programs.Agent(buildDir) })
 
 // The modules below programs/, each with the packages of its programs.
 var modules = map[string]map[string]string{
@@ -102,25 +90,6 @@ func program(t *testing.T, module, name string) string {
 		t.Fatal(err)
 	}
 	return path
-}
-
-// requirePrograms skips the test when a program is not here, or fails it where
-// they are all meant to be.
-func requirePrograms(t *testing.T, names ...string) {
-	t.Helper()
-	for _, name := range names {
-		if _, err := exec.LookPath(name); err != nil {
-			missing(t, fmt.Errorf("the test wants %s: %w", name, err))
-		}
-	}
-}
-
-func missing(t *testing.T, err error) {
-	t.Helper()
-	if os.Getenv("SIDETRACK_REQUIRE_CLIENTS") == "1" {
-		t.Fatal(err)
-	}
-	t.Skip(err)
 }
 
 // heavy keeps a test out of short runs.

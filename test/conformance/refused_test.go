@@ -7,12 +7,14 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/sidetrack-dev/sidetrack/test/programs"
 )
 
 // TestAForkThatIsNotReadyIsUnavailable: gRPC clients get a status that names the
 // sandbox, others a 503, and the connection goes on.
 func TestAForkThatIsNotReadyIsUnavailable(t *testing.T) {
-	requirePrograms(t, "curl")
+	programs.Need(t, "curl")
 	w := newWorld(t)
 	port := w.port()
 	calls := w.serveCalls(t, port)

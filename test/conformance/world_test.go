@@ -3,7 +3,6 @@
 package conformance
 
 import (
-	"bytes"
 	"encoding/binary"
 	"fmt"
 	"io"
@@ -62,7 +61,7 @@ type world struct {
 	forks                    map[string]*lab.Pod // by sandbox
 
 	agent    *exec.Cmd
-	log      *logBuffer
+	log      *lab.Log
 	metrics  string
 	nextPort int
 }
@@ -244,12 +243,12 @@ func (w *world) key(v way) string {
 // newWorld builds the world and starts the agent.
 func newWorld(t *testing.T) *world {
 	t.Helper()
-	w := &world{World: lab.New(t), t: t, dir: t.TempDir(), forks: map[string]*lab.Pod{}, log: &logBuffer{}, nextPort: firstPort}
+	w := &world{World: lab.New(t), t: t, dir: t.TempDir(), forks: map[string]*lab.Pod{}, log: &lab.Log{}, nextPort: firstPort}
 	w.MustMoveSelf()
 	w.stranger, w.client, w.runner = w.MustPod("stranger"), w.MustPod("client"), w.MustPod("runner")
 	w.base = w.MustPod("base", serviceIP)
-	docs := []string{podObject(w.client), podObject(w.base),
-		podObject(w.runner, "sidetrack.dev/sandbox: a", `sidetrack.dev/inject: "true"`),
+	docs := []string{w.client.Object(), w.base.Object(),
+		w.runner.Object("sidetrack.dev/sandbox: a", `sidetrack.dev/inject: "true"`),
 		service("web", serviceIP, w.base, true),
 		service("web-gone", "None", w.base, false), sandbox("gone", goneKey, "web", "web-gone")}
 	ports(t, w.base, basePorts)
@@ -257,7 +256,7 @@ func newWorld(t *testing.T) *world {
 		fork := w.MustPod("fork-" + name)
 		ports(t, fork, forkPorts)
 		w.forks[name] = fork
-		docs = append(docs, podObject(fork), service("web-"+name, "None", fork, true), sandbox(name, key, "web", "web-"+name))
+		docs = append(docs, fork.Object(), service("web-"+name, "None", fork, true), sandbox(name, key, "web", "web-"+name))
 	}
 	if err := os.WriteFile(filepath.Join(w.dir, "all.yaml"), []byte(strings.Join(docs, "---\n")), 0o600); err != nil {
 		t.Fatal(err)
@@ -349,13 +348,13 @@ func (w *world) startAgent() {
 	ended := start(w.t, w.agent)
 	w.t.Cleanup(func() {
 		if w.t.Failed() {
-			w.t.Logf("end of the agent's log:\n%s", w.log.tail(30))
+			w.t.Logf("end of the agent's log:\n%s", w.log.Tail(30))
 		}
 	})
 	eventually(w.t, 30*time.Second, func() error {
 		select {
 		case <-ended:
-			w.t.Fatalf("sidetrackd ended before it was ready:\n%s", w.log.tail(30))
+			w.t.Fatalf("sidetrackd ended before it was ready:\n%s", w.log.Tail(30))
 		default:
 		}
 		status, _, err := w.scrape("/readyz")
@@ -438,7 +437,7 @@ func stop(cmd *exec.Cmd, ended <-chan struct{}) {
 // serve starts a server program in a pod and waits until it accepts connections.
 func (w *world) serve(t *testing.T, p *lab.Pod, port int, name string, args ...string) *exec.Cmd {
 	t.Helper()
-	log := &logBuffer{}
+	log := &lab.Log{}
 	cmd := p.Command(name, args...)
 	cmd.Stdout, cmd.Stderr = log, log
 	ended := start(t, cmd)
@@ -457,29 +456,6 @@ func (w *world) serve(t *testing.T, p *lab.Pod, port int, name string, args ...s
 	return cmd
 }
 
-// logBuffer keeps what a program has written. It may be read meanwhile.
-type logBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *logBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *logBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
-}
-
-func (l *logBuffer) tail(lines int) string {
-	all := strings.Split(strings.TrimSpace(l.String()), "\n")
-	return strings.Join(all[max(0, len(all)-lines):], "\n")
-}
-
 // service is a Service with its endpoints.
 func service(name, ip string, p *lab.Pod, ready bool) string {
 	var b strings.Builder
@@ -493,20 +469,6 @@ func service(name, ip string, p *lab.Pod, ready bool) string {
 		fmt.Fprintf(&b, "- {name: p%d, port: %d, protocol: TCP}\n", n, n)
 	}
 	return b.String()
-}
-
-func podObject(p *lab.Pod, labels ...string) string {
-	return fmt.Sprintf(`apiVersion: v1
-kind: Pod
-metadata:
-  name: %s
-  namespace: shop
-  labels: {%s}
-  annotations: {sidetrack.dev/netns: %s}
-spec:
-  containers: [{name: main, image: unused}]
-status: {podIP: %q, podIPs: [{ip: %q}, {ip: %q}]}
-`, p.Name, strings.Join(labels, ", "), p.Netns, p.IPv4, p.IPv4, p.IPv6)
 }
 
 func sandbox(name, key, from, to string) string {

@@ -63,7 +63,7 @@ var cast = []struct {
 type stage struct {
 	world   *lab.World
 	pods    map[string]*lab.Pod
-	log     logBuffer
+	log     lab.Log
 	verbose bool
 
 	agent *exec.Cmd

@@ -21,7 +21,6 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -265,15 +264,7 @@ func (s *installed) collect(change ...func(*collector.Config)) net.Listener {
 	s.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	s.must(err)
-	s.must(s.admin.CoreV1().Services(ours).Delete(s.ctx, "sidetrack-ledger", metav1.DeleteOptions{}))
-	_, err = s.admin.CoreV1().Services(ours).Create(s.ctx, &corev1.Service{
-		ObjectMeta: metav1.ObjectMeta{Name: "sidetrack-ledger"},
-		Spec:       corev1.ServiceSpec{Type: corev1.ServiceTypeExternalName, ExternalName: "localhost"},
-	}, metav1.CreateOptions{})
-	s.must(err)
-	_, err = s.plane.Kubectl(s.ctx, "patch", "apiservice", collector.APIService, "--type=merge", "-p",
-		fmt.Sprintf(`{"spec":{"service":{"port":%d}}}`, listener.Addr().(*net.TCPAddr).Port))
-	s.must(err)
+	s.must(s.plane.LeadHere(s.ctx, collector.APIService, ours, "sidetrack-ledger", listener.Addr().(*net.TCPAddr).Port))
 	c := collector.DefaultConfig()
 	c.REST, c.Listener, c.HealthAddress, c.Namespace = s.token("sidetrack-ledger", ""), listener, "0", ours
 	c.Logger = slog.New(slog.DiscardHandler)

@@ -3,7 +3,8 @@
 // Package programs builds other people's Go programs that tests run: servers,
 // clients and suites whose versions small modules of their own pin, so that
 // nothing of them is a dependency of Sidetrack's. A module may hold programs of
-// ours as well that want such libraries.
+// ours as well that want such libraries. Of programs that are not built it says whether
+// a test has to do without, and it builds the agent for tests that run it as users do.
 //
 // What is built stays in a cache outside the checkout. Processes that want the
 // same program at the same time build it once; all functions may be called

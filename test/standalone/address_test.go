@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sidetrack-dev/sidetrack/test/lab"
+	"github.com/sidetrack-dev/sidetrack/test/programs"
 )
 
 // TestCapturedSocketsOfAllKinds: requests are routed over every kind of socket
@@ -94,7 +95,7 @@ func (fd fdReader) Read(b []byte) (int, error) {
 // TestClusterIPsBehindAServiceProxy: as on a node, the ClusterIP is nobody's
 // address and translated by rules in the pod's namespace.
 func TestClusterIPsBehindAServiceProxy(t *testing.T) {
-	requirePrograms(t, "nft")
+	programs.Need(t, "nft")
 	s := newShop(t)
 	s.serveEverywhere(func(name string, p *lab.Pod) error {
 		return errors.Join(p.ServeHTTP(name, ":8080"), p.ServeUDP(name, ":5353"), p.ServeTCP(name, ":7070"))
@@ -106,7 +107,7 @@ func TestClusterIPsBehindAServiceProxy(t *testing.T) {
 		service{name: "nat-a", ports: ports, endpoints: endpointsOf(s.forkA)}.String(),
 		sandbox("nat", "nat-key-0123456789", redirects("nat", "nat-a")))
 	tester := s.MustPod("nat-tester")
-	put(t, s.dir, "nat-pod.yaml", podObject(tester, "sidetrack.dev/sandbox: nat"))
+	put(t, s.dir, "nat-pod.yaml", tester.Object("sidetrack.dev/sandbox: nat"))
 	for _, p := range []*lab.Pod{s.client, tester} {
 		for i, ip := range nat {
 			for _, pt := range ports {
@@ -153,7 +154,7 @@ func TestRedirectsOfSinglePorts(t *testing.T) {
   - {from: {service: many, port: "4003"}, to: {address: `+fmt.Sprintf("%q", s.forkB.IPv4)+`, port: 4009}}
   - {from: {service: many, port: five}, to: {address: `+fmt.Sprintf("%q", s.forkB.IPv4)+`, port: 4009}}`))
 	tester := s.MustPod("many-tester")
-	put(t, s.dir, "many-pod.yaml", podObject(tester, "sidetrack.dev/sandbox: many"))
+	put(t, s.dir, "many-pod.yaml", tester.Object("sidetrack.dev/sandbox: many"))
 	if err := s.base.AddAddr(netip.MustParseAddr("10.96.8.8")); err != nil {
 		t.Fatal(err)
 	}
@@ -168,7 +169,7 @@ func TestRedirectsOfSinglePorts(t *testing.T) {
 	}
 	t.Run("a whole Service to an address keeps the number of the port", func(t *testing.T) {
 		put(t, s.dir, "many-sandbox.yaml", sandbox("many2", "many2-key-0123456789", `redirects: [{from: {service: many}, to: {address: `+fmt.Sprintf("%q", s.forkB.IPv6)+`}}]`))
-		put(t, s.dir, "many-pod.yaml", podObject(tester, "sidetrack.dev/sandbox: many2"))
+		put(t, s.dir, "many-pod.yaml", tester.Object("sidetrack.dev/sandbox: many2"))
 		eventually(t, func() error {
 			got, err := tester.Ask("tcp6", lab.HostPort(s.base.IPv6, 4004))
 			return errors.Join(err, expect("server", got, "fork-b"))
@@ -198,7 +199,7 @@ func TestEndpointsAreUsedEvenly(t *testing.T) {
 		service{name: "even-a", ports: ports, endpoints: eps}.String(),
 		sandbox("even", "even-key-0123456789", redirects("even", "even-a")))
 	tester := s.MustPod("even-tester")
-	put(t, s.dir, "even-pod.yaml", podObject(tester, "sidetrack.dev/sandbox: even"))
+	put(t, s.dir, "even-pod.yaml", tester.Object("sidetrack.dev/sandbox: even"))
 	s.start()
 	const total = 300
 	for _, way := range []struct {
@@ -277,7 +278,7 @@ func TestPipelinedRequestsAreAnsweredInOrder(t *testing.T) {
 // TestFilesOfAnUnmodifiedNginxArriveWhole, fetched and sent by an unmodified curl.
 func TestFilesOfAnUnmodifiedNginxArriveWhole(t *testing.T) {
 	heavy(t)
-	requirePrograms(t, "nginx", "curl")
+	programs.Need(t, "nginx", "curl")
 	const size = 64 << 20
 	both(t, func(t *testing.T, s *shop) {
 		s.serveEcho()

@@ -4,7 +4,6 @@ package standalone
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -18,7 +17,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -30,35 +28,12 @@ import (
 type agent struct {
 	t       *testing.T
 	cmd     *exec.Cmd
-	log     *logBuffer
+	log     *lab.Log
 	metrics string // host:port
 	// readySocket is where `sidetrackd ready` finds it; empty: nowhere.
 	readySocket string
 	done        chan struct{}
 	err         error // of Wait; valid after done
-}
-
-// logBuffer keeps what a program has written. It may be read meanwhile.
-type logBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *logBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *logBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
-}
-
-func (l *logBuffer) tail(lines int) string {
-	all := strings.Split(strings.TrimSpace(l.String()), "\n")
-	return strings.Join(all[max(0, len(all)-lines):], "\n")
 }
 
 // runDaemon starts sidetrackd with these arguments in the world's cgroup, where
@@ -74,7 +49,7 @@ func runDaemon(t *testing.T, w *lab.World, args ...string) *agent {
 		t.Fatal(err)
 	}
 	defer group.Close()
-	a := &agent{t: t, log: &logBuffer{}, done: make(chan struct{})}
+	a := &agent{t: t, log: &lab.Log{}, done: make(chan struct{})}
 	a.cmd = exec.Command(binary(t), args...)
 	a.cmd.Stdout, a.cmd.Stderr = a.log, a.log
 	a.cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(group.Fd())}
@@ -88,7 +63,7 @@ func runDaemon(t *testing.T, w *lab.World, args ...string) *agent {
 	t.Cleanup(func() {
 		a.end()
 		if t.Failed() && a.log.String() != "" {
-			t.Logf("end of the agent's log:\n%s", a.log.tail(40))
+			t.Logf("end of the agent's log:\n%s", a.log.Tail(40))
 		}
 	})
 	return a
@@ -143,11 +118,11 @@ func (a *agent) ready() {
 		}
 		select {
 		case <-a.done:
-			a.t.Fatalf("sidetrackd ended before it was ready: %v\n%s", a.err, a.log.tail(40))
+			a.t.Fatalf("sidetrackd ended before it was ready: %v\n%s", a.err, a.log.Tail(40))
 		case <-time.After(10 * time.Millisecond):
 		}
 		if time.Now().After(deadline) {
-			a.t.Fatalf("sidetrackd is not ready after %s: /readyz: %d %q %v\n%s", patience, status, body, err, a.log.tail(40))
+			a.t.Fatalf("sidetrackd is not ready after %s: /readyz: %d %q %v\n%s", patience, status, body, err, a.log.Tail(40))
 		}
 	}
 }
@@ -174,7 +149,7 @@ func (a *agent) signal(sig syscall.Signal) error {
 	case <-a.done:
 		return a.err
 	case <-time.After(patience):
-		a.t.Fatalf("sidetrackd is still there %s after %s\n%s", patience, sig, a.log.tail(40))
+		a.t.Fatalf("sidetrackd is still there %s after %s\n%s", patience, sig, a.log.Tail(40))
 		return nil
 	}
 }
@@ -183,7 +158,7 @@ func (a *agent) signal(sig syscall.Signal) error {
 func (a *agent) stop() {
 	a.t.Helper()
 	if err := a.signal(syscall.SIGTERM); err != nil {
-		a.t.Errorf("after SIGTERM: %v, want exit status 0\n%s", err, a.log.tail(20))
+		a.t.Errorf("after SIGTERM: %v, want exit status 0\n%s", err, a.log.Tail(20))
 	}
 }
 
@@ -204,7 +179,7 @@ func (a *agent) wantLog(words ...string) {
 func (a *agent) wantLogAfter(bytes int, words ...string) (line string) {
 	a.t.Helper()
 	if line = a.findLog(bytes, words...); line == "" {
-		a.t.Errorf("no line of the log has all of %q:\n%s", words, a.log.tail(30))
+		a.t.Errorf("no line of the log has all of %q:\n%s", words, a.log.Tail(30))
 	}
 	return line
 }

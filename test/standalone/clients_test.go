@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"github.com/sidetrack-dev/sidetrack/test/lab"
+	"github.com/sidetrack-dev/sidetrack/test/programs"
 )
 
 // ask is one request and the server that must answer it.
@@ -37,7 +38,7 @@ type poolClient struct {
 	in  io.Writer
 	out *bufio.Reader
 	n   int
-	err *logBuffer
+	err *lab.Log
 }
 
 // clientKinds are the programs, by the name that messages use.
@@ -55,20 +56,20 @@ func testdata(t *testing.T, name string) string {
 // startPool starts a client program in a pod.
 func startPool(t *testing.T, p *lab.Pod, kind string) *poolClient {
 	t.Helper()
-	c := &poolClient{t: t, err: &logBuffer{}}
+	c := &poolClient{t: t, err: &lab.Log{}}
 	switch kind {
 	case "requests":
 		c.cmd = p.Command(requirePython(t, "requests"), testdata(t, "pool.py"), kind)
 	case "httpx", "httpx-async":
 		c.cmd = p.Command(requirePython(t, "httpx"), testdata(t, "pool.py"), kind)
 	case "Java":
-		requirePrograms(t, "java")
+		programs.Need(t, "java")
 		c.cmd = p.Command("java", "-XX:TieredStopAtLevel=1", testdata(t, "Pool.java"))
 	case "Java, HTTP/1 only":
-		requirePrograms(t, "java")
+		programs.Need(t, "java")
 		c.cmd = p.Command("java", "-XX:TieredStopAtLevel=1", testdata(t, "Pool.java"), "http1")
 	case "Node's fetch":
-		requirePrograms(t, "node")
+		programs.Need(t, "node")
 		c.cmd = p.Command("node", testdata(t, "pool.mjs"))
 	case "Go":
 		c.startGo(p)
@@ -109,7 +110,7 @@ func (c *poolClient) send(concurrency int, asks []ask) (wrong int, sample string
 		fmt.Fprintln(&b, strings.Join(append([]string{a.method, a.url, a.want, strconv.Itoa(c.n), strconv.Itoa(a.body)}, a.headers...), "\t"))
 	}
 	if _, err := c.in.Write(b.Bytes()); err != nil {
-		c.t.Fatalf("write to the client: %v\n%s", err, c.err.tail(20))
+		c.t.Fatalf("write to the client: %v\n%s", err, c.err.Tail(20))
 	}
 	type answer struct {
 		line string
@@ -124,11 +125,11 @@ func (c *poolClient) send(concurrency int, asks []ask) (wrong int, sample string
 	case a := <-got:
 		var n int
 		if _, err := fmt.Sscan(a.line, &n, &wrong); err != nil || a.err != nil || n != len(asks) {
-			c.t.Fatalf("the client answered %q, %v\n%s", a.line, a.err, c.err.tail(20))
+			c.t.Fatalf("the client answered %q, %v\n%s", a.line, a.err, c.err.Tail(20))
 		}
 		return wrong, strings.TrimSpace(a.line)
 	case <-time.After(120 * time.Second):
-		c.t.Fatalf("the client is stuck\n%s", c.err.tail(20))
+		c.t.Fatalf("the client is stuck\n%s", c.err.Tail(20))
 		return 0, ""
 	}
 }
@@ -276,7 +277,7 @@ var serverURLs = map[string]string{
 // serveAllKinds starts nginx, Python's http.server and Go's on all places.
 func (s *shop) serveAllKinds(t *testing.T) {
 	t.Helper()
-	requirePrograms(t, "nginx")
+	programs.Need(t, "nginx")
 	python := requirePython(t)
 	s.serveEcho()
 	for name, p := range s.places() {
@@ -303,9 +304,9 @@ func (s *shop) startNginx(t *testing.T, p *lab.Pod, name, conf, address string) 
 
 // program starts a server program and waits until it accepts connections. It is
 // ended with the test.
-func (s *shop) program(t *testing.T, cmd *exec.Cmd, p *lab.Pod, address string) *logBuffer {
+func (s *shop) program(t *testing.T, cmd *exec.Cmd, p *lab.Pod, address string) *lab.Log {
 	t.Helper()
-	log := &logBuffer{}
+	log := &lab.Log{}
 	cmd.Stdout, cmd.Stderr = log, log
 	// A worker that outlives its master holds the pipe.
 	cmd.WaitDelay = time.Second

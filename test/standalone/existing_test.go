@@ -12,6 +12,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/sidetrack-dev/sidetrack/test/programs"
 )
 
 // settled is how long a change may take to be in force and idle connections to
@@ -97,7 +99,7 @@ func (s *shop) established(t *testing.T, ip string) int {
 // TestAProxysUpstreamsFromBeforeAreReplaced: nginx keeps connections to the
 // baseline for everybody.
 func TestAProxysUpstreamsFromBeforeAreReplaced(t *testing.T) {
-	requirePrograms(t, "nginx")
+	programs.Need(t, "nginx")
 	s := withoutSandboxes(t)
 	s.startNginx(t, s.client, "proxy", "nginx-proxy.conf", "127.0.0.1:9080")
 	c := startPool(t, s.client, "Go")
@@ -126,7 +128,7 @@ func (s *shop) mixedOfB(url string, n int) []ask {
 
 // TestCurlsConnectionFromBeforeIsReplaced within one run of curl.
 func TestCurlsConnectionFromBeforeIsReplaced(t *testing.T) {
-	requirePrograms(t, "curl")
+	programs.Need(t, "curl")
 	s := withoutSandboxes(t)
 	const report = "%{http_code} %header{x-served-by}\n"
 	url := "http://" + webIP + "/"

@@ -428,10 +428,10 @@ func TestSIGTERMDrains(t *testing.T) {
 	select {
 	case <-a.done:
 		if a.err != nil {
-			t.Errorf("exit: %v, want status 0\n%s", a.err, a.log.tail(10))
+			t.Errorf("exit: %v, want status 0\n%s", a.err, a.log.Tail(10))
 		}
 	case <-time.After(patience):
-		t.Errorf("still there %s after SIGTERM, with nothing under way\n%s", patience, a.log.tail(10))
+		t.Errorf("still there %s after SIGTERM, with nothing under way\n%s", patience, a.log.Tail(10))
 	}
 	time.Sleep(200 * time.Millisecond)
 	close(stop)

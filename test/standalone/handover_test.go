@@ -66,11 +66,11 @@ func (a *agent) probe() {
 		}
 		select {
 		case <-a.done:
-			a.t.Fatalf("sidetrackd ended before it was ready: %v\n%s", a.err, a.log.tail(40))
+			a.t.Fatalf("sidetrackd ended before it was ready: %v\n%s", a.err, a.log.Tail(40))
 		default:
 		}
 		if time.Now().After(end) {
-			a.t.Fatalf("sidetrackd is not ready after 30 s: %s %v\n%s", out, err, a.log.tail(40))
+			a.t.Fatalf("sidetrackd is not ready after 30 s: %s %v\n%s", out, err, a.log.Tail(40))
 		}
 	}
 }
@@ -81,10 +81,10 @@ func (a *agent) ended() {
 	select {
 	case <-a.done:
 		if a.err != nil {
-			a.t.Errorf("sidetrackd ended with %v, want exit status 0\n%s", a.err, a.log.tail(20))
+			a.t.Errorf("sidetrackd ended with %v, want exit status 0\n%s", a.err, a.log.Tail(20))
 		}
 	case <-time.After(patience):
-		a.t.Fatalf("sidetrackd is still there %s after it has handed over\n%s", patience, a.log.tail(40))
+		a.t.Fatalf("sidetrackd is still there %s after it has handed over\n%s", patience, a.log.Tail(40))
 	}
 }
 
@@ -197,7 +197,7 @@ func TestKilledInTheMiddleOfATurn(t *testing.T) {
 				select {
 				case <-s.agent.done:
 					if victim == "old" {
-						t.Fatalf("round %d: the new agent has ended: %v\n%s", round, s.agent.err, s.agent.log.tail(20))
+						t.Fatalf("round %d: the new agent has ended: %v\n%s", round, s.agent.err, s.agent.log.Tail(20))
 					}
 					// It had handed over and ended before the other one was killed.
 					s.turn()
@@ -278,7 +278,7 @@ func TestAnAgentWithoutASocketIsNotTakenOver(t *testing.T) {
 	select {
 	case <-next.done:
 	case <-time.After(30 * time.Second):
-		t.Fatalf("it neither takes over nor ends\n%s", next.log.tail(20))
+		t.Fatalf("it neither takes over nor ends\n%s", next.log.Tail(20))
 	}
 	if next.err == nil {
 		t.Error("exit status 0")

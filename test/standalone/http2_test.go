@@ -23,6 +23,7 @@ import (
 	upgrade "golang.org/x/net/http2/h2c"
 
 	"github.com/sidetrack-dev/sidetrack/test/lab"
+	"github.com/sidetrack-dev/sidetrack/test/programs"
 )
 
 // serveHTTP2 starts Go's servers, which speak HTTP/2 without TLS, on a port of
@@ -52,7 +53,7 @@ func (s *shop) serveOn(t *testing.T, p *lab.Pod, port int, h *http.Server) {
 // TestHTTP2WithPriorKnowledgeIsRoutedStreamByStream: by curl and h2load, over both
 // families.
 func TestHTTP2WithPriorKnowledgeIsRoutedStreamByStream(t *testing.T) {
-	requirePrograms(t, "curl", "h2load")
+	programs.Need(t, "curl", "h2load")
 	both(t, func(t *testing.T, s *shop) {
 		n := s.serveHTTP2(t, who)
 		for _, host := range []string{wideIP, "[" + wideIP6 + "]"} {
@@ -85,7 +86,7 @@ func TestHTTP2WithPriorKnowledgeIsRoutedStreamByStream(t *testing.T) {
 
 // TestUpgradesToHTTP2AreRoutedStreamByStream: nghttp and curl begin with HTTP/1.
 func TestUpgradesToHTTP2AreRoutedStreamByStream(t *testing.T) {
-	requirePrograms(t, "curl", "nghttp")
+	programs.Need(t, "curl", "nghttp")
 	both(t, func(t *testing.T, s *shop) {
 		n := s.nextPort()
 		for name, p := range s.places() {
@@ -113,7 +114,7 @@ func TestUpgradesToHTTP2AreRoutedStreamByStream(t *testing.T) {
 // TestNodesHTTP2IsRoutedStreamByStream: a server that speaks before the client,
 // and WebSockets over HTTP/2.
 func TestNodesHTTP2IsRoutedStreamByStream(t *testing.T) {
-	requirePrograms(t, "node")
+	programs.Need(t, "node")
 	both(t, func(t *testing.T, s *shop) {
 		n := fmt.Sprint(s.nextPort())
 		for name, p := range s.places() {
@@ -132,7 +133,7 @@ func TestNodesHTTP2IsRoutedStreamByStream(t *testing.T) {
 
 // TestNginxWithHTTP2IsRoutedStreamByStream: large files of nginx at its own pace.
 func TestNginxWithHTTP2IsRoutedStreamByStream(t *testing.T) {
-	requirePrograms(t, "nginx", "curl", "h2load")
+	programs.Need(t, "nginx", "curl", "h2load")
 	both(t, func(t *testing.T, s *shop) {
 		n := fmt.Sprint(s.nextPort())
 		files := map[string][]byte{}

@@ -186,8 +186,8 @@ func TestInjectIsSwitchedByThePodsLabels(t *testing.T) {
 		})
 	}
 	check()
-	put(t, s.dir, "client.yaml", podObject(s.client, "sidetrack.dev/sandbox: b", `sidetrack.dev/inject: "true"`))
+	put(t, s.dir, "client.yaml", s.client.Object("sidetrack.dev/sandbox: b", `sidetrack.dev/inject: "true"`))
 	check("sidetrack=" + keyB)
-	put(t, s.dir, "client.yaml", podObject(s.client, "sidetrack.dev/sandbox: b", `sidetrack.dev/inject: "false"`))
+	put(t, s.dir, "client.yaml", s.client.Object("sidetrack.dev/sandbox: b", `sidetrack.dev/inject: "false"`))
 	check()
 }

@@ -9,12 +9,13 @@ import (
 	"testing"
 
 	"github.com/sidetrack-dev/sidetrack/test/lab"
+	"github.com/sidetrack-dev/sidetrack/test/programs"
 )
 
 // TestWhereAKeyIsFoundAndWhereNot asks with curl, whose headers come as they
 // are written.
 func TestWhereAKeyIsFoundAndWhereNot(t *testing.T) {
-	requirePrograms(t, "curl")
+	programs.Need(t, "curl")
 	s := newShop(t)
 	s.serveSeen()
 	s.start()
@@ -157,7 +158,7 @@ func TestKeysAreCountedAndNeverShown(t *testing.T) {
 func TestMetricsSayWhatTheyAreMeantTo(t *testing.T) {
 	s := newShop(t)
 	s.serveSeen()
-	put(t, s.dir, "gone.yaml", strings.NewReplacer("name: client", "name: gone", "netns: ", "netns: not-there-").Replace(podObject(s.client)))
+	put(t, s.dir, "gone.yaml", strings.NewReplacer("name: client", "name: gone", "netns: ", "netns: not-there-").Replace(s.client.Object()))
 	a := s.start()
 	s.client.MustGet("http://"+webIP+"/", "x-sidetrack-key: "+keyA)
 	s.tester.MustGet("http://" + webIP + "/")

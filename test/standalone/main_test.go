@@ -24,10 +24,11 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
+
+	"github.com/sidetrack-dev/sidetrack/test/programs"
 )
 
 var buildDir string
@@ -52,18 +53,7 @@ func TestMain(m *testing.M) {
 }
 
 // build returns the path of the binary under test.
-var build = sync.OnceValues(func() (string, error) {
-	if path := os.Getenv("SIDETRACKD"); path != "" {
-		return filepath.Abs(path)
-	}
-	path := filepath.Join(buildDir, "sidetrackd")
-	cmd := exec.Command("go", "build", "-o", path, "./cmd/sidetrackd")
-	cmd.Dir = filepath.Join("..", "..")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("build sidetrackd: %w\n%s", err, out)
-	}
-	return path, nil
-})
+var build = sync.OnceValues(func() (string, error) { return programs.Agent(buildDir) })
 
 func binary(t *testing.T) string {
 	t.Helper()
@@ -72,25 +62,6 @@ func binary(t *testing.T) string {
 		t.Fatal(err)
 	}
 	return path
-}
-
-// requirePrograms skips the test when a client or server program is not here,
-// or fails it where they are all meant to be.
-func requirePrograms(t *testing.T, names ...string) {
-	t.Helper()
-	for _, name := range names {
-		if _, err := exec.LookPath(name); err != nil {
-			missing(t, fmt.Errorf("the test wants %s: %w", name, err))
-		}
-	}
-}
-
-func missing(t *testing.T, err error) {
-	t.Helper()
-	if os.Getenv("SIDETRACK_REQUIRE_CLIENTS") == "1" {
-		t.Fatal(err)
-	}
-	t.Skip(err)
 }
 
 // systemPython is where a distribution puts the Python that its packages are for.
@@ -107,7 +78,7 @@ func requirePython(t *testing.T, modules ...string) string {
 		}
 		errs = append(errs, fmt.Errorf("%s: %w: %s", python, err, out))
 	}
-	missing(t, fmt.Errorf("the test wants Python with %s: %w", modules, errors.Join(errs...)))
+	programs.Missing(t, fmt.Errorf("the test wants Python with %s: %w", modules, errors.Join(errs...)))
 	return ""
 }
 

@@ -131,7 +131,7 @@ func TestWhatIsSoundButCannotBeHonouredIsSaid(t *testing.T) {
 	put(t, s.dir, "forks.yaml", sandbox("with-forks", "forks-key-0123456", "forks: [{workload: {kind: Deployment, name: web}}]", redirects("web", "web-b")))
 	put(t, s.dir, "astray.yaml", sandbox("astray", "astray-key-012345", redirects("no-such-service", "web-b", "nginx", "no-such-fork")))
 	put(t, s.dir, "thief.yaml", sandbox("thief", keyA, redirects("web", "web-b")))
-	put(t, s.dir, "orphan.yaml", podObject(s.MustPod("orphan"), "sidetrack.dev/sandbox: nobodys"))
+	put(t, s.dir, "orphan.yaml", s.MustPod("orphan").Object("sidetrack.dev/sandbox: nobodys"))
 	put(t, s.dir, "notes.txt", "this is no manifest")
 	put(t, s.dir, "many.yaml", "# a comment\n", "\n", sandbox("many1", "many1-key-0123456", redirects("web", "web-a")), "", sandbox("many2", "many2-key-0123456", redirects("web", "web-b")))
 	a := s.start()
@@ -158,7 +158,7 @@ func TestPodsComeAndGo(t *testing.T) {
 	a := s.start()
 	later := func() *lab.Pod { return s.MustPod("later") }
 	p := later()
-	object := podObject(p, "sidetrack.dev/sandbox: b")
+	object := p.Object("sidetrack.dev/sandbox: b")
 	if err := p.Remove(); err != nil {
 		t.Fatal(err)
 	}
@@ -181,7 +181,7 @@ func TestPodsComeAndGo(t *testing.T) {
 	}
 	t.Run("by path, and a plain pod that is captured", func(t *testing.T) {
 		q := s.MustPod("by-path")
-		put(t, s.dir, "by-path.yaml", strings.Replace(podObject(q), "netns: "+q.Netns, "netns: "+q.Path, 1))
+		put(t, s.dir, "by-path.yaml", strings.Replace(q.Object(), "netns: "+q.Netns, "netns: "+q.Path, 1))
 		eventually(t, func() error {
 			got, err := q.Get("http://"+webIP+"/", "x-sidetrack-key: "+keyB)
 			return errors.Join(err, expect("server", got.Server, "fork-b"))
@@ -273,7 +273,7 @@ func TestTablesThatDoNotFitAreRefusedByTheFlagsName(t *testing.T) {
 	s.serveSeen()
 	drop(t, s.dir, "sandbox-b.yaml")
 	// A pod with inject would want all Services.
-	put(t, s.dir, "pods.yaml", podObject(s.tester, "sidetrack.dev/sandbox: a"))
+	put(t, s.dir, "pods.yaml", s.tester.Object("sidetrack.dev/sandbox: a"))
 	put(t, s.dir, "sandbox-a.yaml", sandbox("a", keyA, redirects("web", "web-a")))
 	a := s.start("--max-destinations=100", "--max-flow-routes=100")
 	put(t, s.dir, "sandbox-b.yaml", sandbox("b", keyB, redirects("wide", "wide-b")))

@@ -96,21 +96,6 @@ func quoted(ss []string) string {
 	return strings.Join(q, ", ")
 }
 
-// podObject is a Pod that a namespace stands for. Labels are "name: value".
-func podObject(p *lab.Pod, labels ...string) string {
-	return fmt.Sprintf(`apiVersion: v1
-kind: Pod
-metadata:
-  name: %s
-  namespace: shop
-  labels: {%s}
-  annotations: {sidetrack.dev/netns: %s}
-spec:
-  containers: [{name: main, image: unused}]
-status: {podIP: %q, podIPs: [{ip: %q}, {ip: %q}]}
-`, p.Name, strings.Join(labels, ", "), p.Netns, p.IPv4, p.IPv4, p.IPv6)
-}
-
 // sandbox is a Sandbox; each line of spec beyond the key is given as YAML.
 func sandbox(name, key string, spec ...string) string {
 	s := fmt.Sprintf("apiVersion: sidetrack.dev/v1alpha1\nkind: Sandbox\nmetadata: {name: %s, namespace: shop}\nspec:\n", name)

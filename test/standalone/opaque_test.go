@@ -22,6 +22,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sidetrack-dev/sidetrack/test/lab"
+	"github.com/sidetrack-dev/sidetrack/test/programs"
 )
 
 const greeting = "J\x00\x00\x00\x0a8.0.33\x00\x2f\x00\x00\x00\x1c\x22\x5f\x7d\x3a\x4b\x07\x11\x00\xff\xff\xff\x02\x00\xff\xdf\x15\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00abcdefghijkl\x00mysql_native_password\x00"
@@ -56,7 +57,7 @@ func TestWhatIsNotHTTPFlowsThrough(t *testing.T) {
 // TestTLSReachesTheServerThatWasMeant: openssl or any other client sees the
 // certificate of the server that its identity, not a header, leads to.
 func TestTLSReachesTheServerThatWasMeant(t *testing.T) {
-	requirePrograms(t, "openssl", "curl")
+	programs.Need(t, "openssl", "curl")
 	both(t, func(t *testing.T, s *shop) {
 		n := s.nextPort()
 		for name, p := range s.places() {
@@ -112,7 +113,7 @@ func selfSigned(t *testing.T, name string) tls.Certificate {
 
 // TestARefusedBaselineIsARefusedConnection: nobody listens, and connect(2) says so.
 func TestARefusedBaselineIsARefusedConnection(t *testing.T) {
-	requirePrograms(t, "curl", "python3")
+	programs.Need(t, "curl", "python3")
 	both(t, func(t *testing.T, s *shop) {
 		for _, ip := range []string{wideIP, wideIP6, s.base.IPv4.String(), s.base.IPv6.String()} {
 			to := netip.AddrPortFrom(netip.MustParseAddr(ip), uint16(s.nextPort()))

@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"github.com/sidetrack-dev/sidetrack/test/lab"
+	"github.com/sidetrack-dev/sidetrack/test/programs"
 )
 
 // postgresPrograms finds PostgreSQL's server, which distributions keep out of
@@ -25,7 +26,7 @@ func postgresPrograms(t *testing.T) (initdb, postgres string) {
 		}
 		found, _ := filepath.Glob("/usr/lib/postgresql/*/bin/" + name) // the pattern is sound
 		if len(found) == 0 {
-			missing(t, fmt.Errorf("the test wants PostgreSQL's %s", name))
+			programs.Missing(t, fmt.Errorf("the test wants PostgreSQL's %s", name))
 		}
 		return found[len(found)-1]
 	}
@@ -42,7 +43,7 @@ type postgresServer struct{ dir, template, program string }
 
 func newPostgres(t *testing.T) *postgresServer {
 	t.Helper()
-	requirePrograms(t, "psql", "setpriv")
+	programs.Need(t, "psql", "setpriv")
 	initdb, program := postgresPrograms(t)
 	dir, err := os.MkdirTemp(buildDir, "postgres-")
 	if err != nil {

@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/sidetrack-dev/sidetrack/test/programs"
 )
 
 // capabilities are those that deploy/ gives to the agent.
@@ -29,7 +31,7 @@ var capabilities = map[string]uintptr{
 // gives it and nothing more, and sees everything work that takes a privilege:
 // loading, entering namespaces, marking sockets, closing others' connections.
 func TestTheUnitsCapabilitiesAreEnough(t *testing.T) {
-	requirePrograms(t, "curl")
+	programs.Need(t, "curl")
 	unit, err := os.ReadFile("../../deploy/systemd/sidetrackd.service")
 	if err != nil {
 		t.Fatal(err)
@@ -108,7 +110,7 @@ func keepOnly(t *testing.T, keep ...uintptr) {
 // TestWithoutRawSocketsClientsAreConnectedFirst: all else holds, and it is said and
 // counted.
 func TestWithoutRawSocketsClientsAreConnectedFirst(t *testing.T) {
-	requirePrograms(t, "curl")
+	programs.Need(t, "curl")
 	s := newShop(t)
 	s.serveSeen()
 	keepOnly(t, unix.CAP_SYS_ADMIN, unix.CAP_NET_ADMIN)

@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/sidetrack-dev/sidetrack/test/lab"
+	"github.com/sidetrack-dev/sidetrack/test/programs"
 )
 
 // TestEachRequestGoesByItsOwnKey: every client program against every kind of
@@ -28,13 +29,13 @@ func TestEachRequestGoesByItsOwnKey(t *testing.T) {
 			})
 		}
 		t.Run("curl", func(t *testing.T) {
-			requirePrograms(t, "curl")
+			programs.Need(t, "curl")
 			for server, url := range serverURLs {
 				s.curl(t, server, s.mixed(url, 60))
 			}
 		})
 		t.Run("wrk", func(t *testing.T) {
-			requirePrograms(t, "wrk")
+			programs.Need(t, "wrk")
 			for server, url := range serverURLs {
 				s.wrk(t, s.client, server, url)
 			}

@@ -77,12 +77,12 @@ func newShop(t *testing.T) *shop {
 }
 
 func (s *shop) putPods() {
-	put(s.t, s.dir, "client.yaml", podObject(s.client))
-	put(s.t, s.dir, "pods.yaml", podObject(s.base),
-		podObject(s.tester, "sidetrack.dev/sandbox: a"),
-		podObject(s.testerB, "sidetrack.dev/sandbox: b"),
-		podObject(s.runner, "sidetrack.dev/sandbox: a", `sidetrack.dev/inject: "true"`),
-		podObject(s.forkA), podObject(s.forkB))
+	put(s.t, s.dir, "client.yaml", s.client.Object())
+	put(s.t, s.dir, "pods.yaml", s.base.Object(),
+		s.tester.Object("sidetrack.dev/sandbox: a"),
+		s.testerB.Object("sidetrack.dev/sandbox: b"),
+		s.runner.Object("sidetrack.dev/sandbox: a", `sidetrack.dev/inject: "true"`),
+		s.forkA.Object(), s.forkB.Object())
 }
 
 // redirected are the Services that both sandboxes redirect to their forks.

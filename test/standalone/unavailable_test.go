@@ -37,7 +37,7 @@ func unreadyShop(t *testing.T, fork service, spec ...string) (s *shop, tester *l
 	}
 	put(t, s.dir, "late-sandbox.yaml", sandbox("late", lateKey, spec...))
 	tester = s.MustPod("late-tester")
-	put(t, s.dir, "late-pod.yaml", podObject(tester, "sidetrack.dev/sandbox: late"))
+	put(t, s.dir, "late-pod.yaml", tester.Object("sidetrack.dev/sandbox: late"))
 	s.start()
 	return s, tester
 }
@@ -270,7 +270,7 @@ func TestFamiliesThatTheForkDoesNotHave(t *testing.T) {
 			put(t, s.dir, "family.yaml", service{name: "family", ports: ports, endpoints: endpointsOf(s.base)}.String(),
 				service{name: "family-a", ports: ports, endpoints: tt.fork(s)}.String(), sandbox("family", "family-key-012345", redirects("family", "family-a")))
 			tester := s.MustPod("family-tester")
-			put(t, s.dir, "family-pod.yaml", podObject(tester, "sidetrack.dev/sandbox: family"))
+			put(t, s.dir, "family-pod.yaml", tester.Object("sidetrack.dev/sandbox: family"))
 			s.start()
 			for _, a := range []netip.Addr{s.base.IPv4, s.base.IPv6} {
 				for _, k := range kindsFor(a) {

@@ -6,7 +6,6 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
-	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
@@ -125,18 +124,9 @@ func (f roundTripper) RoundTrip(r *http.Request) (*http.Response, error) { retur
 
 // collect starts the collector, and leads the API server to it.
 func (w *world) collect() {
-	ctx := w.Context()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	w.must(err)
-	w.must(w.admin.CoreV1().Services(ours).Delete(ctx, "sidetrack-ledger", metav1.DeleteOptions{}))
-	_, err = w.admin.CoreV1().Services(ours).Create(ctx, &corev1.Service{
-		ObjectMeta: metav1.ObjectMeta{Name: "sidetrack-ledger"},
-		Spec:       corev1.ServiceSpec{Type: corev1.ServiceTypeExternalName, ExternalName: "localhost"},
-	}, metav1.CreateOptions{})
-	w.must(err)
-	_, err = w.plane.Kubectl(ctx, "patch", "apiservice", collector.APIService, "--type=merge", "-p",
-		fmt.Sprintf(`{"spec":{"service":{"port":%d}}}`, listener.Addr().(*net.TCPAddr).Port))
-	w.must(err)
+	w.must(w.plane.LeadHere(w.Context(), collector.APIService, ours, "sidetrack-ledger", listener.Addr().(*net.TCPAddr).Port))
 	c := collector.DefaultConfig()
 	c.REST, c.Listener, c.HealthAddress, c.Namespace = w.token("sidetrack-ledger", ""), listener, "0", ours
 	c.Logger = slog.New(slog.DiscardHandler)
