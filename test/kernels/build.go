@@ -69,7 +69,7 @@ func kernelPackages(ctx context.Context, patterns []string) ([]goPackage, error)
 // payload is what is the same on every kernel.
 type payload struct {
 	files []file
-	tests []string // lines of vminit's list: package, folder, binary
+	tests []string // lines of vminit's list: package, folder, binary, its own flags
 }
 
 // file is one file of the initramfs.
@@ -83,7 +83,7 @@ type file struct {
 
 // build builds the static binaries: each package's tests, the machine's init
 // and the agent.
-func build(ctx context.Context, work string, pkgs []goPackage) (*payload, error) {
+func build(ctx context.Context, work string, pkgs []goPackage, o options) (*payload, error) {
 	p := &payload{}
 	goBuild := func(out string, args ...string) error {
 		cmd := exec.CommandContext(ctx, "go", append(args, "-o", out)...)
@@ -123,7 +123,19 @@ func build(ctx context.Context, work string, pkgs []goPackage) (*payload, error)
 		}
 		dir := "src/" + rel
 		p.files = append(p.files, file{name: dir + "/test", from: out, mode: 0o755})
-		p.tests = append(p.tests, strings.Join([]string{pkg.ImportPath, "/" + dir, "./test"}, "\t"))
+		line := []string{pkg.ImportPath, "/" + dir, "./test"}
+		if tests, all := part(pkg.ImportPath); !all && o.run == "" {
+			run := "^(" + strings.Join(tests, "|") + ")$"
+			list, err := output(ctx, out, "-test.list="+run)
+			if err != nil {
+				return nil, err
+			}
+			if n := bytes.Count(list, []byte("\n")); n != len(tests) {
+				return nil, fmt.Errorf("%s has %d of the tests %q that are to be run: see partly", pkg.ImportPath, n, tests)
+			}
+			line = append(line, "-test.run="+run)
+		}
+		p.tests = append(p.tests, strings.Join(line, "\t"))
 		data, err := tree(filepath.Join(pkg.Dir, "testdata"), dir+"/testdata")
 		if err != nil {
 			return nil, err

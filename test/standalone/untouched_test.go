@@ -50,6 +50,18 @@ func sockets(t *testing.T, p *lab.Pod) []string {
 	return all
 }
 
+// sameSockets wants a pod to have the sockets that it had before, once those of
+// connections that the test has closed are gone.
+func sameSockets(t *testing.T, p *lab.Pod, before []string) {
+	t.Helper()
+	eventually(t, func() error {
+		if now := sockets(t, p); !slices.Equal(now, before) {
+			return fmt.Errorf("%s: sockets before\n%s\nand now\n%s", p.Name, strings.Join(before, "\n"), strings.Join(now, "\n"))
+		}
+		return nil
+	})
+}
+
 // sameTuple wants a server to see exactly the socket that the client has.
 func sameTuple(t *testing.T, from *lab.Pod, d dialled) {
 	t.Helper()
@@ -125,9 +137,7 @@ func TestWhatIsNotRedirectedIsUntouched(t *testing.T) {
 		everything(t, append(web, plain...)...)
 		sameTuple(t, s.tester, web[0])
 		for _, p := range pods {
-			if now := sockets(t, p); !slices.Equal(now, before[p]) {
-				t.Errorf("%s: sockets before\n%s\nand now\n%s", p.Name, strings.Join(before[p], "\n"), strings.Join(now, "\n"))
-			}
+			sameSockets(t, p, before[p])
 		}
 		for name, v := range counters(a.scrape()) {
 			if v != 0 {
@@ -162,22 +172,15 @@ func TestWhatIsNotRedirectedIsUntouched(t *testing.T) {
 		for _, d := range web {
 			sameTuple(t, stranger, d)
 		}
-		if now := sockets(t, stranger); !slices.Equal(now, empty) {
-			t.Errorf("sockets: %q", now)
-		}
+		sameSockets(t, stranger, empty)
 	})
 	t.Run("when the sandboxes are gone again", func(t *testing.T) {
 		for _, f := range sandboxes {
 			drop(t, s.dir, f)
 		}
-		eventually(t, func() error {
-			for _, p := range pods {
-				if now := sockets(t, p); !slices.Equal(now, before[p]) {
-					return fmt.Errorf("%s: sockets before\n%s\nand now\n%s", p.Name, strings.Join(before[p], "\n"), strings.Join(now, "\n"))
-				}
-			}
-			return nil
-		})
+		for _, p := range pods {
+			sameSockets(t, p, before[p])
+		}
 		at := restingCounters(t, a)
 		everything(t, append(web, plain...)...)
 		for name, v := range counters(a.scrape()) {

@@ -108,12 +108,12 @@ func runTests(line *os.File) error {
 	}
 	for test := range strings.Lines(string(tests)) {
 		f := strings.Split(strings.TrimSpace(test), "\t")
-		if len(f) != 3 {
+		if len(f) < 3 {
 			return fmt.Errorf("cannot read the line %q", test)
 		}
 		pkg, dir, binary := f[0], f[1], f[2]
 		fmt.Fprintln(line, "##vm begin", pkg)
-		status, err := runOne(line, dir, binary, strings.Fields(string(flags)))
+		status, err := runOne(line, dir, binary, append(strings.Fields(string(flags)), f[3:]...))
 		if err != nil {
 			return err
 		}
