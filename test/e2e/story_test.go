@@ -31,6 +31,7 @@ func TestSidetrackOnACluster(t *testing.T) {
 		{"an agent closes its own loop by MCP", scriptedAgent, false},
 		{"a browser shows all that to who may see it", pageInABrowser, false},
 		{"the tutorial is true", tutorial, false},
+		{"README's loop is true", readme, false},
 		{"a route group has the forks of two sandboxes under one key", routeGroup, false},
 		{"deleting a sandbox leaves nothing", deletionLeavesNothing, false},
 		{"a sandbox ends when its TTL runs out", ttl, false},
