@@ -58,6 +58,59 @@ func TestAStreamsHopsAreBelowTheCallsThatTheyCameOf(t *testing.T) {
 	wrote(16001, true, "12:00:00.000  trace "+busy.TraceID+"\n  Deployment/runner -> stock.shop:80 GET /stock => BASELINE stock-1 (no_redirect) 200 1ms\n")
 }
 
+// A call that lasts is on record long after what came of it, which is written by then.
+func TestACallThatComesAfterWhatCameOfItIsWrittenAboveIt(t *testing.T) {
+	at := func(ms int) time.Time { return noon.Add(time.Duration(ms) * time.Millisecond) }
+	var l Live
+	wrote := func(ms int, want string) {
+		t.Helper()
+		var b strings.Builder
+		l.Write(&b, at(ms), false)
+		if d := cmp.Diff(want, b.String()); d != "" {
+			t.Errorf("at %d ms (-want +got):\n%s", ms, d)
+		}
+	}
+	head := func(ms string) string { return "12:00:00." + ms + "  trace " + trace + "\n" }
+	const (
+		front = "Deployment/runner -> front.shop:80 GET /front => BASELINE front-1 (no_redirect) 200 9s"
+		cart  = "Deployment/front -> cart.shop:80 GET /cart => BASELINE cart-1 (no_redirect) 200 5s"
+		route = "Deployment/cart -> route.shop:80 GET /route => BASELINE route-1 (no_redirect) 200 50ms"
+		stock = "Deployment/cart -> stock.shop:80 GET /stock => BASELINE stock-1 (no_redirect) 200 60ms"
+	)
+	l.Add([]ledger.Record{call(20, 50, "cart", "route", "route-1")}, at(100))
+	l.Add([]ledger.Record{call(30, 60, "cart", "stock", "stock-1")}, at(120))
+	wrote(700, head("020")+"  "+route+"\n  "+stock+"\n")
+	// Whose it was is known now, and that has to be seen.
+	l.Add([]ledger.Record{call(10, 5000, "front", "cart", "cart-1")}, at(5100))
+	wrote(5700, head("010")+"  "+cart+"\n  ├─ "+route+" (as above)\n  └─ "+stock+" (as above)\n")
+	// And of cart only that it came of front: what is below it has been seen there.
+	l.Add([]ledger.Record{call(0, 9000, "runner", "front", "front-1")}, at(9100))
+	wrote(9700, head("000")+"  "+front+"\n  └─ "+cart+" (as above)\n")
+	wrote(20000, "")
+}
+
+// A record that lies between two moves what was written below another one.
+func TestACallThatComesInBetweenTakesOverWhatCameOfIt(t *testing.T) {
+	at := func(ms int) time.Time { return noon.Add(time.Duration(ms) * time.Millisecond) }
+	var l Live
+	// Who has answered is not known: the times tell.
+	front, cart := call(0, 1000, "runner", "front", ""), call(10, 900, "front", "cart", "")
+	l.Add([]ledger.Record{front, call(20, 50, "cart", "route", "route-1")}, at(1000))
+	var b strings.Builder
+	l.Write(&b, at(1600), false)
+	l.Add([]ledger.Record{cart}, at(1700))
+	b.Reset()
+	l.Write(&b, at(2300), false)
+	want := "12:00:00.000  trace " + trace + `
+  Deployment/runner -> front.shop:80 GET /front => BASELINE 10.96.0.1:80 (no_redirect) 200 1s (as above)
+  └─ Deployment/front -> cart.shop:80 GET /cart => BASELINE 10.96.0.1:80 (no_redirect) 200 900ms
+     └─ Deployment/cart -> route.shop:80 GET /route => BASELINE route-1 (no_redirect) 200 50ms (as above)
+`
+	if d := cmp.Diff(want, b.String()); d != "" {
+		t.Errorf("(-want +got):\n%s", d)
+	}
+}
+
 func TestALiveStreamIsBoundedAndLosesNothing(t *testing.T) {
 	var l Live
 	const most = 2 * mostLive
