@@ -89,7 +89,9 @@ func (r *reader) types(t *testing.T, commands string, exit int, prints []string)
 	cmd.Env = r.env
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs
+	began := time.Now()
 	err := cmd.Run()
+	t.Logf("%5.1f s: %s", time.Since(began).Seconds(), strings.TrimSpace(commands))
 	var failed *exec.ExitError
 	if got := cmd.ProcessState.ExitCode(); got != exit || err != nil && !errors.As(err, &failed) {
 		t.Fatalf("%sexit status %d (%v), want %d\n%s\n%s", commands, got, err, exit, out.String(), errs.String())

@@ -105,9 +105,12 @@ func (p *program) get(cmd *cobra.Command, f *getFlags, names []string) error {
 	if err := p.configured(); err != nil {
 		return err
 	}
+	if _, err := p.kube.ToRESTConfig(); err != nil {
+		return unreadable(err)
+	}
 	namespace, _, err := p.kube.ToRawKubeConfigLoader().Namespace()
 	if err != nil {
-		return cluster.Explain(err, "read the kubeconfig")
+		return unreadable(err)
 	}
 	r := resource.NewBuilder(p.kube).Unstructured().
 		NamespaceParam(namespace).DefaultNamespace().AllNamespaces(f.allNamespaces).
@@ -139,7 +142,7 @@ func (p *program) get(cmd *cobra.Command, f *getFlags, names []string) error {
 			return err
 		}
 		if empty(t) {
-			_, err = fmt.Fprintln(p.streams.ErrOut, nothing(namespace, f.allNamespaces))
+			_, err = fmt.Fprintln(p.streams.ErrOut, p.nothing(cmd, namespace, f.allNamespaces))
 		} else {
 			err = printer(t, w)
 		}
@@ -169,24 +172,42 @@ func together(infos []*resource.Info) runtime.Object {
 	return list
 }
 
-func nothing(namespace string, all bool) string {
+// nothing says that there are no sandboxes.
+func (p *program) nothing(cmd *cobra.Command, namespace string, all bool) string {
 	if all {
 		return "No sandboxes found."
+	}
+	if c, err := p.connect(); err == nil {
+		if missing := c.NoNamespace(cmd.Context(), namespace); missing != nil {
+			return "No sandboxes found: " + missing.Error()
+		}
 	}
 	return fmt.Sprintf("No sandboxes found in namespace %s.", namespace)
 }
 
-// explainGet says which sandboxes there are when one is not.
+// explainGet says which sandboxes there are when one is not, and what is missing when
+// there can be none.
 func (p *program) explainGet(cmd *cobra.Command, namespace string, err error) error {
+	const doing = "read the sandboxes"
 	var status apierrors.APIStatus
-	if errors.As(err, &status) && apierrors.IsNotFound(err) && status.Status().Details != nil && status.Status().Details.Name != "" {
+	switch {
+	case err == nil:
+		return nil
+	case errors.As(err, &status) && apierrors.IsNotFound(err) && status.Status().Details != nil && status.Status().Details.Group == v1alpha1.Group && status.Status().Details.Name != "":
 		if c, e := p.connect(); e == nil {
 			if _, e := sandbox.Get(cmd.Context(), c, namespace, status.Status().Details.Name); e != nil {
 				return e
 			}
 		}
+	case !errors.As(err, &status):
+		// cli-runtime keeps the words alone where the kind is not known.
+		if mapper, e := p.kube.ToRESTMapper(); e == nil {
+			if _, e := mapper.RESTMapping(v1alpha1.GroupVersion.WithKind(v1alpha1.SandboxKind).GroupKind(), v1alpha1.GroupVersion.Version); meta.IsNoMatchError(e) {
+				return cluster.Explain(e, doing)
+			}
+		}
 	}
-	return cluster.Explain(err, "read the sandboxes")
+	return cluster.Explain(err, doing)
 }
 
 // printer prints objects in the format that is wanted, and tables otherwise.

@@ -12,6 +12,7 @@ import (
 	"k8s.io/cli-runtime/pkg/genericclioptions"
 	"k8s.io/cli-runtime/pkg/genericiooptions"
 	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/cluster"
 	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/task"
@@ -102,14 +103,14 @@ func strict(cmd *cobra.Command) {
 func (p *program) connect() (*cluster.Cluster, error) {
 	namespace, _, err := p.kube.ToRawKubeConfigLoader().Namespace()
 	if err != nil {
-		return nil, cluster.Explain(err, "read the kubeconfig")
+		return nil, unreadable(err)
 	}
 	if err := p.configured(); err != nil {
 		return nil, err
 	}
 	cfg, err := p.kube.ToRESTConfig()
 	if err != nil {
-		return nil, cluster.Explain(err, "find the API server")
+		return nil, unreadable(err)
 	}
 	mapper, err := p.kube.ToRESTMapper()
 	if err != nil {
@@ -118,12 +119,21 @@ func (p *program) connect() (*cluster.Cluster, error) {
 	return cluster.Connect(cfg, namespace, mapper)
 }
 
+// unreadable says of a kubeconfig what is wrong with it.
+func unreadable(err error) error {
+	if clientcmd.IsEmptyConfig(err) {
+		return cluster.Explain(err, "read the kubeconfig")
+	}
+	return &task.Failure{Message: fmt.Sprintf("cannot read the kubeconfig: %v", err), Err: err,
+		Remedy: "mend it, or name another with --kubeconfig or KUBECONFIG; kubectl config get-contexts lists what --context can be"}
+}
+
 // configured refuses to go to a port of this machine where nobody has said which
 // cluster is meant.
 func (p *program) configured() error {
 	raw, err := p.kube.ToRawKubeConfigLoader().RawConfig()
 	if err != nil {
-		return cluster.Explain(err, "read the kubeconfig")
+		return unreadable(err)
 	}
 	if len(raw.Clusters) > 0 || *p.kube.APIServer != "" || os.Getenv("KUBERNETES_SERVICE_HOST") != "" {
 		return nil

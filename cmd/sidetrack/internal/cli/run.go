@@ -59,7 +59,7 @@ Exit status: the command's; 124 when it takes too long, 125 when it could not be
 			}
 			c, err := p.connect()
 			if err != nil {
-				return err
+				return p.ranWith(runner.Result{}, err)
 			}
 			if r.AgentImage == "" {
 				if r.AgentImage, err = c.AgentImage(cmd.Context(), p.version); err != nil {

@@ -65,6 +65,12 @@ With --watch all is printed again when something other than the age of a word ha
 			if err != nil {
 				return err
 			}
+			if len(s.Sandboxes) == 0 && f.output.printer == nil {
+				fmt.Fprintln(p.streams.ErrOut, p.nothing(cmd, c.Namespace, f.allNamespaces))
+			}
+			if len(s.Nodes) == 0 && s.NodesHidden == "" && f.output.printer == nil {
+				fmt.Fprintf(p.streams.ErrOut, "No node has an agent: %s doctor says what is missing.\n", p.name)
+			}
 			if err := p.writeStatus(s, &f, nil); err != nil || !f.watch {
 				return err
 			}
@@ -193,7 +199,9 @@ func statusTables(out io.Writer, s *health.Status, f *statusFlags) error {
 	} else if err := nodeTable(s, wide, f.headless).write(out); err != nil {
 		return err
 	}
-	fmt.Fprintln(out)
+	if (len(s.Nodes) > 0 || s.NodesHidden != "") && len(s.Sandboxes) > 0 {
+		fmt.Fprintln(out)
+	}
 	if err := sandboxTable(s, wide, f.headless, f.allNamespaces).write(out); err != nil {
 		return err
 	}

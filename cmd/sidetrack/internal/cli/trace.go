@@ -12,11 +12,14 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	ledger "github.com/sidetrack-dev/sidetrack/api/ledger/v1alpha1"
+	"github.com/sidetrack-dev/sidetrack/api/v1alpha1"
 	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/cluster"
 	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/hops"
 	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/sandbox"
+	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/task"
 )
 
 func (p *program) traceCommand() *cobra.Command {
@@ -64,10 +67,13 @@ is over, so one that lasts comes after the calls that came of it: these are prin
 				return err
 			}
 			// The ledger has nothing to say of what is not there, and does not say that.
-			if !group {
-				if _, err := sandbox.Get(cmd.Context(), c, "", args[0]); err != nil {
-					return err
-				}
+			if group {
+				err = isRouteGroup(cmd.Context(), c, args[0])
+			} else {
+				_, err = sandbox.Get(cmd.Context(), c, "", args[0])
+			}
+			if err != nil {
+				return err
 			}
 			if o.Follow {
 				err := p.followHops(cmd.Context(), c, of, o, &f)
@@ -96,6 +102,29 @@ is over, so one that lasts comes after the calls that came of it: these are prin
 	flags.BoolVar(&f.headless, "no-headers", false, "leave out the head of -o wide")
 	f.output.register(cmd)
 	return cmd
+}
+
+// isRouteGroup says which route groups there are where this is none.
+func isRouteGroup(ctx context.Context, c *cluster.Cluster, name string) error {
+	doing := "read RouteGroup " + name
+	var g v1alpha1.RouteGroup
+	err := c.Objects.Get(ctx, client.ObjectKey{Namespace: c.Namespace, Name: name}, &g)
+	if !isNotFound(err) {
+		return cluster.Explain(err, doing)
+	}
+	if missing := c.NoNamespace(ctx, c.Namespace); missing != nil {
+		return missing
+	}
+	f := &task.Failure{Message: fmt.Sprintf("there is no RouteGroup %s in namespace %s", name, c.Namespace), Remedy: "create it, or choose another namespace with -n", Err: err}
+	var all v1alpha1.RouteGroupList
+	if err := c.Objects.List(ctx, &all, client.InNamespace(c.Namespace)); err == nil && len(all.Items) > 0 {
+		var names []string
+		for i := range all.Items {
+			names = append(names, all.Items[i].Name)
+		}
+		f.Remedy = "there are " + strings.Join(names, ", ") + "; -n chooses another namespace"
+	}
+	return f
 }
 
 // hopFlags say how hops are printed.

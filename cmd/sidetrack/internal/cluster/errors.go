@@ -6,11 +6,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"strings"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	utilerrors "k8s.io/apimachinery/pkg/util/errors"
 	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/sidetrack-dev/sidetrack/api/v1alpha1"
@@ -26,9 +29,11 @@ func Explain(err error, doing string) error {
 	if err == nil || errors.As(err, &f) {
 		return err
 	}
+	err = first(err)
 	f = &task.Failure{Message: fmt.Sprintf("cannot %s: %s", doing, ownWords(err)), Err: err}
 	var status apierrors.APIStatus
 	var network net.Error
+	var file *fs.PathError
 	switch {
 	case errors.Is(err, context.Canceled):
 		f.Message = "interrupted: could not " + doing
@@ -42,11 +47,49 @@ func Explain(err error, doing string) error {
 		f.Remedy = "log in to the cluster again, or choose another user with --context, --user or --token"
 	case clientcmd.IsEmptyConfig(err):
 		f.Remedy = "say which cluster with --kubeconfig or --context, or set KUBECONFIG"
+	case isMissingNamespace(err):
+		f.Remedy = missingNamespace
 	case errors.As(err, &status): // The server has said what is wrong.
+	case errors.As(err, &file): // So does what it has come of, and that is no network.
 	case errors.As(err, &network):
 		f.Remedy = "see whether the API server can be reached: kubectl version; --context chooses another cluster"
 	}
 	return f
+}
+
+// first is the first of several errors that client-go has put together in a way that
+// errors.As does not see through.
+func first(err error) error {
+	for {
+		all, ok := err.(utilerrors.Aggregate)
+		if !ok || len(all.Errors()) == 0 {
+			return err
+		}
+		err = all.Errors()[0]
+	}
+}
+
+const missingNamespace = "create it, or choose another namespace with -n"
+
+// isMissingNamespace reports that it is a namespace that is not there, and not what was
+// asked for.
+func isMissingNamespace(err error) bool {
+	var status apierrors.APIStatus
+	if !apierrors.IsNotFound(err) || !errors.As(err, &status) {
+		return false
+	}
+	d := status.Status().Details
+	return d != nil && d.Group == "" && (d.Kind == "namespaces" || d.Kind == "Namespace")
+}
+
+// NoNamespace says, as a failure, that a namespace is not there; nil also where the
+// user may not look.
+func (c *Cluster) NoNamespace(ctx context.Context, name string) error {
+	_, err := c.Core.CoreV1().Namespaces().Get(ctx, name, metav1.GetOptions{})
+	if !isMissingNamespace(err) {
+		return nil
+	}
+	return &task.Failure{Message: "there is no namespace " + name, Remedy: missingNamespace, Err: err}
 }
 
 // ownWords is what the server says, without what every one of its errors says.

@@ -275,6 +275,9 @@ var permissions = []permission{
 
 // permissions asks the API server what the user may do in the namespace.
 func (d *doctor) permissions(ctx context.Context) error {
+	if missing := d.c.NoNamespace(ctx, d.namespace); missing != nil {
+		d.add("namespace", Missing, "create it, or choose another namespace with -n", "there is no namespace %s", d.namespace)
+	}
 	var lacking []string
 	for _, p := range permissions {
 		review := &authorizationv1.SelfSubjectAccessReview{Spec: authorizationv1.SelfSubjectAccessReviewSpec{ResourceAttributes: &authorizationv1.ResourceAttributes{

@@ -138,7 +138,13 @@ func notThere(ctx context.Context, c *cluster.Cluster, err error, key client.Obj
 		Message: fmt.Sprintf("there is no sandbox %s in namespace %s", key.Name, key.Namespace),
 		Remedy:  "create it, or choose another namespace with -n", Err: err,
 	}
-	if all, err := List(ctx, c, key.Namespace, ""); err == nil && len(all) > 0 {
+	all, failed := List(ctx, c, key.Namespace, "")
+	if failed == nil && len(all) == 0 {
+		if missing := c.NoNamespace(ctx, key.Namespace); missing != nil {
+			return missing
+		}
+	}
+	if len(all) > 0 {
 		f.Remedy = "there are " + join(namesOf(all), 10) + "; -n chooses another namespace"
 	}
 	return f
