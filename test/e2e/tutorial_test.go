@@ -134,12 +134,12 @@ func readme(t *testing.T) {
 	}
 	commands := block[1]
 	for _, other := range []struct{ theirs, ours string }{
+		{" pr-42", " pr-8"}, // first: an image's tag is no sandbox
 		{"registry/route:pr-42-2", "sidetrack.test/shop:pr-42"},
 		{"registry/route:pr-42", "sidetrack.test/shop:pr-42"},
 		{"registry/tests:pr-42 -- npm test", "sidetrack.test/shop:v1 -- /shop check -want pr-42 http://front.shop/"},
 		{"frontend.shop", "front.shop"},
 		{"https://shop.example/", ingress},
-		{" pr-42", " pr-8"},
 	} {
 		if !strings.Contains(commands, other.theirs) {
 			t.Fatalf("README's loop does not say %q:\n%s", other.theirs, commands)

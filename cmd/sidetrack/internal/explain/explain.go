@@ -6,6 +6,8 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"net"
+	"net/netip"
 	"net/url"
 	"strings"
 
@@ -126,7 +128,13 @@ func target(text, namespace string) (service, port string, err error) {
 			host += map[string]string{"http": ":80", "https": ":443"}[u.Scheme]
 		}
 	}
-	name, port, _ := strings.Cut(host, ":")
+	name, port, err := splitPort(host)
+	if err != nil {
+		return "", "", task.Usagef("%q: %v", text, err)
+	}
+	if _, err := netip.ParseAddr(name); err == nil {
+		return "", "", &task.Failure{Kind: task.Usage, Message: name + " is an address", Remedy: "name the Service that has it, as SERVICE:PORT"}
+	}
 	parts := strings.Split(name, ".")
 	if len(parts) > 1 && parts[1] != namespace {
 		return "", "", &task.Failure{
@@ -136,6 +144,18 @@ func target(text, namespace string) (service, port string, err error) {
 		}
 	}
 	return parts[0], port, nil
+}
+
+// splitPort takes HOST:PORT apart, where the port and an address's brackets may be left
+// out.
+func splitPort(host string) (name, port string, err error) {
+	if _, err := netip.ParseAddr(host); err == nil || !strings.Contains(host, ":") {
+		return host, "", nil
+	}
+	if strings.HasPrefix(host, "[") && strings.HasSuffix(host, "]") {
+		return host[1 : len(host)-1], "", nil
+	}
+	return net.SplitHostPort(host)
 }
 
 func (e *explainer) key() {
