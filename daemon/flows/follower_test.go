@@ -23,6 +23,7 @@ import (
 	"github.com/sidetrack-dev/sidetrack/daemon/conntrack"
 	"github.com/sidetrack-dev/sidetrack/daemon/ledger"
 	"github.com/sidetrack-dev/sidetrack/daemon/pods"
+	"github.com/sidetrack-dev/sidetrack/daemon/sockdiag"
 	"github.com/sidetrack-dev/sidetrack/loader"
 	"github.com/sidetrack-dev/sidetrack/routing"
 	"github.com/sidetrack-dev/sidetrack/test/lab"
@@ -496,4 +497,55 @@ func TestEndsThatWereNotToldAreFound(t *testing.T) {
 	if n := missed(); n != silent {
 		t.Errorf("%d records say that an end was not told, and %d are counted", silent, n)
 	}
+}
+
+// BenchmarkEnd is what it costs to hear of one connection's end, besides making and ending
+// the connection.
+func BenchmarkEnd(b *testing.B) {
+	pod := lab.New(b).MustPod("pod")
+	ns, err := os.Open(pod.Path)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer ns.Close()
+	e, err := sockdiag.OpenEnds(int(ns.Fd()), 64<<20)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer e.Close()
+	d, err := sockdiag.Open(int(ns.Fd()))
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer d.Close()
+	b.Run("of a socket", func(b *testing.B) {
+		told := 0
+		for told < b.N {
+			b.StopTimer()
+			for range 1000 {
+				l, err := pod.Listen("tcp", "127.0.0.1:0")
+				if err != nil {
+					b.Fatal(err)
+				}
+				l.Close()
+			}
+			time.Sleep(10 * time.Millisecond)
+			b.StartTimer()
+			ends, err := e.ReadNow(nil)
+			for err == nil && len(ends) > 0 {
+				told += len(ends)
+				ends, err = e.ReadNow(ends[:0])
+			}
+			if err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+	b.Run("looking at sockets of a port", func(b *testing.B) {
+		for range b.N {
+			if err := d.ListTo(5432, false, func(*sockdiag.Socket) {}); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
 }

@@ -8,6 +8,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -90,6 +91,56 @@ func hasWay(trace string, want ...string) func(context.Context) error {
 		}
 		return nil
 	}
+}
+
+// flowsAreOnRecord: of the fork's connections to PostgreSQL it is known which pod has
+// answered, also behind the Service's own address, and what they have carried.
+func flowsAreOnRecord(t *testing.T) {
+	w := runners(t)[0]
+	shows := func(line string) func(context.Context) error {
+		match := regexp.MustCompile(line)
+		return func(ctx context.Context) error {
+			cmd := sidetrackCommand(ctx, t, "trace", "pr-42", "--since", "10m")
+			out, err := cmd.Output()
+			if err != nil {
+				return err
+			}
+			if !match.Match(out) {
+				return fmt.Errorf("no line is like %q:\n%s", line, out)
+			}
+			return nil
+		}
+	}
+	w.mustGet(t, front, tag(sandboxKey), ownOnWay)
+	eventually(t, time.Minute, shows(`of pr-42 -> postgres\.shop:5432 tcp => FORK postgres-pr-42-[a-z0-9-]+ [0-9.mµs]+ sent \d+ B, received \d+ B`))
+	// Without a redirect of it the flow goes to the Service's own address.
+	t.Cleanup(func() {
+		if err := kube.ApplyYAML(context.WithoutCancel(t.Context()), pr42(ownRedirect)); err != nil {
+			t.Error(err)
+		}
+		untilReady(t, "pr-42")
+	})
+	apply(t, pr42("\n  observe: [postgres]\n")+`---
+apiVersion: v1
+kind: Pod
+metadata: {name: flow-runner, namespace: shop, labels: {sidetrack.dev/sandbox: pr-42}}
+spec:
+  terminationGracePeriodSeconds: 1
+  containers: [{name: runner, image: "sidetrack.test/shop:v1", imagePullPolicy: Never, args: [runner]}]
+`)
+	deleteAfterwards(t, "pod", "-n", shop, "flow-runner")
+	kubectl(t, "wait", "-n", shop, "--for=condition=Ready", "pod/flow-runner", "--timeout=120s")
+	untilReady(t, "pr-42")
+	r := runnerPod(t, "flow-runner")
+	eventually(t, time.Minute, func(ctx context.Context) error {
+		if answer, err := r.askDatabase(ctx); err != nil || answer.Body != "everybody" {
+			return fmt.Errorf("database %q answers: %v", answer.Body, err)
+		}
+		return shows(`flow-runner of pr-42 -> postgres\.shop:5432 tcp => BASELINE postgres-[a-z0-9-]+ \(no_redirect\) [0-9.mµs]+ sent \d+ B, received \d+ B`)(ctx)
+	})
+	// The fork's own go by the router, which knows them as no HTTP.
+	w.mustGet(t, front, tag(sandboxKey), forkOnWay)
+	eventually(t, time.Minute, shows(`of pr-42 -> postgres\.shop:5432 opaque => BASELINE postgres-[a-z0-9-]+ \(no_redirect\) [0-9.mµs]+ sent \d+ B, received \d+ B`))
 }
 
 func ledgerOfAllNodes(t *testing.T) {

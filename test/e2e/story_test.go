@@ -25,6 +25,7 @@ func TestSidetrackOnACluster(t *testing.T) {
 		{"four services on both nodes answer as if it were not there", openShop, true},
 		{"a sandbox's fork two hops deep gets the tagged requests", forkTwoHopsDeep, false},
 		{"only the fork's flows to PostgreSQL go to its own", forkHasItsOwnDatabase, false},
+		{"a flow's record says which pod answered and what it carried", flowsAreOnRecord, false},
 		{"a pod that carries the sandbox's label needs no header", testRunner, false},
 		{"a person needs no more than the command line", commandLine, false},
 		{"the ledger says where tagged requests went, and who lost the key", ledgerOfAllNodes, false},

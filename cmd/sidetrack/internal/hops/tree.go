@@ -163,12 +163,13 @@ func Line(r *ledger.Record) string {
 	return printable(strings.Join(parts, " "))
 }
 
-// Carried is what a flow has carried, or that it is under way; empty for all else.
+// Carried is what a connection that is no HTTP has carried, or that it is under way; empty for
+// all else.
 func Carried(r *ledger.Record) string {
 	switch {
 	case r.Open:
 		return "[under way]"
-	case r.Flow == "" || r.SentBytes == 0 && r.ReceivedBytes == 0:
+	case r.Request != nil || r.SentBytes == 0 && r.ReceivedBytes == 0:
 		return ""
 	}
 	return fmt.Sprintf("sent %d B, received %d B", r.SentBytes, r.ReceivedBytes)
