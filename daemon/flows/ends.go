@@ -213,7 +213,7 @@ func (f *Follower) finish(e *sockdiag.End) {
 	// From here on the flow is nobody else's.
 	n.Lasted, n.Sent, n.Received, n.Error = max(e.At.Sub(n.began), 0), e.Sent, e.Received, outcomes[e.Outcome]
 	if !n.Answer.IsValid() && e.Outcome != sockdiag.NeverConnected {
-		n.Answer = f.answering(t, e.Local, e.Peer)
+		n.Answer, _ = f.answering(t, e.Local, e.Peer)
 	}
 	f.cfg.Ledger.AddFlow(n.Flow)
 }
@@ -309,7 +309,10 @@ func (f *Follower) ask(p *place, port uint16, wanted map[uint64]bool, t *routing
 	}
 	for i := range found {
 		s := &found[i]
-		answer := f.answering(t, s.Local, s.Peer)
+		answer, sure := f.answering(t, s.Local, s.Peer)
+		if !sure {
+			continue
+		}
 		f.mu.Lock()
 		if n := f.known[s.Cookie]; n != nil {
 			n.Answer = answer

@@ -279,18 +279,19 @@ func identify(path string) (fileID, error) {
 }
 
 // answering finds out who answers a connection from one address to another, where that
-// is not to be seen.
-func (f *Follower) answering(t *routing.Table, from, to netip.AddrPort) netip.AddrPort {
+// is not to be seen. Where it is not sure it may be known later: connection
+// tracking knows a connection once its SYN is on the way.
+func (f *Follower) answering(t *routing.Table, from, to netip.AddrPort) (by netip.AddrPort, sure bool) {
 	if !to.IsValid() || to.Port() == 0 {
-		return netip.AddrPort{}
+		return netip.AddrPort{}, false
 	}
 	if _, pod := t.PodAt(to); pod || f.conntrack == nil || from.Addr().Is4() != to.Addr().Is4() {
-		return to
+		return to, true
 	}
 	f.tracks.Lock()
 	defer f.tracks.Unlock()
 	if by, err := f.conntrack.Answering(from, to); err == nil {
-		return by
+		return by, true
 	}
-	return to
+	return to, false
 }

@@ -347,6 +347,10 @@ func TestThePodBehindAServicesAddressIsNamed(t *testing.T) {
 			t.Errorf("%+v and answer %+v, want %s", r, r.Answer, want)
 		}
 	}
+	// Whom a connection leads to whose SYN is not on the way yet is not taken for known.
+	if by, sure := s.f.answering(s.table, netip.AddrPortFrom(s.runner.IPv4, 1), netip.MustParseAddrPort("10.96.0.30:5432")); sure {
+		t.Errorf("a connection that there is not is answered by %s", by)
+	}
 	// Short ones by what the kernel says of their end, long ones while they last.
 	c := s.dial("10.96.0.30:5432")
 	s.ask(c, 1, "answer")

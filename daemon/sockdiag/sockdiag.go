@@ -86,7 +86,7 @@ type Diag struct {
 
 // Open opens a Diag in the namespace ns.
 func Open(ns int) (*Diag, error) {
-	d := &Diag{fd: -1, buf: make([]byte, 32<<10)}
+	d := &Diag{fd: -1, buf: make([]byte, oneAnswer)}
 	err := pods.Do(ns, func() (err error) {
 		d.fd, err = unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_SOCK_DIAG)
 		return err
@@ -154,6 +154,13 @@ func (d *Diag) Destroy(s *Socket) error {
 	return nil
 }
 
+// A list comes in messages as long as there is room for. There are lists once in a while,
+// and a Diag for each namespace.
+const (
+	oneAnswer   = 4 << 10
+	manyAnswers = 32 << 10
+)
+
 // question is what the kernel is asked.
 type question struct {
 	kind, flags uint16
@@ -180,12 +187,16 @@ func (d *Diag) ask(q *question, yield func(*Socket)) error {
 	if err := unix.Sendto(d.fd, msg, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
 		return err
 	}
+	buf := d.buf
+	if q.flags&unix.NLM_F_DUMP != 0 {
+		buf = make([]byte, manyAnswers)
+	}
 	for {
-		n, err := recv(d.fd, d.buf)
+		n, err := recv(d.fd, buf)
 		if err != nil {
 			return err
 		}
-		for b := d.buf[:n]; len(b) >= unix.SizeofNlMsghdr; {
+		for b := buf[:n]; len(b) >= unix.SizeofNlMsghdr; {
 			size, kind, seq := int(ne.Uint32(b)), ne.Uint16(b[4:]), ne.Uint32(b[8:])
 			if size < unix.SizeofNlMsghdr || size > len(b) {
 				return errors.New("malformed netlink message")
