@@ -92,7 +92,7 @@ func (f *Follower) hear(p *place) {
 			p.end()
 			continue
 		}
-		time.Sleep(gather)
+		time.Sleep(f.cfg.gather)
 	}
 }
 

@@ -64,6 +64,8 @@ type Config struct {
 	// Most is how many flows are followed at a time; the oldest are let go of. Buffer
 	// is the room for messages in each namespace. Zero: 16384, and 4 MiB.
 	Most, Buffer int
+
+	gather time.Duration // for tests
 }
 
 // Follower follows flows. See the package's comment.
@@ -113,6 +115,7 @@ type over struct {
 func New(cfg Config) *Follower {
 	cfg.Most = cmp.Or(cfg.Most, defaultMost)
 	cfg.Buffer = cmp.Or(cfg.Buffer, defaultBuffer)
+	cfg.gather = cmp.Or(cfg.gather, gather)
 	f := &Follower{
 		cfg: cfg, log: cfg.Logger, flushed: make(chan struct{}), stop: make(chan struct{}),
 		table: new(routing.Table), places: map[routing.Cookie]*place{}, known: map[uint64]*flow{}, order: list.New(),
