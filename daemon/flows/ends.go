@@ -101,6 +101,11 @@ func (f *Follower) hear(p *place) {
 func (f *Follower) recover(p *place) {
 	for lost := true; lost; {
 		lost = false
+		// The kernel says that it has dropped something once, and again only after all that
+		// was queued has been read.
+		if !f.drain(p) {
+			return
+		}
 		o := over{place: p, at: time.Now(), alive: map[uint64]bool{}}
 		if err := p.list(0, true, func(s *sockdiag.Socket) { o.alive[s.Cookie] = true }); err != nil {
 			f.log.Error("which flows of a pod are over is not known", "namespace", p.name, "err", err)
@@ -117,6 +122,20 @@ func (f *Follower) recover(p *place) {
 			lost = lost || errors.Is(err, sockdiag.ErrLost)
 		}
 		f.queue(o)
+	}
+}
+
+// drain takes in the ends that are there, and reports whether there may be more some time.
+func (f *Follower) drain(p *place) bool {
+	for {
+		ends, err := p.ends.ReadNow(nil)
+		if errors.Is(err, os.ErrClosed) {
+			return false
+		}
+		if len(ends) == 0 && !errors.Is(err, sockdiag.ErrLost) {
+			return true
+		}
+		f.queue(over{place: p, ends: ends})
 	}
 }
 
