@@ -308,6 +308,9 @@ func (a *Agent) applyTable(t *routing.Table) error {
 	if err := a.cfg.Kernel.Apply(t); err != nil {
 		return err
 	}
+	if a.applied == nil && a.cfg.Ledger != nil {
+		a.cfg.Ledger.InForce()
+	}
 	a.applied = t
 	a.sweeper.sweep(coverage{t, a.listeners.cookies()}, a.resolved.Namespaces)
 	return nil

@@ -85,8 +85,8 @@ type pending struct {
 // waiting are the calls of one trace.
 type waiting struct {
 	calls []*Entry
-	// more says that one has been left out that is like none of them.
-	more bool
+	// left is when one was last left out that is like none of them; zero: never.
+	left time.Time
 }
 
 func (w waiting) size() (n int64) {
@@ -98,12 +98,14 @@ func (w waiting) size() (n int64) {
 
 // with adds a call. Of many from one pod to one destination some are enough: who has
 // lost the key is named by any of them.
-func (w waiting) with(e *Entry) waiting {
+func (w waiting) with(e *Entry, at time.Time) waiting {
 	if len(w.calls) < maxOfTrace {
 		w.calls = append(w.calls, e)
 		return w
 	}
-	w.more = w.more || !slices.ContainsFunc(w.calls, func(o *Entry) bool { return o.Source == e.Source && o.dest == e.dest })
+	if !slices.ContainsFunc(w.calls, func(o *Entry) bool { return o.Source == e.Source && o.dest == e.dest }) {
+		w.left = at
+	}
 	return w
 }
 
@@ -113,7 +115,7 @@ func (l *Ledger) wait(e *Entry) {
 	l.pending.mu.Lock()
 	l.pending.calls.turn(now)
 	all, _ := l.pending.calls.get(e.Trace)
-	l.pending.calls.put(e.Trace, all.with(e), now)
+	l.pending.calls.put(e.Trace, all.with(e, now), now)
 	l.pending.mu.Unlock()
 	// The word may have come meanwhile.
 	if l.traces.lookup(e.Trace) != nil {
@@ -148,10 +150,10 @@ func (l *Ledger) settle(id TraceID) {
 		l.Add(e)
 		l.strays.drop(id, e.Source, e.dest)
 	}
-	if tr.unsettled {
-		since := l.pending.calls.since
-		if all.more {
-			since = now
+	if tr.unsettled || all.left.After(tr.since) {
+		since := all.left
+		if tr.unsettled && l.pending.calls.since.After(since) {
+			since = l.pending.calls.since
 		}
 		l.traces.settled(id, tr, since, now)
 	}
@@ -159,8 +161,8 @@ func (l *Ledger) settle(id TraceID) {
 		return
 	}
 	l.pending.calls.drop(id)
-	if len(rest) > 0 || all.more {
+	if len(rest) > 0 || !all.left.IsZero() {
 		// Another hop of the trace may be told of yet.
-		l.pending.calls.put(id, waiting{rest, all.more}, now)
+		l.pending.calls.put(id, waiting{rest, all.left}, now)
 	}
 }

@@ -44,6 +44,7 @@ type Pod struct {
 type Ledger struct {
 	cfg      Config
 	began    time.Time
+	inForce  atomic.Int64 // when traffic began to come, after began in nanoseconds
 	traces   traces
 	pods     atomic.Pointer[map[routing.Cookie]*Pod]
 	table    atomic.Pointer[routing.Table]
@@ -85,6 +86,13 @@ func New(cfg Config) *Ledger {
 	l.table.Store(new(routing.Table))
 	return l
 }
+
+// InForce says that from now on traffic comes by this agent alone, which another one may
+// have routed before, and has on its own ledger.
+func (l *Ledger) InForce() { l.inForce.Store(int64(time.Since(l.began))) }
+
+// begins is from when on all that leaves records is here.
+func (l *Ledger) begins() time.Time { return l.began.Add(time.Duration(l.inForce.Load())) }
 
 // SetPods says which pods are on this node. The map is the Ledger's from then on.
 func (l *Ledger) SetPods(pods map[routing.Cookie]*Pod) { l.pods.Store(&pods) }
@@ -237,7 +245,7 @@ type Page struct {
 // an empty one.
 func (l *Ledger) Read(o Owner, q Query) Page {
 	l.mu.Lock()
-	p := Page{Next: l.seq, Since: l.began, Unread: int64(l.unread), Unended: int64(l.unended)}
+	p := Page{Next: l.seq, Since: l.begins(), Unread: int64(l.unread), Unended: int64(l.unended)}
 	var chunks []chunk
 	b := l.books[o]
 	if b != nil {

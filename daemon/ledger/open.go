@@ -51,27 +51,30 @@ func (l *Ledger) Open(c *Call, d *routing.Decision) *Entry {
 	lost, healed := false, false
 	owner := d.Sandbox
 	keyed := c.Keyed && d.Sandbox != nil || d.Inject != ""
-	if !keyed && !c.Keyed && id != (TraceID{}) {
-		if tr := l.traces.lookup(id); tr != nil {
-			if sb := c.Table.Lacking(c.Source, c.Dest, d, tr.owner); sb != nil {
-				// Who never had the key has not lost it. A trace's id is no secret: calls of
-				// pods that it has not led to stay what they are, whoever else sends it.
-				if pod := l.podOf(c.Source); pod != nil && tr.received(pod.Name, c.Table) {
-					lost, owner = true, sb
-					if sb.Propagate {
-						*d = c.Table.DecideFor(sb, c.Dest)
-						healed, keyed = true, true
-					}
+	var tr *trace
+	if id != (TraceID{}) {
+		tr = l.traces.lookup(id)
+	}
+	if tr != nil && !keyed && !c.Keyed {
+		if sb := c.Table.Lacking(c.Source, c.Dest, d, tr.owner); sb != nil {
+			// Who never had the key has not lost it. A trace's id is no secret: calls of
+			// pods that it has not led to stay what they are, whoever else sends it.
+			if pod := l.podOf(c.Source); pod != nil && tr.received(pod.Name, c.Table) {
+				lost, owner = true, sb
+				if sb.Propagate {
+					*d = c.Table.DecideFor(sb, c.Dest)
+					healed, keyed = true, true
 				}
 			}
 		}
 	}
-	if owner == nil {
-		if c.Keyed || id == (TraceID{}) || d.Reason == routing.UnknownDest || !l.watches(c.Table, c.Dest) {
-			return nil
+	waits := false
+	if owner == nil || tr != nil && tr.owner.ID != owner.ID {
+		if id != (TraceID{}) && d.Reason != routing.UnknownDest && l.watches(c.Table, c.Dest) {
+			waits = owner == nil && !c.Keyed && l.mayHaveLost(c)
+			l.strays.add(stray{trace: id, source: c.Source, dest: c.Dest, at: now.Sub(l.began), waits: waits})
 		}
-		l.strays.add(id, c.Source, c.Dest, now.Sub(l.began))
-		if !l.mayHaveLost(c) {
+		if owner == nil && !waits {
 			return nil
 		}
 	}

@@ -89,8 +89,8 @@ func (l *Ledger) Settle(o Owner, id TraceID, told []Announcement) ([]Announcemen
 			hops = append(hops, Announcement{Trace: id, Owner: o, Service: h.service, Endpoints: h.endpoints})
 		}
 	}
-	if since.Before(l.began) {
-		since = l.began
+	if from := l.begins(); since.Before(from) {
+		since = from
 	}
 	if l.announce != nil && hears(sb) && !answer.Foreign {
 		var from time.Time

@@ -106,6 +106,15 @@ func TestHowFarBackATraceIsKnown(t *testing.T) {
 				second.Finish(&Entry{At: time.Now(), Source: cart, dest: routing.DestID(1000 + i), Trace: ParseTraceID(trace1)})
 			}
 		}, false},
+		{"calls of this trace have been left out, after the word had come", func(_, second *Ledger, table *routing.Table, word Announcement) {
+			second.Heard(word)
+			for i := range 2 * maxOfTrace {
+				second.Finish(&Entry{At: time.Now(), Source: other, dest: routing.DestID(1000 + i), Trace: ParseTraceID(trace1)})
+			}
+		}, false},
+		{"another agent has routed before this one", func(_, second *Ledger, _ *routing.Table, word Announcement) {
+			second.InForce()
+		}, false},
 		{"calls like others have been left out", func(_, second *Ledger, table *routing.Table, _ Announcement) {
 			for range 2 * maxOfTrace {
 				second.Finish(&Entry{At: time.Now(), Source: cart, dest: 1000, Trace: ParseTraceID(trace1)})

@@ -12,11 +12,11 @@ import (
 	"github.com/sidetrack-dev/sidetrack/routing"
 )
 
-// Strays are calls without a key, of traces that may be tagged ones, by callers of whom
-// nobody has seen that they received the key. Either they have lost it or somebody
-// before them has, where the trace's sandbox does not look: an answer that has one
-// among its calls proves nothing of a fork. Most are calls of everybody's traces, so
-// that noting one has to cost next to nothing.
+// Strays are calls, of traces that may be tagged ones, which came without the trace's
+// key: with none, with one that is nobody's, or with another sandbox's. Somebody has lost
+// it, who need not be known to have had it, where the trace's sandbox does not look: an
+// answer that has one among its calls proves nothing of a fork. Most are calls of
+// everybody's traces, so that noting one has to cost next to nothing.
 
 const (
 	strayBuckets = 1 << 14
@@ -44,8 +44,10 @@ type strayBucket struct {
 type stray struct {
 	trace  TraceID // zero: none
 	source routing.Cookie
-	at     time.Duration // by the Ledger's clock
+	at     time.Duration // the newest, by the Ledger's clock
 	dest   routing.DestID
+	// waits: each of these calls is, or will be, among those that wait to be named.
+	waits bool
 }
 
 func (s *stray) is(id TraceID, source routing.Cookie, dest routing.DestID) bool {
@@ -62,15 +64,16 @@ func (s *strays) bucket(id TraceID) (*strayBucket, *sync.Mutex) {
 	return &s.buckets[i], mu
 }
 
-// add notes a call, and forgets the oldest of its bucket if there is no room. One of the
-// same caller to the same destination is there once.
-func (s *strays) add(id TraceID, source routing.Cookie, dest routing.DestID, at time.Duration) {
-	b, mu := s.bucket(id)
+// add notes a call, and forgets the oldest of its bucket if there is no room. Those of the
+// same caller to the same destination are one.
+func (s *strays) add(n stray) {
+	b, mu := s.bucket(n.trace)
 	defer mu.Unlock()
 	oldest := &b.calls[0]
 	for i := range b.calls {
 		c := &b.calls[i]
-		if c.is(id, source, dest) {
+		if c.is(n.trace, n.source, n.dest) {
+			c.at, c.waits = max(c.at, n.at), c.waits && n.waits
 			return
 		}
 		if c.at < oldest.at || c.trace == (TraceID{}) && oldest.trace != (TraceID{}) {
@@ -80,16 +83,17 @@ func (s *strays) add(id TraceID, source routing.Cookie, dest routing.DestID, at 
 	if oldest.trace != (TraceID{}) {
 		b.since = max(b.since, oldest.at+1)
 	}
-	*oldest = stray{id, source, at, dest}
+	*oldest = n
 }
 
-// drop forgets a call that is on record as one that has lost the key.
+// drop forgets a caller's calls that have waited, and are on record as having lost the
+// key.
 func (s *strays) drop(id TraceID, source routing.Cookie, dest routing.DestID) {
 	b, mu := s.bucket(id)
 	defer mu.Unlock()
 	for i := range b.calls {
-		if b.calls[i].is(id, source, dest) {
-			b.calls[i] = stray{}
+		if c := &b.calls[i]; c.is(id, source, dest) && c.waits {
+			*c = stray{}
 		}
 	}
 }
@@ -115,7 +119,7 @@ func (l *Ledger) strayed(id TraceID, tr *trace, owner *routing.SandboxInfo) (*le
 	out := &ledgerv1alpha1.Strays{}
 	t := l.table.Load()
 	for _, c := range calls {
-		if pod := l.podOf(c.source); tr != nil && pod != nil && t.Serves(pod.Name) && tr.received(pod.Name, t) {
+		if pod := l.podOf(c.source); c.waits && tr != nil && pod != nil && tr.received(pod.Name, t) {
 			continue // it has lost the key, which is on record when the call is over: see settle
 		}
 		if t.Lacking(c.source, c.dest, &routing.Decision{}, owner) == nil {

@@ -116,34 +116,88 @@ func TestWhoeverStraysIsSeen(t *testing.T) {
 	}
 }
 
+// A call with a key that is nobody's, or another sandbox's, has not the trace's.
+func TestACallWithAnotherKeyIsAStray(t *testing.T) {
+	for _, key := range []string{"key-of-nobody", "key-of-pr-43"} {
+		first, second, table, told := twoNodes(t, func(in *routing.Input) {
+			in.Sandboxes = append(in.Sandboxes, routing.Sandbox{Name: name("pr-43"), Key: "key-of-pr-43", Observe: []string{"cart"}})
+		})
+		call(t, first, table, tester, "cart", "key-of-pr-42", trace1)
+		second.Heard(<-told)
+		if _, d := call(t, second, table, cart, "route", key, trace1); d.Verdict != routing.ToBaseline {
+			t.Fatalf("decided %+v", d)
+		}
+		if got := strayedTo(t, second, ofPR42); !slices.Equal(got, []string{"shop/route"}) {
+			t.Errorf("cart has called with %s: strays went to %q", key, got)
+		}
+		if got := strayedTo(t, second, Owner{Name: name("pr-43")}); got != nil {
+			t.Errorf("another sandbox is told of strays to %q", got)
+		}
+	}
+	_, second, table, _ := twoNodes(t)
+	call(t, second, table, cart, "route", "key-of-pr-42", trace1)
+	if got := strayedTo(t, second, ofPR42); len(got) > 0 {
+		t.Errorf("a call with the trace's own key is called a stray to %q", got)
+	}
+}
+
+// A pod gets requests before this node knows that it is a Service's: its call is not
+// among those that wait to be named, and never will be.
+func TestAPodThatTurnsOutToServeIsAStrayStill(t *testing.T) {
+	first, second, table, told := twoNodes(t)
+	call(t, first, table, tester, "cart", "key-of-pr-42", trace1)
+	word := <-told
+	_, before := shop(t, func(in *routing.Input) {
+		in.Slices = slices.DeleteFunc(in.Slices, func(s routing.EndpointSlice) bool { return s.Service == "cart" })
+	})
+	second.SetTable(before)
+	if e, _ := call(t, second, before, cart, "route", "", trace1); e != nil {
+		t.Fatalf("cart serves nobody yet, and its call is kept: %+v", e)
+	}
+	second.SetTable(table)
+	second.Heard(word)
+	if got := strayedTo(t, second, ofPR42); !slices.Equal(got, []string{"shop/route"}) || len(lost(second)) > 0 {
+		t.Errorf("strays went to %q, lost by %q", got, lost(second))
+	}
+}
+
 func TestStraysAreForgottenOldestFirstAndItIsKnownSinceWhen(t *testing.T) {
 	var s strays
 	id := func(n uint64) (t TraceID) {
 		binary.BigEndian.PutUint64(t[8:], n)
 		return t
 	}
-	for i := range time.Duration(strayWays) {
-		s.add(id(1), routing.Cookie(i), 7, i+1)
-		s.add(id(1), routing.Cookie(i), 7, i+100) // again
+	add := func(trace TraceID, source routing.Cookie, at time.Duration, waits bool) {
+		s.add(stray{trace: trace, source: source, dest: 7, at: at, waits: waits})
 	}
+	for i := range strayWays {
+		add(id(1), routing.Cookie(i), time.Duration(i+1), true)
+	}
+	add(id(1), 0, 100, true) // again
 	if calls, since := s.of(id(1)); len(calls) != strayWays || since != 0 {
 		t.Errorf("%d calls since %d", len(calls), since)
 	}
-	s.add(id(1), 100, 7, 50)
+	add(id(1), 100, 50, true)
 	calls, since := s.of(id(1))
-	if len(calls) != strayWays || since != 2 || slices.ContainsFunc(calls, func(c stray) bool { return c.source == 0 }) {
-		t.Errorf("calls %+v since %d: the oldest is to be forgotten, which was at 1", calls, since)
+	if len(calls) != strayWays || since != 3 || slices.ContainsFunc(calls, func(c stray) bool { return c.source == 1 }) {
+		t.Errorf("calls %+v since %d: the oldest is to be forgotten, which was at 2", calls, since)
 	}
 	s.drop(id(1), 100, 7)
 	if calls, _ := s.of(id(1)); len(calls) != strayWays-1 {
 		t.Errorf("one is dropped, and there are %d", len(calls))
 	}
-	s.add(id(1), 101, 7, 60)
+	add(id(1), 101, 60, true)
 	if _, again := s.of(id(1)); again != since {
 		t.Errorf("there was room, and something is forgotten")
 	}
+	// What is on record is those that have waited.
+	add(id(1), 101, 61, false)
+	s.drop(id(1), 101, 7)
+	if calls, _ := s.of(id(1)); len(calls) != strayWays {
+		t.Errorf("a call that nobody will name is dropped")
+	}
 	for n := range uint64(10 * strayBuckets * strayWays) {
-		s.add(id(n+2), 1, 7, time.Duration(n+1000))
+		add(id(n+2), 1, time.Duration(n+1000), false)
 	}
 	newest, known := 0, time.Duration(1000+10*strayBuckets*strayWays-strayBuckets)
 	for n := range uint64(strayBuckets) {
@@ -162,6 +216,6 @@ func BenchmarkStray(b *testing.B) {
 	b.ReportAllocs()
 	for i := range b.N {
 		binary.BigEndian.PutUint64(id[8:], uint64(i)*0x9e3779b97f4a7c15)
-		s.add(id, routing.Cookie(i%7), 7, time.Duration(i))
+		s.add(stray{trace: id, source: routing.Cookie(i % 7), dest: 7, at: time.Duration(i)})
 	}
 }

@@ -107,7 +107,7 @@ func (s *Server) handler() http.Handler {
 	sessions := mcp.NewStreamableHTTPHandler(server, &mcp.StreamableHTTPOptions{
 		SessionTimeout: idle,
 		// A client that has lost its connection in the middle of a long call gets the reply
-		// when it is back. It holds 10 MiB at most, of which the oldest go first.
+		// when it is back. It holds some 10 MiB; beyond that each session's oldest replies go.
 		EventStore: mcp.NewMemoryEventStore(nil),
 	})
 	stateless := mcp.NewStreamableHTTPHandler(server, &mcp.StreamableHTTPOptions{Stateless: true, PropagateRequestCancellation: true})

@@ -67,7 +67,13 @@ func TestAReplyIsThereForAClientThatHasLostItsConnection(t *testing.T) {
 			close(goOn)
 
 			session["Last-Event-ID"] = last
-			resp = ask(t, http.MethodGet, url, version, "", session)
+			// The server has to notice first that nobody reads the stream any more.
+			for deadline := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
+				resp = ask(t, http.MethodGet, url, version, "", session)
+				if resp.StatusCode != http.StatusConflict || time.Now().After(deadline) {
+					break
+				}
+			}
 			for lines := bufio.NewScanner(resp.Body); lines.Scan(); {
 				if strings.Contains(lines.Text(), "done") && strings.Contains(lines.Text(), `"id":2`) {
 					return

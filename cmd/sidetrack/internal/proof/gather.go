@@ -39,9 +39,9 @@ type Sent struct {
 
 // Gather reads the records of a request's trace, and how far nodes say that these can
 // be relied on: at once where all calls of it are over. It waits some seconds for
-// others.
+// others. sb is the sandbox as it was read before the request was sent.
 func Gather(ctx context.Context, c *cluster.Cluster, sb *v1alpha1.Sandbox, s Sent) (*Evidence, error) {
-	e := &Evidence{Sent: s, Sandbox: sb}
+	e := &Evidence{Sent: s, Before: sb, Sandbox: sb}
 	of := hops.Of{Namespace: sb.Namespace, Name: sb.Name}
 	deadline := time.Now().Add(settleMost)
 	pause := settleSoon

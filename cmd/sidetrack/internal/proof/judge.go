@@ -30,8 +30,8 @@ type Evidence struct {
 	Age time.Duration
 	// Unread says why there is no ledger.
 	Unread string
-	// Sandbox is as it was after the request.
-	Sandbox *v1alpha1.Sandbox
+	// Before and Sandbox are the sandbox as it was before the request, and after it.
+	Before, Sandbox *v1alpha1.Sandbox
 	// Services are those of its namespace, by name, whose ports have to be known by
 	// their names, as far as they could be read.
 	Services map[string]*corev1.Service
@@ -124,11 +124,11 @@ func (e *Evidence) settled(n *ledger.NodeAnswer, doubt func(string, ...any)) {
 	case t.Unwatched:
 		doubt("not verified: the sandbox observes nothing, so a workload on another node that loses the routing key would not be seen: set spec.observe to the Services on the way, sidetrack sandbox create … --observe SERVICE --update")
 	case t.Strays == nil:
-		doubt("node %s does not say whether calls of this request came without the routing key from somebody who never had it: its agent is of an older version", n.Node)
+		doubt("node %s does not say whether calls of this request came without the routing key from somebody who never had it: its agent, or the ledger's collector, is of an older version", n.Node)
 	case t.Open > 0:
 		doubt("not verified yet: node %s has %d calls of this request under way", n.Node, t.Open)
 	case time.Duration(t.KnownNanos) < e.Age:
-		doubt("node %s knows of the last %s only which calls have lost the key, and this request began %s ago",
+		doubt("node %s knows of the last %s only which calls have lost the key, and this request began %s ago: send it again",
 			n.Node, time.Duration(t.KnownNanos).Round(time.Second), e.Age.Round(time.Second))
 	}
 	if t == nil || t.Strays == nil {
@@ -142,10 +142,15 @@ func (e *Evidence) settled(n *ledger.NodeAnswer, doubt func(string, ...any)) {
 
 // ready looks at what the sandbox says of itself.
 func (e *Evidence) ready(doubt func(string, ...any)) {
-	sb := e.Sandbox
-	c := meta.FindStatusCondition(sb.Status.Conditions, v1alpha1.ConditionProgrammed)
-	if c == nil || c.Status != metav1.ConditionTrue || c.ObservedGeneration != sb.Generation {
-		doubt("not every node has the sandbox in force")
+	sb, was := e.Sandbox, e.Before
+	if sb.UID != was.UID || sb.Generation != was.Generation || sb.Status.Revision != was.Status.Revision {
+		doubt("the sandbox was changed while the request was under way: send it again")
+	}
+	for _, s := range []*v1alpha1.Sandbox{was, sb} {
+		c := meta.FindStatusCondition(s.Status.Conditions, v1alpha1.ConditionProgrammed)
+		if c == nil || c.Status != metav1.ConditionTrue || c.ObservedGeneration != s.Generation {
+			doubt("not every node has the sandbox in force")
+		}
 	}
 	if n := sb.Status.UncoveredConnections; n > 0 {
 		doubt("%d connections from before the sandbox are still open, whose requests leave no record", n)

@@ -52,6 +52,7 @@ func convincing(change func(*Evidence)) *Evidence {
 			},
 		},
 	}
+	e.Before = e.Sandbox.DeepCopy()
 	if change != nil {
 		change(e)
 	}
@@ -135,6 +136,12 @@ func TestWhatTheLedgerCannotTellIsNeverGuessed(t *testing.T) {
 		{"a call without the key from somebody who may never have had it", func(e *Evidence) {
 			e.Nodes[1].Trace = &ledger.TraceAnswer{KnownNanos: 1e12, Strays: &ledger.Strays{Services: []ledger.Service{{Namespace: "shop", Name: "stock"}}}}
 		}, "a call of this request to stock.shop came without the routing key, from somebody of whom it is not known"},
+		{"a sandbox that was changed meanwhile", func(e *Evidence) {
+			e.Sandbox.Generation, e.Sandbox.Status.Conditions[0].ObservedGeneration = 4, 4
+		}, "the sandbox was changed while the request was under way: send it again"},
+		{"a sandbox whose redirects have changed meanwhile", func(e *Evidence) { e.Sandbox.Status.Revision++ }, "the sandbox was changed while the request was under way"},
+		{"another sandbox of that name", func(e *Evidence) { e.Sandbox.UID = "another" }, "the sandbox was changed while the request was under way"},
+		{"a sandbox that was not in force before", func(e *Evidence) { e.Before.Status.Conditions[0].Status = metav1.ConditionFalse }, "not every node has the sandbox in force"},
 		{"a node that does not look for such calls", func(e *Evidence) { e.Nodes[0].Trace = &ledger.TraceAnswer{KnownNanos: 1e12} }, "node n1 does not say whether calls of this request came without the routing key"},
 		{"a redirected port that gives way", func(e *Evidence) {
 			only(e, intstr.FromInt32(8080))
