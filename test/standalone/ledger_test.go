@@ -159,6 +159,10 @@ func TestTheLedgerSaysWhereTaggedTrafficWentAndNothingOfTheRest(t *testing.T) {
 		r.SentBytes == 0 || r.ReceivedBytes == 0 || r.LatencyNanos <= 0 || got[1].Source.Sandbox != "a" {
 		t.Errorf("records %+v, %+v", r, got[1])
 	}
+	// The flow of TCP has an end, or is going to; those of UDP are told of as they begin.
+	if got[2].Flow == "" || got[3].Flow != "" || got[4].Flow != "" || !got[2].Open && (got[2].SentBytes == 0 || got[2].ReceivedBytes == 0) {
+		t.Errorf("flows %+v, %+v, %+v", got[2], got[3], got[4])
+	}
 	if n := len(s.ledger("b").Items); n != 0 {
 		t.Errorf("%d records of a sandbox without traffic", n)
 	}

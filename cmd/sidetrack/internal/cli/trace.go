@@ -32,7 +32,8 @@ func (p *program) traceCommand() *cobra.Command {
 		Short: "Print where tagged requests went: the ledger as a tree of hops",
 		Long: `Print the hops of tagged requests and flows: who called which Service, where it was sent and why, which pod has
 answered, and how. Calls are below the call that they came of, where they have the same trace (traceparent), or where
-pods and times tell. A hop that has lost the routing key is marked with the workload that lost it.
+pods and times tell. A hop that has lost the routing key is marked with the workload that lost it. A
+connection that is no HTTP has the bytes that it has carried, or is marked as under way.
 
 With --follow, go on and print what comes until interrupted: the hops of a trace once nothing more has come of it for a
 moment, and later ones below the calls that they came of, which are printed again (as above). A call is on record when it
