@@ -4,6 +4,7 @@ package router
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -23,7 +24,9 @@ import (
 // oneAtATime is an HTTP/2 server with one thread: it takes no connection, and reads none,
 // before the one before has ended. The kernel accepts them all the same.
 type oneAtATime struct {
-	ln    net.Listener
+	net.Listener
+	free chan struct{} // has a value while no connection is being served
+
 	mu    sync.Mutex
 	asked []string // path and body, in their order
 	conns int
@@ -35,7 +38,8 @@ func (w *world) serveOneAtATime(p *lab.Pod) *oneAtATime {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	o := &oneAtATime{ln: ln}
+	o := &oneAtATime{Listener: ln, free: make(chan struct{}, 1)}
+	o.free <- struct{}{}
 	tell := telling(p)
 	h := http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 		body, err := io.ReadAll(r.Body)
@@ -48,25 +52,45 @@ func (w *world) serveOneAtATime(p *lab.Pod) *oneAtATime {
 		r.Body = io.NopCloser(bytes.NewReader(body))
 		tell.ServeHTTP(rw, r)
 	})
+	srv := &http.Server{Handler: h, Protocols: new(http.Protocols)}
+	srv.Protocols.SetUnencryptedHTTP2(true)
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		for {
-			c, err := ln.Accept()
-			if err != nil {
-				return
-			}
-			o.mu.Lock()
-			o.conns++
-			o.mu.Unlock()
-			new(wire.Server).ServeConn(c, &wire.ServeConnOpts{Handler: h})
+		if err := srv.Serve(o); !errors.Is(err, http.ErrServerClosed) {
+			w.t.Errorf("the server has ended: %v", err)
 		}
 	}()
 	w.t.Cleanup(func() {
-		ln.Close()
+		srv.Close()
 		<-done
 	})
 	return o
+}
+
+// Accept returns a connection when the one before has been closed.
+func (o *oneAtATime) Accept() (net.Conn, error) {
+	<-o.free
+	c, err := o.Listener.Accept()
+	if err != nil {
+		o.free <- struct{}{}
+		return nil, err
+	}
+	o.mu.Lock()
+	o.conns++
+	o.mu.Unlock()
+	return &onlyConn{Conn: c, closed: sync.OnceFunc(func() { o.free <- struct{}{} })}, nil
+}
+
+// onlyConn is the connection that is being served.
+type onlyConn struct {
+	net.Conn
+	closed func()
+}
+
+func (c *onlyConn) Close() error {
+	defer c.closed()
+	return c.Conn.Close()
 }
 
 func (o *oneAtATime) all() []string {
@@ -174,8 +198,8 @@ func TestUntaggedStreamsPassOneThatWaitsForASecondConnection(t *testing.T) {
 	ask(3, "/3", tag...)
 	ask(5, "/5")
 	ask(7, "/7", tag...)
-	f.answer(5, "200") // at once
-	server.ln.Close()  // which resets what waits there
+	f.answer(5, "200")      // at once
+	server.Listener.Close() // which resets what waits there
 	f.await("stream 3 is refused", func(fr wire.Frame) bool {
 		r, ok := fr.(*wire.RSTStreamFrame)
 		if ok && (r.StreamID != 3 || r.ErrCode != wire.ErrCodeRefusedStream) {
