@@ -57,7 +57,7 @@ func (w *world) serveOneAtATime(p *lab.Pod) *oneAtATime {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		if err := srv.Serve(o); !errors.Is(err, http.ErrServerClosed) {
+		if err := srv.Serve(o); !errors.Is(err, http.ErrServerClosed) && !errors.Is(err, net.ErrClosed) {
 			w.t.Errorf("the server has ended: %v", err)
 		}
 	}()
