@@ -122,7 +122,7 @@ export function tree(records) {
 
 /**
  * Ledger holds the newest records of a stream, and says what is not among them:
- * nodes that did not answer, records that were dropped, left out, or let go of here.
+ * nodes that did not answer, records that were dropped, left out, never made, or let go of here.
  */
 export class Ledger {
   constructor(capacity = 2000) {
@@ -184,6 +184,8 @@ export class Ledger {
     for (const n of [...this.nodes.values()].sort((a, b) => (a.node < b.node ? -1 : 1))) {
       if (!n.answered) out.push({kind: 'silent', text: `node ${n.node} does not answer: its records are missing${n.message ? ` (${n.message})` : ''}`});
       if (n.dropped) out.push({kind: 'dropped', text: `node ${n.node} dropped ${count(n.dropped, 'older record')}: its memory for them is bounded`});
+      if (n.missedFlows) out.push({kind: 'missed', text: `node ${n.node} has no records of ${count(n.missedFlows, 'flow')}: too many began at once`});
+      if (n.missedEnds) out.push({kind: 'missed', text: `node ${n.node} does not know what ${count(n.missedEnds, 'flow')} carried: too many ended or were open at once`});
     }
     const omitted = [...this.nodes.values()].reduce((sum, n) => sum + (n.omitted ?? 0), 0) + this.forgotten;
     if (omitted) out.push({kind: 'older', text: `${count(omitted, 'older record')} not shown: sidetrack trace shows them`});

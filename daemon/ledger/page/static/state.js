@@ -96,8 +96,8 @@ export function Nodes({object, nodes, ledger}) {
             connections.map((c) => `${c.service} ${c.uncovered}`).join(', '),
             problems.map((p) => [p.kind, p.name, p.field, p.message].filter(Boolean).join(' ')).join('; ')]);
         }), 'No node has said anything.'),
-    table('Ledgers', ['Node', 'Asked', 'Goes back to', 'Dropped', 'Older ones left out'], answers.map((n) => row(n.node, [
-      n.node, state(n.answered, n.answered ? 'answered' : 'no answer'), n.answered ? n.since : n.message, n.dropped ?? 0, n.omitted ?? 0])),
+    table('Ledgers', ['Node', 'Asked', 'Goes back to', 'Dropped', 'Older ones left out', 'Flows without a record', 'Flows without an end'], answers.map((n) => row(n.node, [
+      n.node, state(n.answered, n.answered ? 'answered' : 'no answer'), n.answered ? n.since : n.message, n.dropped ?? 0, n.omitted ?? 0, n.missedFlows ?? 0, n.missedEnds ?? 0])),
     'No node has been asked yet.'));
 }
 

@@ -100,11 +100,13 @@ test('a fork has its workload\'s name, and what is refused its own end', () => {
 test('nothing is missing in silence', () => {
   const ledger = new Ledger(2);
   ledger.add({items: [1, 2, 3].map((i) => call('Job/tests t-1', 'cart', {traceID: `${i}`.repeat(32)}))});
-  ledger.add({nodes: [{node: 'n1', answered: true, dropped: 7, omitted: 4}, {node: 'n2', answered: false, message: 'no route to host'}]});
+  ledger.add({nodes: [{node: 'n1', answered: true, dropped: 7, omitted: 4, missedFlows: 1, missedEnds: 3}, {node: 'n2', answered: false, message: 'no route to host'}]});
   assert.equal(ledger.records.length, 2);
   assert.equal(summaries(ledger).length, 2);
   assert.deepEqual(ledger.gaps().map((g) => g.text), [
     'node n1 dropped 7 older records: its memory for them is bounded',
+    'node n1 has no records of 1 flow: too many began at once',
+    'node n1 does not know what 3 flows carried: too many ended or were open at once',
     'node n2 does not answer: its records are missing (no route to host)',
     '5 older records not shown: sidetrack trace shows them']);
   ledger.add({nodes: [{node: 'n2', answered: true}]});
