@@ -281,7 +281,7 @@ type TraceAnswer struct {
 	// +optional
 	Unwatched bool `json:"unwatched,omitempty"`
 	// Strays are calls of the trace to Services that the Sandbox redirects, which came
-	// without a key by way of this node, and of whose callers nobody has seen that they
+	// without its key, with none or with another, by way of this node, and of whose callers nobody has seen that they
 	// had received it: the key was lost on the way to them, where the Sandbox does not
 	// look, or by themselves. Missing from a node of a version that did not look for
 	// them, and where Foreign or Unwatched says why they are not known. KnownNanos holds
