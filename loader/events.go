@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"sync"
 	"time"
 	"unsafe"
 
@@ -45,6 +46,14 @@ type FlowReader struct {
 	ring *ringbuf.Reader
 	rec  ringbuf.Record
 	read bool // some, since it has slept
+	// due is how many bytes of the ring are still to be read before a Flush is answered, while
+	// answering.
+	due       int
+	answering bool
+
+	mu     sync.Mutex // held while looking how full the ring is, and closing it
+	asked  bool       // Flush has been called and not been seen by Read
+	closed bool
 }
 
 // Flows returns a reader of the flows that begin from now on. There must be one at
@@ -64,18 +73,30 @@ func (k *Kernel) Flows() (r *FlowReader, err error) {
 // Read waits for the next flow. The error is os.ErrClosed after Close.
 func (r *FlowReader) Read() (Flow, error) {
 	for {
-		if r.read && r.rec.Remaining == 0 {
+		if err := r.heed(); err != nil {
+			return Flow{}, err
+		}
+		if r.answering && r.due <= 0 {
+			r.answering = false
+			return Flow{}, ErrFlushed
+		}
+		if r.read && r.rec.Remaining == 0 && !r.answering {
 			r.read = false
 			time.Sleep(flowsDelay)
+			continue
 		}
 		err := r.ring.ReadInto(&r.rec)
 		if errors.Is(err, ringbuf.ErrFlushed) {
-			return Flow{}, ErrFlushed
+			// The ring has been found empty, and after heed had looked. An earlier Flush that was
+			// answered without this leaves it behind: then nobody asks.
+			r.due = 0
+			continue
 		}
 		if err != nil {
 			return Flow{}, err
 		}
 		r.read = true
+		r.due -= recordHeader + (len(r.rec.RawSample)+7)&^7
 		// The programs of an earlier version may have left shorter ones.
 		if len(r.rec.RawSample) >= int(unsafe.Sizeof(bpf.SdFlowEvent{})) {
 			break
@@ -107,16 +128,43 @@ func (r *FlowReader) Read() (Flow, error) {
 	return f, nil
 }
 
+// recordHeader is how many bytes the kernel puts before each record in a ring
+// (BPF_RINGBUF_HDR_SZ); a record takes a multiple of eight.
+const recordHeader = 8
+
+// heed sees to a Flush that has been called: what is to be read first is what is in the
+// ring now. That the ring is found empty would not do as a sign, since under load it never
+// is; nor the flows' times, since one that began earlier may be behind another.
+func (r *FlowReader) heed() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.closed {
+		return os.ErrClosed
+	}
+	if r.asked {
+		r.asked, r.answering, r.due = false, true, r.ring.AvailableBytes()
+	}
+	return nil
+}
+
 // ErrFlushed is what Read answers once for each Flush.
 var ErrFlushed = errors.New("the flows that had begun have been read")
 
 // Flush has Read answer ErrFlushed when it has answered every flow that has begun
-// before this call. It may be called from any goroutine, and again when Read has
-// answered.
-func (r *FlowReader) Flush() error { return r.ring.Flush() }
+// before this call, however many begin meanwhile. It may be called from any goroutine, and
+// again when Read has answered.
+func (r *FlowReader) Flush() error {
+	r.mu.Lock()
+	r.asked = true
+	r.mu.Unlock()
+	return r.ring.Flush() // Read may be waiting.
+}
 
 // Close ends Read.
 func (r *FlowReader) Close() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.closed = true
 	if err := r.ring.Close(); err != nil && !errors.Is(err, os.ErrClosed) {
 		return err
 	}

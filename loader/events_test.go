@@ -264,3 +264,65 @@ func TestWhatHasBegunIsReadBeforeAFlushIsAnswered(t *testing.T) {
 		t.Error("a flush was answered twice")
 	}
 }
+
+// TestAFlushIsAnsweredWhileFlowsGoOnBeginning: neither where the ring is seldom found empty
+// nor where it never is.
+func TestAFlushIsAnsweredWhileFlowsGoOnBeginning(t *testing.T) {
+	for name, pause := range map[string]time.Duration{"steadily": 5 * time.Millisecond, "as fast as can be": 0} {
+		t.Run(name, func(t *testing.T) {
+			s := newScene(t)
+			s.start()
+			r, err := s.k.Flows()
+			s.must(err)
+			answers, over := make(chan struct{}), make(chan struct{})
+			var read sync.WaitGroup
+			read.Go(func() {
+				for {
+					switch _, err := r.Read(); {
+					case errors.Is(err, ErrFlushed):
+						select {
+						case answers <- struct{}{}:
+						case <-over:
+							return
+						}
+					case err != nil:
+						return
+					}
+				}
+			})
+			stop := make(chan struct{})
+			var load sync.WaitGroup
+			c := s.socket(s.tagged, unix.AF_INET, unix.SOCK_DGRAM)
+			load.Go(func() {
+				for {
+					select {
+					case <-stop:
+						return
+					default:
+						time.Sleep(pause)
+					}
+					if err := c.connect(at(webVIP4, 53)); err != nil {
+						t.Errorf("connect: %v", err)
+						return
+					}
+				}
+			})
+			for n := range 20 {
+				s.must(r.Flush())
+				select {
+				case <-answers:
+				case <-time.After(time.Minute):
+					t.Errorf("flush %d is not answered", n)
+				}
+				if t.Failed() {
+					break
+				}
+			}
+			close(stop)
+			load.Wait()
+			close(over)
+			s.must(r.Close())
+			read.Wait()
+		})
+	}
+}
