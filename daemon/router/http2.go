@@ -350,10 +350,15 @@ func (h *http2Conn) ended(u *upstream, reset bool) {
 	}
 }
 
-// lose closes an upstream other than cur. A server that ends a second connection before
-// it has answered anything there is not asked for another one.
+// lose closes an upstream other than cur that its server has ended. Who does that to a
+// second connection before anything was answered there is not asked for another one.
 func (h *http2Conn) lose(u *upstream) {
 	h.noSecond = h.noSecond || u.second && !u.link.Answered()
+	h.discard(u)
+}
+
+// discard closes an upstream other than cur.
+func (h *http2Conn) discard(u *upstream) {
 	u.close(false)
 	h.c.remove(u)
 }

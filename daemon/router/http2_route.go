@@ -301,6 +301,7 @@ func (h *http2Conn) room() bool {
 	for _, u := range slices.Backward(c.ups) {
 		if u != c.cur && u.link.Streams() == 0 {
 			h.relay.Close(u.link)
+			h.discard(u)
 			return true
 		}
 	}
@@ -338,7 +339,8 @@ func (h *http2Conn) Count(why http2.Reason) {
 // Now is the loop's clock.
 func (h *http2Conn) Now() int64 { return h.c.loop.timers.now() }
 
-// Drop closes an upstream.
+// Drop closes an upstream that its server has ended, or whose server has broken the
+// protocol.
 func (h *http2Conn) Drop(l *http2.Link) {
 	if u := l.Peer.(*upstream); !h.c.dead {
 		h.lose(u)

@@ -310,3 +310,56 @@ func TestAClientThatReadsNothingIsNoSignOfAServerThatDoesNotServe(t *testing.T) 
 		t.Errorf("the record: %+v; %d connections to the server, %d of them left", r, conns.Load(), w.upstreams())
 	}
 }
+
+// TestASecondConnectionThatHasGivenWayIsNoSignOfAServerThatDoesNotServe: it was idle,
+// since the client had given up what was on it, and another was needed more.
+func TestASecondConnectionThatHasGivenWayIsNoSignOfAServerThatDoesNotServe(t *testing.T) {
+	const third = "key-of-pr-44"
+	var others tellingOthers
+	w, _ := newLedgerWorld(t, func(w *world) {
+		w.router.cfg.HTTP2.Links = 1
+		looking := sandbox("pr-44", third)
+		looking.Redirects, looking.Observe, looking.Propagate = nil, []string{"route"}, true
+		w.input.Sandboxes = append(w.input.Sandboxes, looking)
+		w.setDelays(func(d *delays) { d.second = patience })
+		others.listen(w, func() {})
+	})
+	asked := make(chan string, 10)
+	conns := w.serveHTTP2(w.base, http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		asked <- r.URL.Path + " from " + r.RemoteAddr
+		if r.URL.Path == "/never" {
+			<-r.Context().Done()
+		}
+	}))
+	w.serveHTTP2(w.fork2, telling(w.fork2))
+	f := w.frames(w.dial(w.client))
+	tag := func(path, key, trace string) []string {
+		return []string{":method", "GET", ":scheme", "http", ":authority", "route.shop", ":path", path, "baggage", "sidetrack=" + key, "traceparent", strings.Replace(strings.Fields(traceparent)[1], "4736", trace, 1)}
+	}
+	server := func(path string) (from string) {
+		t.Helper()
+		w.eventually("the server is asked for "+path, func() bool { return len(asked) > 0 })
+		got, from, _ := strings.Cut(<-asked, " from ")
+		if got != path {
+			t.Fatalf("the server was asked for %s, want %s", got, path)
+		}
+		return from
+	}
+	f.headers(1, true, asking()...)
+	f.answer(1, "200")
+	primary := server("/")
+	f.headers(3, true, tag("/never", third, "0003")...)
+	if server("/never") == primary {
+		t.Fatal("what has to wait goes by the first connection")
+	}
+	if err := f.WriteRSTStream(3, wire.ErrCodeCancel); err != nil {
+		t.Fatal(err)
+	}
+	f.headers(5, true, tag("/fork", otherKey, "0005")...)
+	f.answer(5, "200")
+	f.headers(7, true, tag("/again", third, "0007")...)
+	f.answer(7, "200")
+	if server("/again") == primary || conns.Load() != 3 {
+		t.Errorf("what has to wait goes by the first connection after a second one has given way; the server has got %d", conns.Load())
+	}
+}

@@ -66,12 +66,12 @@ func (r *Relay) linkGoAway(l *Link, payload []byte) {
 	}
 }
 
-// Close closes a link that has no streams.
+// Close ends a link that has no streams and is not the primary one. Its connection is the
+// caller's to close then.
 func (r *Relay) Close(l *Link) {
 	_ = r.sh.to(&l.out).WriteGoAway(0, wire.ErrCodeNo, nil)
 	r.flushLink(l)
 	r.lose(l)
-	r.env.Drop(l)
 }
 
 // breakLink gives up a link whose server has broken the protocol.
