@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -275,10 +276,13 @@ func TestAFlushIsAnsweredWhileFlowsGoOnBeginning(t *testing.T) {
 			r, err := s.k.Flows()
 			s.must(err)
 			answers, over := make(chan struct{}), make(chan struct{})
+			var flows atomic.Int64
 			var read sync.WaitGroup
 			read.Go(func() {
 				for {
 					switch _, err := r.Read(); {
+					case err == nil:
+						flows.Add(1)
 					case errors.Is(err, ErrFlushed):
 						select {
 						case answers <- struct{}{}:
@@ -308,6 +312,13 @@ func TestAFlushIsAnsweredWhileFlowsGoOnBeginning(t *testing.T) {
 				}
 			})
 			for n := range 20 {
+				before := flows.Load()
+				for end := time.Now().Add(time.Minute); flows.Load() < before+3; time.Sleep(time.Millisecond) {
+					if time.Now().After(end) {
+						t.Error("no flows are told")
+						break
+					}
+				}
 				s.must(r.Flush())
 				select {
 				case <-answers:
