@@ -24,6 +24,7 @@ type book struct {
 	bytes   int64
 	records int64
 	dropped int64
+	since   time.Time // when the newest of those that are dropped was added; zero: none is
 }
 
 // chunk is a part of a book.
@@ -31,6 +32,7 @@ type chunk struct {
 	b       []byte
 	first   uint64 // the number of its first record
 	records int64
+	until   time.Time // when its newest record was added
 }
 
 const (
@@ -40,9 +42,9 @@ const (
 	chunksOfBook = 16
 )
 
-// add takes in an entry, and returns by how many bytes the book has grown. It may have
-// most.
-func (b *book) add(e *Entry, most int64) (grown int64) {
+// add takes in an entry at a time, and returns by how many bytes the book has grown. It may
+// have most.
+func (b *book) add(e *Entry, now time.Time, most int64) (grown int64) {
 	n := e.size()
 	last := len(b.chunks) - 1
 	if last < 0 || cap(b.chunks[last].b)-len(b.chunks[last].b) < n {
@@ -54,6 +56,7 @@ func (b *book) add(e *Entry, most int64) (grown int64) {
 	c := &b.chunks[last]
 	c.b = e.put(c.b)
 	c.records++
+	c.until = now
 	b.records++
 	return grown
 }
@@ -68,6 +71,7 @@ func (b *book) shrink() (bytes, records int64) {
 	b.bytes -= bytes
 	b.records -= records
 	b.dropped += records
+	b.since = oldest.until
 	return bytes, records
 }
 
@@ -305,9 +309,4 @@ func flowOf(kept []byte) (flow uint64, open bool) {
 		return 0, false
 	}
 	return binary.LittleEndian.Uint64(kept[keptFlags+1:]), kept[keptFlags]&flagOpen != 0
-}
-
-// began is when the oldest record was made.
-func began(chunks []chunk) time.Time {
-	return time.Unix(0, int64(binary.LittleEndian.Uint64(chunks[0].b[keptAt:])))
 }

@@ -140,7 +140,7 @@ func (l *Ledger) Add(e *Entry) {
 	}
 	l.seq++
 	e.seq = l.seq
-	l.bytes += b.add(e, l.cfg.MaxSandboxBytes)
+	l.bytes += b.add(e, now, l.cfg.MaxSandboxBytes)
 	for b.bytes > l.cfg.MaxSandboxBytes {
 		l.shrink(b)
 	}
@@ -231,7 +231,8 @@ type Page struct {
 	Entries []*Entry
 	// Next is the After of the next query.
 	Next uint64
-	// Since is when the ledger begins.
+	// Since is when the ledger begins: of what was recorded later, all is here. Records'
+	// times are those of what they tell of, which may have begun long before.
 	Since time.Time
 	// Dropped is how many records have been dropped, and Omitted how many more
 	// would have been on the page without its limit.
@@ -250,13 +251,13 @@ func (l *Ledger) Read(o Owner, q Query) Page {
 	b := l.books[o]
 	if b != nil {
 		p.Dropped, chunks = b.dropped, slices.Clone(b.chunks)
+		if b.dropped > 0 {
+			p.Since = b.since
+		}
 	}
 	l.mu.Unlock()
 	if len(chunks) == 0 {
 		return p
-	}
-	if p.Dropped > 0 {
-		p.Since = began(chunks)
 	}
 	q.choose(&p, chunks, &b.owner)
 	return p

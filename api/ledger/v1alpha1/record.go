@@ -232,7 +232,8 @@ type NodeAnswer struct {
 	// +optional
 	Message string `json:"message,omitempty"`
 	// Since is when the node's ledger of this Sandbox begins: when its agent started,
-	// or the time of the oldest record that it still has after others were dropped.
+	// or, after records were dropped, when the newest of those was made. What was recorded
+	// later is all there; Time of a record may be earlier, since it is that of the beginning.
 	// +optional
 	Since *metav1.MicroTime `json:"since,omitempty"`
 	// Dropped is how many of this Sandbox's records the node has dropped, because its
@@ -244,8 +245,8 @@ type NodeAnswer struct {
 	// +optional
 	MissedFlows int64 `json:"missedFlows,omitempty"`
 	// MissedEnds is how many flows of the node's sandboxes, whichever, have records that
-	// do not say what they carried, because too many ended at once, or were open, or
-	// because their pod was gone first.
+	// do not say what they carried, because too many ended at once, or were open. Where
+	// that is so for another reason, the record's Error says it alone.
 	// +optional
 	MissedEnds int64 `json:"missedEnds,omitempty"`
 	// Omitted is how many more records match than the limit let through.
