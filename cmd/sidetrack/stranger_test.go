@@ -3,14 +3,18 @@
 package main
 
 import (
+	"context"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/sidetrack-dev/sidetrack/api/v1alpha1"
+	ours "github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/cluster"
 	"github.com/sidetrack-dev/sidetrack/test/cluster"
 )
 
@@ -130,4 +134,21 @@ func TestStatusOfAClusterWithoutNodesSaysSo(t *testing.T) {
 	if out != "" {
 		t.Errorf("it prints %q", out)
 	}
+}
+
+// TestARunWhoseAgentsImageIsNotKnownCouldNotBeRun: nothing tells which of two DaemonSets is
+// the agents'.
+func TestARunWhoseAgentsImageIsNotKnownCouldNotBeRun(t *testing.T) {
+	t.Setenv("SIDETRACK_AGENT_IMAGE", "")
+	ns := namespace(t)
+	create(t, &v1alpha1.Sandbox{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: "a"}})
+	for _, in := range []string{ns, namespace(t)} {
+		d := &appsv1.DaemonSet{ObjectMeta: metav1.ObjectMeta{Namespace: in, Name: "sidetrack-agent", Labels: ours.AgentLabels}}
+		pods := map[string]string{"a": "b"}
+		d.Spec.Selector = &metav1.LabelSelector{MatchLabels: pods}
+		d.Spec.Template = corev1.PodTemplateSpec{ObjectMeta: metav1.ObjectMeta{Labels: pods}, Spec: corev1.PodSpec{Containers: []corev1.Container{{Name: "agent", Image: in + ":1"}}}}
+		create(t, d)
+		t.Cleanup(func() { _ = api.Delete(context.WithoutCancel(t.Context()), d) })
+	}
+	meets(t, admin(t), ns, []string{"run --sandbox a --image x -- y"}, "several objects say by their labels that they are Sidetrack's agent", "--agent-image")
 }

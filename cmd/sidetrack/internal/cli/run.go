@@ -63,7 +63,7 @@ Exit status: the command's; 124 when it takes too long, 125 when it could not be
 			}
 			if r.AgentImage == "" {
 				if r.AgentImage, err = c.AgentImage(cmd.Context(), p.version); err != nil {
-					return err
+					return p.ranWith(runner.Result{}, err)
 				}
 			}
 			res, err := runner.Run(cmd.Context(), c, r, func(line string) error {
