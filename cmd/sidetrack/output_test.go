@@ -249,6 +249,13 @@ func TestStatusIsPrintedInEachFormatAndWatched(t *testing.T) {
 		t.Errorf("exit status %d", got)
 	}
 	mustSay(t, one.err.String(), "there is no sandbox in-"+ns)
+	// What is gone has changed, too.
+	eventually(t, func() error {
+		if n := strings.Count(names.out.String(), "sandbox.sidetrack.dev/in-"+ns+"\n"); n != 3 {
+			return fmt.Errorf("the sandbox is named %d times: %s", n, names.out.String())
+		}
+		return nil
+	})
 	interrupt()
 	for _, r := range []*run{table, names} {
 		if got := r.wait(t); got != 0 {

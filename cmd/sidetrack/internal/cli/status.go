@@ -37,7 +37,7 @@ func (p *program) statusCommand() *cobra.Command {
 REVISION counts changes that nodes have to put in force; NODES is how many have the newest. A node is covered when its
 agent works and looks at all of its pods' traffic; requests that come from elsewhere reach the baseline.
 
-With --watch all is printed again when something other than the age of a word has changed; with -o name, what has.`,
+With --watch all is printed again when something other than the age of a word has changed; with -o name, what has, or is gone.`,
 		Example: p.example(`
   %[1]s status
   %[1]s status pr-42 --watch
@@ -164,31 +164,43 @@ func (p *program) writeStatus(s *health.Status, f *statusFlags, last *health.Sta
 	return statusTables(p.streams.Out, s, f)
 }
 
-// statusNames are the lines of what differs from a status before; of all when there is
-// none.
+// statusNames are the lines of what differs from a status before, what is gone included;
+// of all when there is none.
 func statusNames(s, last *health.Status) (lines []string) {
 	if last == nil {
 		last = &health.Status{}
 	}
-	nodes, sandboxes := map[string]health.Node{}, map[string]*health.Sandbox{}
-	for _, n := range timeless(last).Nodes {
-		nodes[n.Name] = n
+	before, now := timeless(last).Nodes, timeless(s).Nodes
+	if s.NodesHidden != "" {
+		before = nil // They are not seen any more, and may be there.
 	}
-	for i := range last.Sandboxes {
-		sandboxes[last.Sandboxes[i].Namespace+"/"+last.Sandboxes[i].Name] = &last.Sandboxes[i]
+	for _, n := range differing(before, now, func(n health.Node) string { return n.Name }) {
+		lines = append(lines, "node/"+n.Name+"\n")
 	}
-	for _, n := range timeless(s).Nodes {
-		if before, ok := nodes[n.Name]; !ok || !reflect.DeepEqual(before, n) {
-			lines = append(lines, "node/"+n.Name+"\n")
-		}
-	}
-	for i := range s.Sandboxes {
-		sb := &s.Sandboxes[i]
-		if before := sandboxes[sb.Namespace+"/"+sb.Name]; before == nil || !reflect.DeepEqual(before, sb) {
-			lines = append(lines, "sandbox."+v1alpha1.Group+"/"+sb.Name+"\n")
-		}
+	for _, sb := range differing(last.Sandboxes, s.Sandboxes, func(sb health.Sandbox) string { return sb.Namespace + "/" + sb.Name }) {
+		lines = append(lines, "sandbox."+v1alpha1.Group+"/"+sb.Name+"\n")
 	}
 	return lines
+}
+
+// differing are those that are new or other than before, and then those that are gone.
+func differing[T any](before, now []T, name func(T) string) (out []T) {
+	gone := map[string]T{}
+	for _, x := range before {
+		gone[name(x)] = x
+	}
+	for _, x := range now {
+		if last, ok := gone[name(x)]; !ok || !reflect.DeepEqual(last, x) {
+			out = append(out, x)
+		}
+		delete(gone, name(x))
+	}
+	for _, x := range before {
+		if _, ok := gone[name(x)]; ok {
+			out = append(out, x)
+		}
+	}
+	return out
 }
 
 // statusTables writes tables for people; of one sandbox all that there is.
