@@ -20,11 +20,20 @@ import (
 type place struct {
 	cookie routing.Cookie
 	name   string
-	ends   *sockdiag.Ends
+	ends   ends
 	once   sync.Once
+
+	broken error // why nothing is heard any more of ends; the Follower's lock is held for it
 
 	mu   sync.Mutex
 	diag *sockdiag.Diag // nil after close
+}
+
+// ends is sockdiag.Ends.
+type ends interface {
+	Read([]sockdiag.End) ([]sockdiag.End, error)
+	ReadNow([]sockdiag.End) ([]sockdiag.End, error)
+	Close() error
 }
 
 // openPlace begins to hear of ends in a namespace. It returns nil for the host's, where
@@ -42,7 +51,7 @@ func (f *Follower) openPlace(ns *pods.Namespace) (*place, error) {
 		return nil, err
 	}
 	// Where the kernel cannot list TCP's sockets, it does not tell of their ends either.
-	if err := diag.List(func(*sockdiag.Socket) {}); err != nil {
+	if err := diag.Check(); err != nil {
 		diag.Close()
 		return nil, err
 	}
@@ -88,12 +97,23 @@ func (f *Follower) hear(p *place) {
 		case errors.Is(err, sockdiag.ErrLost):
 			f.recover(p)
 		case err != nil:
-			f.log.Error("what flows of a pod carry is not known any more", "namespace", p.name, "err", err)
-			p.end()
+			f.log.Error("what flows of a pod carry is not known", "namespace", p.name, "err", err)
+			f.abandon(p, err)
 			continue
 		}
 		time.Sleep(f.cfg.gather)
 	}
+}
+
+// abandon ends a place where nothing is to be heard. The next Watch opens another one.
+func (f *Follower) abandon(p *place, err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	p.broken = err
+	if f.places[p.cookie] == p {
+		delete(f.places, p.cookie)
+	}
+	p.end()
 }
 
 // recover finds out which flows are over of which it has not been told. The kernel tells
@@ -142,19 +162,34 @@ func (f *Follower) drain(p *place) bool {
 // late is how long after a socket's end the kernel may tell of it, on a busy node.
 const late = 200 * time.Millisecond
 
+// queue has ends sifted. It waits where many are waiting.
 func (f *Follower) queue(o over) {
+	n := len(o.ends) + len(o.alive)
 	f.mu.Lock()
-	f.over = append(f.over, o)
+	for f.waiting > 0 && f.waiting+n > f.cfg.waiting && !f.stopped() && !f.isDeaf() {
+		f.room.Wait()
+	}
+	if !f.isDeaf() {
+		f.over = append(f.over, o)
+		f.waiting += n
+	}
 	f.mu.Unlock()
 	notify(f.ended)
 }
 
-// leave gives up flows of a namespace that is left.
-func (f *Follower) leave(p *place) {
+func (f *Follower) stopped() bool {
 	select {
 	case <-f.stop:
-		return
+		return true
 	default:
+		return false
+	}
+}
+
+// leave gives up flows of a namespace that is left.
+func (f *Follower) leave(p *place) {
+	if f.stopped() {
+		return
 	}
 	f.queue(over{place: p, at: time.Now(), alive: map[uint64]bool{}})
 }
@@ -167,20 +202,26 @@ func (f *Follower) sift() {
 		case <-f.ended:
 		case <-f.stop:
 			return
+		case <-f.deaf:
+			return
 		}
 		f.mu.Lock()
 		all := f.over
-		f.over = nil
+		f.over, f.waiting = nil, 0
+		f.room.Broadcast()
 		f.mu.Unlock()
 		if err := f.cfg.Reader.Flush(); err != nil {
 			if !errors.Is(err, os.ErrClosed) {
 				f.log.Error("what flows carry is not known any more", "err", err)
+				f.giveUp()
 			}
 			return
 		}
 		select {
 		case <-f.flushed:
 		case <-f.stop:
+			return
+		case <-f.deaf:
 			return
 		}
 		for i := range all {
@@ -200,15 +241,38 @@ func (f *Follower) take(o *over) {
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	why := "its end was not told, because too many were at once; what it carried is not known"
-	if f.places[o.place.cookie] != o.place {
-		why = "its pod is gone, or is the sandbox's no more; what it carried is not known"
-	}
-	for e := f.order.Front(); e != nil; {
+	var missing []*flow
+	for e := f.order.Front(); e != nil; e = e.Next() {
 		n := e.Value.(*flow)
-		e = e.Next()
 		if n.place == o.place && n.began.Before(o.at) && !o.alive[n.socket] {
-			f.unknown(n, why, o.at)
+			missing = append(missing, n)
+		}
+	}
+	switch {
+	case o.place.broken != nil:
+		for _, n := range missing {
+			f.lost(n, "its end could not be heard of; what it carried is not known: "+o.place.broken.Error(), o.at)
+		}
+	case f.places[o.place.cookie] != o.place:
+		for _, n := range missing {
+			f.unknown(n, "its pod is gone, or is the sandbox's no more; what it carried is not known", o.at)
+		}
+	case len(missing) > 0:
+		// It may be that some are not over: see defaultGrace.
+		time.AfterFunc(f.cfg.grace, func() { f.close(missing, o.at) })
+	}
+}
+
+// close makes last records of flows that were over at a time, and have had none since.
+func (f *Follower) close(missing []*flow, at time.Time) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.stopped() {
+		return
+	}
+	for _, n := range missing {
+		if !n.gone {
+			f.lost(n, "its end was not told, because too many were at once; what it carried is not known", at)
 		}
 	}
 }

@@ -47,6 +47,13 @@ const (
 	// takes when it needs it.
 	defaultMost   = 16384
 	defaultBuffer = 4 << 20
+	// mostWaiting is how many ends wait to be sifted, some 120 bytes each. Beyond, they
+	// wait in the kernel, which says what it drops.
+	mostWaiting = 16384
+	// defaultGrace is how long after ends were lost it is still waited for that of a flow
+	// whose socket is not to be seen. One that the peer has reset and the application has
+	// not closed yet is not, and its end is told in time.
+	defaultGrace = 10 * time.Second
 )
 
 // Reader tells of flows as they begin: loader.FlowReader.
@@ -65,7 +72,9 @@ type Config struct {
 	// is the room for messages in each namespace. Zero: 16384, and 4 MiB.
 	Most, Buffer int
 
-	gather time.Duration // for tests
+	// For tests.
+	gather, grace time.Duration
+	waiting       int
 }
 
 // Follower follows flows. See the package's comment.
@@ -74,6 +83,7 @@ type Follower struct {
 	log       *slog.Logger
 	flushed   chan struct{} // one for each Flush
 	stop      chan struct{}
+	deaf      chan struct{} // closed when nothing is heard any more of what begins
 	running   sync.WaitGroup
 	host      fileID
 	tracks    sync.Mutex       // held while asking conntrack
@@ -86,6 +96,8 @@ type Follower struct {
 	order   *list.List       // of *flow, the oldest first
 	held    []*flow          // those that may need a record while under way, in order
 	over    []over
+	waiting int           // see mostWaiting
+	room    *sync.Cond    // less is waiting
 	wake    chan struct{} // there is something in held
 	ended   chan struct{} // there is something in over
 	lastAsk time.Time
@@ -116,11 +128,14 @@ func New(cfg Config) *Follower {
 	cfg.Most = cmp.Or(cfg.Most, defaultMost)
 	cfg.Buffer = cmp.Or(cfg.Buffer, defaultBuffer)
 	cfg.gather = cmp.Or(cfg.gather, gather)
+	cfg.waiting = cmp.Or(cfg.waiting, mostWaiting)
+	cfg.grace = cmp.Or(cfg.grace, defaultGrace)
 	f := &Follower{
-		cfg: cfg, log: cfg.Logger, flushed: make(chan struct{}), stop: make(chan struct{}),
+		cfg: cfg, log: cfg.Logger, flushed: make(chan struct{}), stop: make(chan struct{}), deaf: make(chan struct{}),
 		table: new(routing.Table), places: map[routing.Cookie]*place{}, known: map[uint64]*flow{}, order: list.New(),
 		wake: make(chan struct{}, 1), ended: make(chan struct{}, 1),
 	}
+	f.room = sync.NewCond(&f.mu)
 	f.host, _ = identify("/proc/self/ns/net")
 	var err error
 	if f.conntrack, err = conntrack.Open(); err != nil {
@@ -140,6 +155,7 @@ func (f *Follower) Close() error {
 	for _, p := range f.places {
 		p.end()
 	}
+	f.room.Broadcast()
 	f.mu.Unlock()
 	f.running.Wait()
 	if f.conntrack != nil {
@@ -159,13 +175,44 @@ func (f *Follower) read() {
 			select {
 			case f.flushed <- struct{}{}:
 			case <-f.stop:
+			case <-f.deaf:
 			}
 		case errors.Is(err, os.ErrClosed):
 			return
 		default:
 			f.log.Error("flows leave no records any more", "err", err)
+			f.giveUp()
 			return
 		}
+	}
+}
+
+// giveUp ends all that has been for flows, of which none is heard any more.
+func (f *Follower) giveUp() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.isDeaf() {
+		return
+	}
+	close(f.deaf)
+	for c, p := range f.places {
+		delete(f.places, c)
+		p.end()
+	}
+	f.over, f.waiting = nil, 0
+	f.room.Broadcast()
+	now := time.Now()
+	for _, n := range f.known {
+		f.lost(n, "what it carried is not known: the agent has lost sight of flows", now)
+	}
+}
+
+func (f *Follower) isDeaf() bool {
+	select {
+	case <-f.deaf:
+		return true
+	default:
+		return false
 	}
 }
 
@@ -182,7 +229,7 @@ func (f *Follower) begin(b *loader.Flow) {
 		return
 	}
 	if before := f.known[b.Socket]; before != nil {
-		f.unknown(before, "its socket has connected anew; what it carried until then is not known", b.At)
+		f.unknown(before, "refused, or given up: its socket has connected anew; what it may have carried until then is not known", b.At)
 	}
 	begun.ID = f.cfg.Ledger.FlowID()
 	// All its records have one time, which a clock that is set does not change.
@@ -226,6 +273,11 @@ func (f *Follower) unknown(n *flow, why string, at time.Time) {
 	n.Lasted = max(at.Sub(n.began), 0)
 	n.Error = why
 	f.cfg.Ledger.AddFlow(n.Flow)
+}
+
+// lost is unknown where that should not be, which is counted.
+func (f *Follower) lost(n *flow, why string, at time.Time) {
+	f.unknown(n, why, at)
 	f.cfg.Ledger.MissedEnds(1)
 }
 
@@ -240,28 +292,20 @@ func notify(c chan struct{}) {
 // whose flows the table decides about; routed says in which of them the router decides instead. Call
 // it before the table is in force: of what begins before, the end is not told.
 func (f *Follower) Watch(t *routing.Table, all []pods.Namespace, routed func(routing.Cookie) bool) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.table = t
 	wanted := map[routing.Cookie]bool{}
+	var missing []*pods.Namespace
+	f.mu.Lock()
+	f.table = t
+	deaf := f.isDeaf()
 	for i := range all {
 		ns := &all[i]
 		id := t.Identity(ns.Cookie)
-		if id.Sandbox == 0 || id.Inject && routed(ns.Cookie) || ns.Cookie.IsHostPod() {
+		if deaf || id.Sandbox == 0 || id.Inject && routed(ns.Cookie) || ns.Cookie.IsHostPod() {
 			continue
 		}
 		wanted[ns.Cookie] = true
-		if f.places[ns.Cookie] != nil {
-			continue
-		}
-		p, err := f.openPlace(ns)
-		if err != nil {
-			f.log.Error("what flows of a pod carry is not known", "namespace", ns.Name, "err", err)
-			continue
-		}
-		if p != nil {
-			f.places[ns.Cookie] = p
-			f.running.Go(func() { f.hear(p) })
+		if f.places[ns.Cookie] == nil {
+			missing = append(missing, ns)
 		}
 	}
 	for c, p := range f.places {
@@ -270,6 +314,25 @@ func (f *Follower) Watch(t *routing.Table, all []pods.Namespace, routed func(rou
 		}
 		delete(f.places, c)
 		p.end()
+	}
+	f.mu.Unlock()
+	for _, ns := range missing {
+		p, err := f.openPlace(ns)
+		if err != nil {
+			f.log.Error("what flows of a pod carry is not known", "namespace", ns.Name, "err", err)
+			continue
+		}
+		if p == nil {
+			continue
+		}
+		f.mu.Lock()
+		if f.isDeaf() {
+			p.end()
+		} else {
+			f.places[ns.Cookie] = p
+		}
+		f.mu.Unlock()
+		f.running.Go(func() { f.hear(p) })
 	}
 }
 

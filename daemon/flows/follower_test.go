@@ -457,7 +457,7 @@ func TestTooManyOpenFlowsAreLetGoOf(t *testing.T) {
 // TestEndsThatWereNotToldAreFound: each flow has its last record, and which of them do
 // not say what they carried is counted.
 func TestEndsThatWereNotToldAreFound(t *testing.T) {
-	s := newScene(t, func(c *Config) { c.Buffer, c.gather = 1, 500*time.Millisecond })
+	s := newScene(t, func(c *Config) { c.Buffer, c.gather, c.grace = 1, 500*time.Millisecond, time.Millisecond })
 	stays := s.dial(dbVIP + ":5432")
 	s.ask(stays, 1, "answer")
 	total := 1

@@ -202,7 +202,8 @@ func (l *Ledger) Missed(n uint64) {
 	l.unread = n
 }
 
-// MissedEnds adds flows to those whose records do not say what they carried.
+// MissedEnds adds flows to those whose records do not say what they carried because
+// something was lost here, not because of how they ended.
 func (l *Ledger) MissedEnds(n int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -238,7 +239,7 @@ type Page struct {
 	// would have been on the page without its limit.
 	Dropped, Omitted int64
 	// Unread is how many flows of this node left no record, whosever they were, and
-	// Unended how many have records that do not say what they carried.
+	// Unended is what MissedEnds has counted.
 	Unread, Unended int64
 }
 
@@ -288,7 +289,7 @@ type Stats struct {
 	// Records and Bytes are what is kept now.
 	Records, Bytes int64
 	// Added and Dropped count records; Unread counts flows that left none, and Unended
-	// those whose records do not say what they carried.
+	// what MissedEnds has.
 	Added, Dropped, Unread, Unended uint64
 	// Traces is how many traces are remembered.
 	Traces int64

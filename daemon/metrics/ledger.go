@@ -19,7 +19,7 @@ var (
 	untoldDesc = prometheus.NewDesc("sidetrack_ledger_untold_flows_total",
 		"Tagged flows that left no record because too many began at once.", nil, nil)
 	unendedDesc = prometheus.NewDesc("sidetrack_ledger_unended_flows_total",
-		"Tagged flows whose records do not say what they carried.", nil, nil)
+		"Tagged flows whose records do not say what they carried because too many ended at once or were open.", nil, nil)
 )
 
 // Describe implements prometheus.Collector.

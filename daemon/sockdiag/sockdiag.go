@@ -108,6 +108,12 @@ func (d *Diag) Close() { unix.Close(d.fd) }
 // kernel looks at all TCP connections of the host.
 func (d *Diag) List(yield func(*Socket)) error { return d.ListTo(0, false, yield) }
 
+// Check finds out whether List can do so: the error is ErrNoDiag where it cannot. The kernel is
+// asked for sockets of no state, and looks at none.
+func (d *Diag) Check() error {
+	return d.list(&question{kind: sockDiagByFamily, flags: unix.NLM_F_DUMP}, func(*Socket) {})
+}
+
 // ListTo is List of the sockets whose peer has a port, zero being any; with ending of those
 // as well of which one side, or both, have closed it.
 func (d *Diag) ListTo(port uint16, ending bool, yield func(*Socket)) error {
@@ -116,8 +122,12 @@ func (d *Diag) ListTo(port uint16, ending bool, yield func(*Socket)) error {
 		q.states |= 1<<finWait1 | 1<<finWait2 | 1<<closeWait | 1<<lastAck | 1<<closing
 	}
 	binary.BigEndian.PutUint16(q.id[2:], port)
+	return d.list(&q, yield)
+}
+
+func (d *Diag) list(q *question, yield func(*Socket)) error {
 	for _, q.family = range []uint8{unix.AF_INET, unix.AF_INET6} {
-		err := d.ask(&q, yield)
+		err := d.ask(q, yield)
 		if errors.Is(err, unix.ENOENT) {
 			err = ErrNoDiag
 		}
@@ -206,6 +216,13 @@ func (d *Diag) ask(q *question, yield func(*Socket)) error {
 			switch {
 			case seq != d.seq: // of a request that was given up
 			case kind == unix.NLMSG_DONE:
+				// What has ended a list: nothing, or ENOENT where it is known only then that
+				// there is no tcp_diag.
+				if len(body) >= 4 {
+					if code := int32(ne.Uint32(body)); code < 0 {
+						return unix.Errno(-code)
+					}
+				}
 				return nil
 			case kind == unix.NLMSG_ERROR:
 				if len(body) < 4 {

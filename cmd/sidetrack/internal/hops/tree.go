@@ -225,7 +225,7 @@ func Gaps(list *ledger.RecordList) []string {
 			out = append(out, fmt.Sprintf("node %s has no records of %d flows, too many at once", n.Node, n.MissedFlows))
 		}
 		if n.MissedEnds > 0 {
-			out = append(out, fmt.Sprintf("node %s does not know what %d flows have carried: too many ended or were open at once, or their pod was gone first", n.Node, n.MissedEnds))
+			out = append(out, fmt.Sprintf("node %s does not know what %d flows have carried: too many ended or were open at once", n.Node, n.MissedEnds))
 		}
 		if n.Omitted > 0 {
 			out = append(out, fmt.Sprintf("node %s has %d more: see them with --limit or --since", n.Node, n.Omitted))
