@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/yaml"
@@ -280,4 +281,35 @@ func TestWhatIsInterruptedSaysSoInItsExitStatus(t *testing.T) {
 		t.Errorf("exit status %d: %s", got, r.err.String())
 	}
 	mustSay(t, r.err.String(), "interrupted: could not wait for sandbox a")
+}
+
+// TestWhatIsInterruptedRemovesItsPod: what cleans up is sent when all else has ended.
+func TestWhatIsInterruptedRemovesItsPod(t *testing.T) {
+	ns := namespace(t)
+	create(t, &v1alpha1.Sandbox{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: "a"}})
+	ready(t, ns, "a")
+	pods := func() []corev1.Pod {
+		var list corev1.PodList
+		if err := api.List(t.Context(), &list, client.InNamespace(ns)); err != nil {
+			t.Fatal(err)
+		}
+		return list.Items
+	}
+	for _, args := range []string{"run --sandbox a --image x -- y", "proxy --sandbox a", "diff --sandbox a http://route/"} {
+		ctx, interrupt := context.WithCancel(t.Context())
+		r := start(ctx, t, ns, "", strings.Fields(args)...)
+		eventually(t, func() error {
+			if len(pods()) != 1 || !strings.Contains(r.err.String(), "pod ") {
+				return fmt.Errorf("%s: there is no pod: %s", args, r.err.String())
+			}
+			return nil
+		})
+		interrupt()
+		if got := r.wait(t); got != 130 {
+			t.Errorf("%s: exit status %d: %s", args, got, r.err.String())
+		}
+		if all := pods(); len(all) != 0 {
+			t.Errorf("%s leaves pod %s", args, all[0].Name)
+		}
+	}
 }

@@ -84,6 +84,9 @@ func (p *program) apply(cmd *cobra.Command, f *applyFlags) error {
 		b = b.FilenameParam(p.kube.Namespace != nil && *p.kube.Namespace != "", &f.files)
 	}
 	infos, err := b.NamespaceParam(c.Namespace).DefaultNamespace().ContinueOnError().Flatten().Do().Infos()
+	if err != nil && cmd.Context().Err() != nil {
+		err = cmd.Context().Err() // cli-runtime may have kept its words alone
+	}
 	if err != nil {
 		return cluster.Explain(err, "read the objects")
 	}

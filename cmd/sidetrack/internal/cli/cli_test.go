@@ -7,9 +7,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"net"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"k8s.io/cli-runtime/pkg/genericiooptions"
 
@@ -44,7 +48,7 @@ func TestCommandsAreNamedAsTheUserCallsThem(t *testing.T) {
 		t.Errorf("%q", got)
 	}
 	// Each command is known.
-	for _, cmd := range newProgram("sidetrack", "test", genericiooptions.NewTestIOStreamsDiscard()).command().Commands() {
+	for _, cmd := range newProgram(t.Context(), "sidetrack", "test", genericiooptions.NewTestIOStreamsDiscard()).command().Commands() {
 		if got := asCalled("x", "sidetrack "+cmd.Name()); got != "x "+cmd.Name() {
 			t.Errorf("%q", got)
 		}
@@ -136,5 +140,71 @@ func TestAFailureIsToldWithItsDetailsAndTheRemedy(t *testing.T) {
 	b.Reset()
 	if complain(&b, "sidetrack", exitStatus(3)); b.Len() != 0 {
 		t.Errorf("an exit status is told as %q", b.String())
+	}
+}
+
+// mute is an API server that accepts connections, and that is all. The channel tells of the
+// first.
+func mute(t *testing.T) (addr string, accepted <-chan struct{}) {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	first, done := make(chan struct{}), make(chan struct{})
+	tell := sync.OnceFunc(func() { close(first) })
+	go func() {
+		defer close(done)
+		for {
+			c, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			defer c.Close()
+			tell()
+		}
+	}()
+	t.Cleanup(func() {
+		ln.Close()
+		<-done
+	})
+	return ln.Addr().String(), first
+}
+
+func TestWhatIsInterruptedEndsThoughTheAPIServerSaysNothing(t *testing.T) {
+	t.Setenv("KUBECONFIG", "/nowhere/kubeconfig")
+	for _, args := range []string{
+		"sandbox get", "sandbox get x", "sandbox get x -w", "sandbox list -o json", "sandbox list -w", "sandbox wait x", "sandbox wait x --for=deleted", "sandbox key x", "sandbox delete x",
+		"sandbox create x --fork deploy/a", "sandbox apply -f -", "status", "status x -w", "trace x", "trace x -f", "explain x a", "logs x", "doctor",
+		"run --sandbox x --image y -- z", "proxy --sandbox x", "diff --sandbox x http://a/", "ui",
+	} {
+		for _, scheme := range []string{"http", "https"} {
+			t.Run(args+" "+scheme, func(t *testing.T) {
+				server, accepted := mute(t)
+				ctx, interrupt := context.WithCancel(t.Context())
+				defer interrupt()
+				var said bytes.Buffer
+				done := make(chan int, 1)
+				words := append([]string{"sidetrack", "--server=" + scheme + "://" + server, "--request-timeout=1h", "--cache-dir=" + t.TempDir(), "-n", "shop"}, strings.Fields(args)...)
+				go func() {
+					in := strings.NewReader("{apiVersion: sidetrack.dev/v1alpha1, kind: Sandbox, metadata: {name: x}}")
+					done <- Main(ctx, words, genericiooptions.IOStreams{In: in, Out: io.Discard, ErrOut: &said}, "test")
+				}()
+				select {
+				case <-accepted:
+				case <-time.After(time.Minute):
+					t.Fatal("the API server is not asked")
+				}
+				interrupt()
+				select {
+				case status := <-done:
+					if status != exitInterrupted || !strings.Contains(said.String(), "interrupted: could not ") {
+						t.Errorf("exit status %d, want %d: %s", status, exitInterrupted, said.String())
+					}
+				case <-time.After(time.Minute):
+					t.Fatal("it does not end")
+				}
+			})
+		}
 	}
 }

@@ -26,12 +26,13 @@ const patience = 3 * time.Second
 // cannot say it leaves out: there is nobody to tell an error.
 func (p *program) complete(words func(context.Context, *cluster.Cluster) []string) completion {
 	return func(cmd *cobra.Command, args []string, word string) ([]string, cobra.ShellCompDirective) {
+		ctx, cancel := context.WithTimeout(cmd.Context(), patience)
+		defer cancel()
+		p.until = ctx
 		c, err := p.connect()
 		if err != nil {
 			return nil, cobra.ShellCompDirectiveNoFileComp
 		}
-		ctx, cancel := context.WithTimeout(cmd.Context(), patience)
-		defer cancel()
 		all := slices.DeleteFunc(words(ctx, c), func(s string) bool { return !strings.HasPrefix(s, word) || slices.Contains(args, s) })
 		return all, cobra.ShellCompDirectiveNoFileComp
 	}

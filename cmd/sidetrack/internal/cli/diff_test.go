@@ -55,7 +55,7 @@ func TestNoDifferenceIsASuccessOnlyWhereForksHaveAnswered(t *testing.T) {
 	var out bytes.Buffer
 	o := resultOutput()
 	o.format = "json"
-	if err := o.check(newProgram("sidetrack", "test", genericiooptions.NewTestIOStreamsDiscard()).diffCommand()); err != nil {
+	if err := o.check(newProgram(t.Context(), "sidetrack", "test", genericiooptions.NewTestIOStreamsDiscard()).diffCommand()); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := o.result(&out, []compare.Result{lost}); err != nil || !strings.Contains(out.String(), `"verified": false`) || !strings.Contains(out.String(), `"notVerified": [`) {

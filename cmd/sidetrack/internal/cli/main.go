@@ -51,7 +51,7 @@ var silence = sync.OnceFunc(func() {
 func Main(ctx context.Context, args []string, streams genericiooptions.IOStreams, version string) int {
 	silence()
 	name, arguments := calledAs(args)
-	root := newProgram(name, version, streams).command()
+	root := newProgram(ctx, name, version, streams).command()
 	root.SetArgs(arguments)
 	err := root.ExecuteContext(ctx)
 	if err != nil {

@@ -59,7 +59,7 @@ func value(t *testing.T, format string) string {
 func TestACommandHasTheFormatsThatItOffers(t *testing.T) {
 	all := strings.Fields("json yaml kyaml name wide jsonpath jsonpath-as-json jsonpath-file go-template go-template-file template templatefile csv")
 	seen := map[string]bool{}
-	root := newProgram("sidetrack", "test", genericiooptions.NewTestIOStreamsDiscard()).command()
+	root := newProgram(t.Context(), "sidetrack", "test", genericiooptions.NewTestIOStreamsDiscard()).command()
 	var visit func(*cobra.Command)
 	visit = func(cmd *cobra.Command) {
 		for _, sub := range cmd.Commands() {

@@ -3,7 +3,9 @@
 package cli
 
 import (
+	"context"
 	"fmt"
+	"net/http"
 	"os"
 	"runtime"
 	"time"
@@ -24,19 +26,26 @@ type program struct {
 	streams       genericiooptions.IOStreams
 	// kube are kubectl's flags for the cluster, the user and the namespace.
 	kube *genericclioptions.ConfigFlags
+	// until ends what libraries ask of the API server without a context of ours.
+	until context.Context
 }
 
-func newProgram(name, version string, streams genericiooptions.IOStreams) *program {
-	p := &program{name: name, version: version, streams: streams, kube: genericclioptions.NewConfigFlags(true)}
+func newProgram(ctx context.Context, name, version string, streams genericiooptions.IOStreams) *program {
+	p := &program{name: name, version: version, streams: streams, kube: genericclioptions.NewConfigFlags(true), until: ctx}
 	p.kube.WithWrapConfigFn(func(c *rest.Config) *rest.Config {
-		c.UserAgent = "sidetrack/" + version
-		// One person's commands are no load; client-go's default would delay them.
-		c.QPS, c.Burst = 50, 100
-		// Deprecations are the program's, not the user's.
-		c.WarningHandler = rest.NoWarnings{}
+		p.configure(c)
+		c.Wrap(func(next http.RoundTripper) http.RoundTripper { return &ending{p, next} })
 		return c
 	})
 	return p
+}
+
+func (p *program) configure(c *rest.Config) {
+	c.UserAgent = "sidetrack/" + p.version
+	// One person's commands are no load; client-go's default would delay them.
+	c.QPS, c.Burst = 50, 100
+	// Deprecations are the program's, not the user's.
+	c.WarningHandler = rest.NoWarnings{}
 }
 
 func (p *program) command() *cobra.Command {
@@ -108,10 +117,13 @@ func (p *program) connect() (*cluster.Cluster, error) {
 	if err := p.configured(); err != nil {
 		return nil, err
 	}
-	cfg, err := p.kube.ToRESTConfig()
+	// Not kube's own, whose requests all end with the program's context: each of these has
+	// one, and some clean up when that one has ended.
+	cfg, err := p.kube.ToRawKubeConfigLoader().ClientConfig()
 	if err != nil {
 		return nil, unreadable(err)
 	}
+	p.configure(cfg)
 	mapper, err := p.kube.ToRESTMapper()
 	if err != nil {
 		return nil, cluster.Explain(err, "find the API server")

@@ -34,7 +34,7 @@ func TestTheReferenceHasEveryCommandAndFlag(t *testing.T) {
 		t.Fatalf("docs/cli.md lacks the line %q", begin)
 	}
 	var b strings.Builder
-	reference(&b, newProgram("sidetrack", "test", genericiooptions.NewTestIOStreamsDiscard()).command())
+	reference(&b, newProgram(t.Context(), "sidetrack", "test", genericiooptions.NewTestIOStreamsDiscard()).command())
 	if *update {
 		if err := os.WriteFile(name, []byte(written+begin+b.String()), 0o644); err != nil {
 			t.Fatal(err)

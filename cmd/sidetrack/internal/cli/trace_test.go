@@ -51,7 +51,7 @@ func follow(t *testing.T, parts ...ledger.RecordList) (said string, err error) {
 		t.Fatal(err)
 	}
 	var stderr bytes.Buffer
-	p := newProgram("sidetrack", "v1.2.3", genericiooptions.IOStreams{In: strings.NewReader(""), Out: &bytes.Buffer{}, ErrOut: &stderr})
+	p := newProgram(t.Context(), "sidetrack", "v1.2.3", genericiooptions.IOStreams{In: strings.NewReader(""), Out: &bytes.Buffer{}, ErrOut: &stderr})
 	err = p.followHops(ctx, c, hops.Of{Name: "pr-42"}, ledger.Options{}, &hopFlags{output: resultOutput()})
 	return stderr.String(), err
 }
@@ -104,7 +104,7 @@ func newStream(t *testing.T, format string) *stream {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := newProgram("sidetrack", "v1.2.3", genericiooptions.IOStreams{In: strings.NewReader(""), Out: &s.out, ErrOut: &s.err})
+	p := newProgram(t.Context(), "sidetrack", "v1.2.3", genericiooptions.IOStreams{In: strings.NewReader(""), Out: &s.out, ErrOut: &s.err})
 	flags := &hopFlags{output: resultOutput(formatWide, formatName)}
 	cmd := p.traceCommand()
 	flags.output.format = format

@@ -55,18 +55,18 @@ func Doctor(ctx context.Context, c *cluster.Cluster, namespace, program string) 
 		namespace = c.Namespace
 	}
 	d := doctor{c: c, namespace: namespace, program: program, home: cluster.SystemNamespace}
-	info, err := c.Core.Discovery().ServerVersion()
+	info, err := c.Core.Discovery().ServerVersionWithContext(ctx)
 	if err != nil {
 		return nil, cluster.Explain(err, "ask the API server for its version")
 	}
 	d.kubernetes(info.GitVersion)
-	if err := d.kinds(); err != nil {
+	if err := d.kinds(ctx); err != nil {
 		return nil, err
 	}
 	d.controller(ctx)
 	d.agents(ctx)
 	d.keyNames(ctx)
-	d.ledger()
+	d.ledger(ctx)
 	if err := d.permissions(ctx); err != nil {
 		return nil, err
 	}
@@ -102,8 +102,8 @@ func (d *doctor) kubernetes(git string) {
 }
 
 // kinds looks for our resource definitions.
-func (d *doctor) kinds() error {
-	served, err := d.c.Core.Discovery().ServerResourcesForGroupVersion(v1alpha1.APIVersion)
+func (d *doctor) kinds(ctx context.Context) error {
+	served, err := d.c.Core.Discovery().ServerResourcesForGroupVersionWithContext(ctx, v1alpha1.APIVersion)
 	if err != nil && !apierrors.IsNotFound(err) {
 		return cluster.Explain(err, "ask the API server for its kinds")
 	}
@@ -238,9 +238,9 @@ func (d *doctor) agents(ctx context.Context) {
 	}
 }
 
-func (d *doctor) ledger() {
+func (d *doctor) ledger(ctx context.Context) {
 	const need = "trace, and the hops of explain, need it"
-	_, err := d.c.Core.Discovery().ServerResourcesForGroupVersion(ledger.APIVersion)
+	_, err := d.c.Core.Discovery().ServerResourcesForGroupVersionWithContext(ctx, ledger.APIVersion)
 	switch {
 	case err == nil:
 		d.add("ledger", OK, "", "%s is served", ledger.APIVersion)

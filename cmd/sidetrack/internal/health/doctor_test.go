@@ -146,7 +146,7 @@ func TestDoctorTellsALedgerThatIsNotThereFromOneThatIsAway(t *testing.T) {
 			t.Fatal(err)
 		}
 		d := doctor{c: &cluster.Cluster{Core: core}}
-		if d.ledger(); !strings.HasPrefix(said(t, d.checks), want) {
+		if d.ledger(t.Context()); !strings.HasPrefix(said(t, d.checks), want) {
 			t.Errorf("%d: %+v, want %s", code, d.checks, want)
 		}
 	}
