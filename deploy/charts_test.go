@@ -58,6 +58,7 @@ routing: {baggageMembers: [a, b], keyHeader: X-Key}
 agent:
   digest: sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef
   podsCgroup: /sys/fs/cgroup/kubepods
+  flowEnds: false
   metrics: {port: 1234, listen: NodeIP}
   nodeSelector: {pool: apps}
   affinity: {nodeAffinity: {requiredDuringSchedulingIgnoredDuringExecution: {nodeSelectorTerms: [{matchExpressions: [{key: a, operator: Exists}]}]}}}
@@ -102,7 +103,7 @@ guardAddresses: false`,
 				return
 			}
 			for _, want := range []string{"localhost:5000/x/sidetrackd@sha256:", "kind: PodMonitor", "kind: ServiceMonitor", "kind: PrometheusRule", "--metrics-address=[$(HOST_IP)]:1234",
-				"maxSurge: 25%", "--baggage-member=a,b", "--key-header=X-Key", "--pods-cgroup=/sys/fs/cgroup/kubepods", "- \"--max-flow-routes=2000000\"", "release: prom", "--node-selector=kubernetes.io/os=linux,pool=apps"} {
+				"maxSurge: 25%", "--baggage-member=a,b", "--key-header=X-Key", "--pods-cgroup=/sys/fs/cgroup/kubepods", "--flow-ends=false", "- \"--max-flow-routes=2000000\"", "release: prom", "--node-selector=kubernetes.io/os=linux,pool=apps"} {
 				if !strings.Contains(out, want) {
 					t.Errorf("it lacks %q", want)
 				}

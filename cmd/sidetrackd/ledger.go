@@ -27,12 +27,15 @@ import (
 type ledgerFlags struct {
 	socket string
 	answer bool
-	config ledger.Config
+	// flowEnds: see agent.Config.
+	flowEnds bool
+	config   ledger.Config
 }
 
 func (f *ledgerFlags) register(flags *pflag.FlagSet) {
 	flags.StringVar(&f.socket, "ledger-socket", f.socket, "`path` of the socket that `sidetrackd ledger` asks; root alone can reach it (default: none)")
 	flags.BoolVar(&f.answer, "ledger-answer", f.answer, "answer the ledger's collector, by way of the API server, with --kubernetes")
+	flags.BoolVar(&f.flowEnds, "flow-ends", true, "record what TCP connections of sandboxes' pods have carried; while such a pod is on this host, the kernel does 1 to 2 µs more for each TCP socket of the host that ends")
 	flags.Int64Var(&f.config.MaxBytes, "ledger-bytes", 64<<20, "most bytes of all records of tagged traffic together; the oldest of the largest sandbox give way")
 	flags.Int64Var(&f.config.MaxSandboxBytes, "ledger-sandbox-bytes", 8<<20, "most bytes of records of one sandbox; the oldest give way")
 }

@@ -182,6 +182,7 @@ func (f *runFlags) run(ctx context.Context, stderr io.Writer) (err error) {
 		Router:        rt,
 		Ledger:        records,
 		Flows:         kernel,
+		FlowEnds:      f.ledger.flowEnds,
 		Mark:          f.kernel.Mark,
 		Cgroup:        f.kernel.Cgroup,
 		Lease:         f.lease,

@@ -55,6 +55,9 @@ type Config struct {
 	Ledger *ledger.Ledger
 	// Flows tells of tagged flows, for the Ledger; nil: nobody does.
 	Flows Flows
+	// FlowEnds has the ledger told of flows' ends as well, which costs something for each TCP
+	// socket of the host while a sandbox's pod is on it: see package flows.
+	FlowEnds bool
 	// Mark is the SO_MARK of the agent's own sockets: these are not closed as
 	// connections from before a redirect.
 	Mark uint32

@@ -30,7 +30,7 @@ func (a *Agent) recordFlows() (stop func() error, err error) {
 // followFlows has flows followed to their end in the namespaces where the table decides
 // about them. It goes before the table is in force.
 func (a *Agent) followFlows(t *routing.Table) {
-	if a.flows == nil {
+	if a.flows == nil || !a.cfg.FlowEnds {
 		return
 	}
 	listening := a.listeners.cookies()

@@ -5,7 +5,8 @@
 //
 // It owns which flows are followed, and the sockets by which the kernel tells of ends: one
 // in each namespace of a pod that is a sandbox's own and whose flows no router decides
-// about, and none anywhere else. It decides nothing about traffic. It follows TCP in
+// about, and none anywhere else. While there is one, the kernel has work with each TCP
+// socket of the host that ends, in whichever namespace: see decision 15. It decides nothing about traffic. It follows TCP in
 // pods that have a network of their own; of all else it tells as it begins. A Follower's
 // methods may be called concurrently, Watch and Close by one goroutine at a time.
 package flows

@@ -14,11 +14,13 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 
 	ledgerv1alpha1 "github.com/sidetrack-dev/sidetrack/api/ledger/v1alpha1"
 	"github.com/sidetrack-dev/sidetrack/test/lab"
@@ -163,6 +165,9 @@ func TestTheLedgerSaysWhereTaggedTrafficWentAndNothingOfTheRest(t *testing.T) {
 	if got[2].Flow == "" || got[3].Flow != "" || got[4].Flow != "" || !got[2].Open && (got[2].SentBytes == 0 || got[2].ReceivedBytes == 0) {
 		t.Errorf("flows %+v, %+v, %+v", got[2], got[3], got[4])
 	}
+	if endsHeard(t, s.tester) == 0 || endsHeard(t, s.client) != 0 {
+		t.Error("ends are not heard of in the sandbox's pod, or are elsewhere")
+	}
 	if n := len(s.ledger("b").Items); n != 0 {
 		t.Errorf("%d records of a sandbox without traffic", n)
 	}
@@ -180,6 +185,43 @@ func TestTheLedgerSaysWhereTaggedTrafficWentAndNothingOfTheRest(t *testing.T) {
 	if _, err := os.Stat(s.ledgerSocket()); err == nil {
 		t.Error("the socket is left behind")
 	}
+}
+
+// TestWithoutFlowEndsNobodyListens: a flow has the one record of its beginning.
+func TestWithoutFlowEndsNobodyListens(t *testing.T) {
+	s := newShop(t)
+	s.serveSeen()
+	s.startWithLedger("--flow-ends=false")
+	for range 3 {
+		s.tester.MustGet("http://" + webIP + "/")
+	}
+	for _, r := range s.awaitRecords("a", 3) {
+		if r.Flow != "" || r.Open || r.ReceivedBytes != 0 || r.Hook != ledgerv1alpha1.HookConnect || r.Answer == nil {
+			t.Errorf("%+v", r)
+		}
+	}
+	if n := endsHeard(t, s.tester); n != 0 {
+		t.Errorf("%d sockets hear of ends", n)
+	}
+}
+
+// endsHeard is how many sockets hear of sockets' ends in a pod's namespace.
+func endsHeard(t *testing.T, p *lab.Pod) (n int) {
+	t.Helper()
+	err := p.Do(func() error {
+		text, err := os.ReadFile("/proc/thread-self/net/netlink")
+		for line := range strings.Lines(string(text)) {
+			// sk Eth Pid Groups; only who listens is in a group.
+			if f := strings.Fields(line); len(f) > 3 && f[1] == strconv.Itoa(unix.NETLINK_SOCK_DIAG) && f[3] != "00000000" {
+				n++
+			}
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
 }
 
 func TestTheLedgerIsFollowed(t *testing.T) {
