@@ -194,18 +194,18 @@ func TestKilledInTheMiddleOfATurn(t *testing.T) {
 					dead, s.agent = next, old
 				}
 				dead.end()
-				select {
-				case <-s.agent.done:
-					if victim == "old" {
-						t.Fatalf("round %d: the new agent has ended: %v\n%s", round, s.agent.err, s.agent.log.Tail(20))
-					}
-					// It had handed over and ended before the other one was killed.
-					s.turn()
-				default:
-				}
-				s.agent.probe()
 				eventually(t, func() error {
-					return errors.Join(s.answers(s.client, tags[1].header, "fork-a"), s.answers(s.client, tags[2].header, "fork-b"))
+					select {
+					case <-s.agent.done:
+						if victim == "old" || s.agent.err != nil {
+							t.Fatalf("round %d: the other agent has ended: %v\n%s", round, s.agent.err, s.agent.log.Tail(20))
+						}
+						// It had handed over before the other one was killed, and was about to end.
+						s.turn()
+					default:
+					}
+					_, err := once(t, "ready", "--socket", s.agent.readySocket)
+					return errors.Join(err, s.answers(s.client, tags[1].header, "fork-a"), s.answers(s.client, tags[2].header, "fork-b"))
 				})
 				err := errors.Join(s.answers(s.client, "", "baseline"), s.answers(s.tester, "", "fork-a"), s.answers(s.runner, "", "fork-a"))
 				if err != nil {
