@@ -14,7 +14,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/cli-runtime/pkg/printers"
 	"k8s.io/cli-runtime/pkg/resource"
 	"k8s.io/client-go/rest"
@@ -22,7 +21,6 @@ import (
 	"github.com/sidetrack-dev/sidetrack/api/v1alpha1"
 	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/cluster"
 	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/sandbox"
-	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/task"
 )
 
 // printObject prints one object or a table.
@@ -112,18 +110,29 @@ func (p *program) get(cmd *cobra.Command, f *getFlags, names []string) error {
 	if err != nil {
 		return unreadable(err)
 	}
-	r := resource.NewBuilder(p.kube).Unstructured().
-		NamespaceParam(namespace).DefaultNamespace().AllNamespaces(f.allNamespaces).
-		LabelSelectorParam(f.selector).
-		ResourceTypeOrNameArgs(true, append([]string{sandboxes}, names...)...).
-		ContinueOnError().Latest().
-		TransformRequests(func(r *rest.Request) {
-			if table {
-				r.SetHeader("Accept", "application/json;as=Table;v=v1;g=meta.k8s.io,application/json")
-			}
-		})
+	// asking asks for those of these names, or for all that match.
+	asking := func(fields string, names ...string) *resource.Builder {
+		return resource.NewBuilder(p.kube).Unstructured().
+			NamespaceParam(namespace).DefaultNamespace().AllNamespaces(f.allNamespaces).
+			LabelSelectorParam(f.selector).FieldSelectorParam(fields).
+			ResourceTypeOrNameArgs(true, append([]string{sandboxes}, names...)...).
+			ContinueOnError().Latest().
+			TransformRequests(func(r *rest.Request) {
+				if table {
+					r.SetHeader("Accept", "application/json;as=Table;v=v1;g=meta.k8s.io,application/json")
+				}
+			})
+	}
+	r := asking("", names...)
 	if f.watch {
-		return p.watch(cmd, namespace, f, r.SingleResourceType().Do(), printer)
+		again := func() *resource.Result {
+			fields := ""
+			if len(names) == 1 {
+				fields = "metadata.name=" + names[0] // a list, which is there also when the sandbox is not
+			}
+			return asking(fields).SingleResourceType().Do()
+		}
+		return p.watch(cmd, namespace, f, r.SingleResourceType().Do(), again, printer)
 	}
 	infos, missing := r.Do().Infos()
 	if !table {
@@ -246,76 +255,6 @@ func shown(o runtime.Object, table bool) (runtime.Object, error) {
 func empty(o runtime.Object) bool {
 	t, ok := o.(*metav1.Table)
 	return ok && len(t.Rows) == 0
-}
-
-// watch prints what there is, and then each change, until it is interrupted: rows of one
-// table, or one object after the other.
-func (p *program) watch(cmd *cobra.Command, namespace string, f *getFlags, r *resource.Result, printer printObject) error {
-	table := f.output.printer == nil
-	infos, err := r.Infos()
-	if err != nil {
-		return p.explainGet(cmd, namespace, err)
-	}
-	if len(infos) != 1 {
-		return usage(cmd, errors.New("only one sandbox, or all, can be watched: leave out the others' names"))
-	}
-	version, err := versionOf(infos[0].Object)
-	if err != nil {
-		return cluster.Explain(err, "watch the sandboxes")
-	}
-	print := func(kind watch.EventType, o runtime.Object) error {
-		o, err := shown(o, table)
-		if err != nil {
-			return err
-		}
-		if f.events {
-			o = &metav1.WatchEvent{Type: string(kind), Object: runtime.RawExtension{Object: o}}
-		}
-		return printer(o, p.streams.Out)
-	}
-	first := []runtime.Object{infos[0].Object}
-	if meta.IsListType(first[0]) && !table {
-		if first, err = meta.ExtractList(first[0]); err != nil {
-			return fmt.Errorf("read the API server's list: %w", err)
-		}
-	}
-	for _, o := range first {
-		if err := print(watch.Added, o); err != nil {
-			return err
-		}
-	}
-	w, err := r.Watch(version)
-	if err != nil {
-		return cluster.Explain(err, "watch the sandboxes")
-	}
-	defer w.Stop()
-	for {
-		select {
-		case <-cmd.Context().Done():
-			return nil // The user has seen enough.
-		case e, ok := <-w.ResultChan():
-			switch {
-			case cmd.Context().Err() != nil:
-				return nil
-			case !ok:
-				return &task.Failure{Message: "the API server has ended the watch", Remedy: "start it again"}
-			case e.Type == watch.Error:
-				return cluster.Explain(apierrors.FromObject(e.Object), "watch the sandboxes")
-			}
-			if err := print(e.Type, e.Object); err != nil {
-				return err
-			}
-		}
-	}
-}
-
-// versionOf is from where on a watch tells what is new.
-func versionOf(o runtime.Object) (string, error) {
-	m, err := meta.CommonAccessor(o)
-	if err != nil {
-		return "", err
-	}
-	return m.GetResourceVersion(), nil
 }
 
 // isNotFound reports that a failure is about an object that is not there.
