@@ -19,7 +19,26 @@ func Connect(fd int, to unix.Sockaddr) error {
 	if err != unix.EINTR {
 		return err
 	}
-	n := 0
+	return Connected(fd)
+}
+
+// ConnectSending is sendto(2) of a blocking socket that connects at the same time (TCP
+// Fast Open, RFC 7413), interrupted or not. If it was, the server may be sent the data twice.
+func ConnectSending(fd int, data []byte, to unix.Sockaddr) error {
+	err := unix.Sendto(fd, data, unix.MSG_FASTOPEN, to)
+	if err != unix.EINTR {
+		return err
+	}
+	if err := Connected(fd); err != nil {
+		return err
+	}
+	_, err = unix.Write(fd, data)
+	return err
+}
+
+// Connected waits for what connect(2) has begun, and returns what became of it.
+func Connected(fd int) error {
+	n, err := 0, error(unix.EINTR)
 	for err == unix.EINTR {
 		n, err = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}, int(connectWithin.Milliseconds()))
 	}

@@ -187,7 +187,7 @@ func TestSystemCallsThatConnectOtherwise(t *testing.T) {
 				if err := so.connect(to); !errors.Is(err, unix.EINPROGRESS) {
 					t.Fatalf("connect: %v, want %v", err, unix.EINPROGRESS)
 				}
-				if _, err := unix.Poll([]unix.PollFd{{Fd: int32(so.fd), Events: unix.POLLOUT}}, 5000); err != nil {
+				if err := lab.Connected(so.fd); err != nil {
 					t.Fatal(err)
 				}
 				if err := unix.SetNonblock(so.fd, false); err != nil {
@@ -197,7 +197,7 @@ func TestSystemCallsThatConnectOtherwise(t *testing.T) {
 			})
 			t.Run("TCP Fast Open from "+from.Name, func(t *testing.T) {
 				so := plain4.socket(t, from, unix.SOCK_STREAM)
-				if err := unix.Sendto(so.fd, []byte("\x16\x03\x01"), unix.MSG_FASTOPEN, plain4.address(to)); err != nil {
+				if err := lab.ConnectSending(so.fd, []byte("\x16\x03\x01"), plain4.address(to)); err != nil {
 					t.Fatalf("send with connect: %v", err)
 				}
 				check(t, so, want)
