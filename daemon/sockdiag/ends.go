@@ -71,7 +71,8 @@ type Ends struct {
 
 // OpenEnds returns the ends of sockets in the namespace ns from now on. Buffer is how
 // many bytes of messages, by the kernel's reckoning, wait for Read at most: some 1000 for
-// each. The kernel has to have tcp_diag: see ErrNoDiag.
+// each. The error is ErrNoDiag where the kernel cannot list sockets: then it does not tell of
+// their ends either.
 func OpenEnds(ns int, buffer int) (*Ends, error) {
 	var fd int
 	err := pods.Do(ns, func() (err error) {
@@ -101,8 +102,11 @@ func OpenEnds(ns int, buffer int) (*Ends, error) {
 		return fail(err)
 	}
 	if e.diag, err = Open(ns); err != nil {
-		e.file.Close()
-		return nil, err
+		return fail(err)
+	}
+	if err := e.diag.check(); err != nil {
+		e.diag.Close()
+		return fail(err)
 	}
 	return e, nil
 }

@@ -108,9 +108,9 @@ func (d *Diag) Close() { unix.Close(d.fd) }
 // kernel looks at all TCP connections of the host.
 func (d *Diag) List(yield func(*Socket)) error { return d.ListTo(0, false, yield) }
 
-// Check finds out whether List can do so: the error is ErrNoDiag where it cannot. The kernel is
+// check finds out whether List can do so: the error is ErrNoDiag where it cannot. The kernel is
 // asked for sockets of no state, and looks at none.
-func (d *Diag) Check() error {
+func (d *Diag) check() error {
 	return d.list(&question{kind: sockDiagByFamily, flags: unix.NLM_F_DUMP}, func(*Socket) {})
 }
 
