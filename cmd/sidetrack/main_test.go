@@ -3,13 +3,11 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -24,6 +22,7 @@ import (
 	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/cli"
 	ours "github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/cluster"
 	"github.com/sidetrack-dev/sidetrack/test/cluster"
+	"github.com/sidetrack-dev/sidetrack/test/lab"
 )
 
 // These tests run the program against a real API server with our CRDs. There is
@@ -65,28 +64,9 @@ func TestMain(m *testing.M) {
 	os.Exit(status)
 }
 
-// console is what somebody sees who runs the program. It may be read while that
-// goes on.
-type console struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-func (c *console) Write(b []byte) (int, error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.text.Write(b)
-}
-
-func (c *console) String() string {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.text.String()
-}
-
 // run is one run of the program.
 type run struct {
-	out, err console
+	out, err lab.Log
 	done     chan int
 }
 

@@ -21,6 +21,7 @@ import (
 	ctrlclient "sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/sidetrack-dev/sidetrack/api/v1alpha1"
+	"github.com/sidetrack-dev/sidetrack/test/lab"
 )
 
 // cli is the user's program, built once.
@@ -176,7 +177,7 @@ func runInSandbox(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	cmd := sidetrackCommand(ctx, t, "run", "--sandbox", "cli", "--image", "sidetrack.test/shop:v1", "--", "/shop", "check", "-sleep", "10m", front)
-	var errs syncBuffer
+	var errs lab.Log
 	cmd.Stderr = &errs
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -195,24 +196,6 @@ func runInSandbox(t *testing.T) {
 		t.Errorf("interrupted, its exit status is %d: %s", got, errs.String())
 	}
 	noPodLeft(t)
-}
-
-// syncBuffer may be read while a program writes to it.
-type syncBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (s *syncBuffer) Write(p []byte) (int, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.b.Write(p)
-}
-
-func (s *syncBuffer) String() string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.b.String()
 }
 
 func throughProxy(t *testing.T) {
