@@ -19,7 +19,6 @@ import (
 	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/cluster"
 	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/hops"
 	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/sandbox"
-	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/task"
 )
 
 func (p *program) traceCommand() *cobra.Command {
@@ -107,25 +106,20 @@ is over, so one that lasts comes after the calls that came of it: these are prin
 
 // isRouteGroup says which route groups there are where this is none.
 func isRouteGroup(ctx context.Context, c *cluster.Cluster, name string) error {
-	doing := "read RouteGroup " + name
+	key := client.ObjectKey{Namespace: c.Namespace, Name: name}
 	var g v1alpha1.RouteGroup
-	err := c.Objects.Get(ctx, client.ObjectKey{Namespace: c.Namespace, Name: name}, &g)
+	err := c.Objects.Get(ctx, key, &g)
 	if !isNotFound(err) {
-		return cluster.Explain(err, doing)
+		return cluster.Explain(err, "read RouteGroup "+name)
 	}
-	if missing := c.NoNamespace(ctx, c.Namespace); missing != nil {
-		return missing
-	}
-	f := &task.Failure{Message: fmt.Sprintf("there is no RouteGroup %s in namespace %s", name, c.Namespace), Remedy: "create it, or choose another namespace with -n", Err: err}
 	var all v1alpha1.RouteGroupList
-	if err := c.Objects.List(ctx, &all, client.InNamespace(c.Namespace)); err == nil && len(all.Items) > 0 {
-		var names []string
+	var names []string
+	if c.Objects.List(ctx, &all, client.InNamespace(c.Namespace)) == nil {
 		for i := range all.Items {
 			names = append(names, all.Items[i].Name)
 		}
-		f.Remedy = "there are " + strings.Join(names, ", ") + "; -n chooses another namespace"
 	}
-	return f
+	return c.NotThere(ctx, err, "RouteGroup", key, strings.Join(names, ", "))
 }
 
 // hopFlags say how hops are printed.

@@ -105,18 +105,14 @@ func passing(err error) bool {
 
 // begin prints what there is.
 func (w *watching) begin(o runtime.Object) error {
-	all, err := w.items(o)
+	whole, all, err := w.read(o)
 	if err != nil {
 		return err
 	}
 	for _, i := range all {
 		w.known[i.key] = i
 	}
-	if !meta.IsListType(o) || w.table {
-		whole, err := shown(o, w.table)
-		if err != nil {
-			return err
-		}
+	if !meta.IsListType(whole) || w.table {
 		return w.print(watch.Added, whole)
 	}
 	for _, i := range all {
@@ -155,11 +151,7 @@ func (w *watching) follow(ctx context.Context, r *resource.Result) (failed, err 
 }
 
 func (w *watching) change(e watch.Event) error {
-	all, err := w.items(e.Object)
-	if err != nil {
-		return err
-	}
-	o, err := shown(e.Object, w.table)
+	o, all, err := w.read(e.Object)
 	if err != nil {
 		return err
 	}
@@ -174,7 +166,7 @@ func (w *watching) change(e watch.Event) error {
 
 // catchUp prints what has changed while nobody watched.
 func (w *watching) catchUp(o runtime.Object) error {
-	all, err := w.items(o)
+	_, all, err := w.read(o)
 	if err != nil {
 		return err
 	}
@@ -202,18 +194,24 @@ func (w *watching) catchUp(o runtime.Object) error {
 	return nil
 }
 
-// items are the objects of a list or a table, or the one that it is. What is new since then
-// is to be watched.
-func (w *watching) items(o runtime.Object) ([]item, error) {
+// read returns what has come as it is to be printed, and the objects of it. What is new
+// since then is to be watched.
+func (w *watching) read(o runtime.Object) (runtime.Object, []item, error) {
 	m, err := meta.CommonAccessor(o)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	w.version = m.GetResourceVersion()
 	o, err = shown(o, w.table)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
+	all, err := items(o)
+	return o, all, err
+}
+
+// items are the objects of a list or a table, or the one that it is.
+func items(o runtime.Object) ([]item, error) {
 	var out []item
 	add := func(of, o runtime.Object) error {
 		m, err := meta.Accessor(of)

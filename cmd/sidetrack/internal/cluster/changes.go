@@ -5,9 +5,6 @@ package cluster
 import (
 	"context"
 
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/tools/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 )
@@ -32,22 +29,9 @@ func Changes(ctx context.Context, c *Cluster, kinds ...Kind) <-chan struct{} {
 		}
 	}
 	for _, k := range kinds {
-		options := func(o metav1.ListOptions) *client.ListOptions {
-			return &client.ListOptions{Namespace: k.Namespace, Raw: &o}
-		}
 		_, informer := cache.NewInformerWithOptions(cache.InformerOptions{
-			ObjectType: k.Object,
-			ListerWatcher: &cache.ListWatch{
-				ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
-					got, _ := k.List.DeepCopyObject().(client.ObjectList)
-					err := c.Objects.List(ctx, got, options(o))
-					return got, err
-				},
-				WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
-					got, _ := k.List.DeepCopyObject().(client.ObjectList)
-					return c.Objects.Watch(ctx, got, options(o))
-				},
-			},
+			ObjectType:    k.Object,
+			ListerWatcher: listerWatcher(ctx, c, k.List, client.ListOptions{Namespace: k.Namespace}),
 			Handler: cache.ResourceEventHandlerFuncs{
 				AddFunc:    func(any) { tell() },
 				UpdateFunc: func(any, any) { tell() },

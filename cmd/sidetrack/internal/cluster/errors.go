@@ -15,6 +15,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	utilerrors "k8s.io/apimachinery/pkg/util/errors"
 	"k8s.io/client-go/tools/clientcmd"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/sidetrack-dev/sidetrack/api/v1alpha1"
 	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/task"
@@ -48,7 +49,7 @@ func Explain(err error, doing string) error {
 	case clientcmd.IsEmptyConfig(err):
 		f.Remedy = "say which cluster with --kubeconfig or --context, or set KUBECONFIG"
 	case isMissingNamespace(err):
-		f.Remedy = missingNamespace
+		f.Remedy = missing
 	case errors.As(err, &status): // The server has said what is wrong.
 	case errors.As(err, &file): // So does what it has come of, and that is no network.
 	case errors.As(err, &network):
@@ -69,7 +70,7 @@ func first(err error) error {
 	}
 }
 
-const missingNamespace = "create it, or choose another namespace with -n"
+const missing = "create it, or choose another namespace with -n"
 
 // isMissingNamespace reports that it is a namespace that is not there, and not what was
 // asked for.
@@ -89,7 +90,21 @@ func (c *Cluster) NoNamespace(ctx context.Context, name string) error {
 	if !isMissingNamespace(err) {
 		return nil
 	}
-	return &task.Failure{Message: "there is no namespace " + name, Remedy: missingNamespace, Err: err}
+	return &task.Failure{Message: "there is no namespace " + name, Remedy: missing, Err: err}
+}
+
+// NotThere says, as a failure, that an object is not there, as the API server's err says,
+// nor perhaps its namespace; others are the names of those of its kind that are, in words.
+func (c *Cluster) NotThere(ctx context.Context, err error, kind string, key client.ObjectKey, others string) error {
+	f := &task.Failure{Message: fmt.Sprintf("there is no %s %s in namespace %s", kind, key.Name, key.Namespace), Remedy: missing, Err: err}
+	if others != "" {
+		f.Remedy = "there are " + others + "; -n chooses another namespace"
+		return f
+	}
+	if none := c.NoNamespace(ctx, key.Namespace); none != nil {
+		return none
+	}
+	return f
 }
 
 // ownWords is what the server says, without what every one of its errors says.

@@ -101,8 +101,16 @@ func Follow[T client.Object](ctx context.Context, c *Cluster, kind T, list clien
 
 // only lists and watches one object.
 func only(ctx context.Context, c *Cluster, list client.ObjectList, key client.ObjectKey) cache.ListerWatcher {
+	return listerWatcher(ctx, c, list, client.ListOptions{Namespace: key.Namespace, FieldSelector: fields.OneTermEqualSelector("metadata.name", key.Name)})
+}
+
+// listerWatcher lists and watches those that of chooses, until the context ends. list is an
+// empty object.
+func listerWatcher(ctx context.Context, c *Cluster, list client.ObjectList, of client.ListOptions) cache.ListerWatcher {
 	options := func(o metav1.ListOptions) *client.ListOptions {
-		return &client.ListOptions{Namespace: key.Namespace, FieldSelector: fields.OneTermEqualSelector("metadata.name", key.Name), Raw: &o}
+		with := of
+		with.Raw = &o
+		return &with
 	}
 	return &cache.ListWatch{
 		ListWithContextFunc: func(_ context.Context, o metav1.ListOptions) (runtime.Object, error) {

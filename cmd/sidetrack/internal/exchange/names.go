@@ -14,12 +14,8 @@ import (
 
 // Names is where nodes look for a routing key. The zero value stands for what agents
 // have that were told nothing else.
-type Names struct {
-	// Members of baggage and tracestate; a request is tagged with the first.
-	Members []string
-	// Header is the plain header; empty where nodes have none in common.
-	Header string
-}
+// Its Header is empty where nodes have none in common.
+type Names v1alpha1.KeyNames
 
 // NamesOf returns the names that all nodes know, as the controller says in a sandbox's
 // status. It fails where they have none in common: a request that is tagged for one node
@@ -42,8 +38,7 @@ func NamesOf(sb *v1alpha1.Sandbox) (Names, error) {
 // used are the names with the defaults in the place of none.
 func (n Names) used() Names {
 	if len(n.Members) == 0 {
-		d := v1alpha1.DefaultKeyNames()
-		return Names{Members: d.Members, Header: d.Header}
+		return Names(v1alpha1.DefaultKeyNames())
 	}
 	return n
 }

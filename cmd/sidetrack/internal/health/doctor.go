@@ -275,8 +275,8 @@ var permissions = []permission{
 
 // permissions asks the API server what the user may do in the namespace.
 func (d *doctor) permissions(ctx context.Context) error {
-	if missing := d.c.NoNamespace(ctx, d.namespace); missing != nil {
-		d.add("namespace", Missing, "create it, or choose another namespace with -n", "there is no namespace %s", d.namespace)
+	if f := (*task.Failure)(nil); errors.As(d.c.NoNamespace(ctx, d.namespace), &f) {
+		d.add("namespace", Missing, f.Remedy, "%s", f.Message)
 	}
 	var lacking []string
 	for _, p := range permissions {

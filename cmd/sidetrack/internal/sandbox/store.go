@@ -134,20 +134,8 @@ func explainGet(ctx context.Context, c *cluster.Cluster, err error, key client.O
 }
 
 func notThere(ctx context.Context, c *cluster.Cluster, err error, key client.ObjectKey) error {
-	f := &task.Failure{
-		Message: fmt.Sprintf("there is no sandbox %s in namespace %s", key.Name, key.Namespace),
-		Remedy:  "create it, or choose another namespace with -n", Err: err,
-	}
-	all, failed := List(ctx, c, key.Namespace, "")
-	if failed == nil && len(all) == 0 {
-		if missing := c.NoNamespace(ctx, key.Namespace); missing != nil {
-			return missing
-		}
-	}
-	if len(all) > 0 {
-		f.Remedy = "there are " + join(namesOf(all), 10) + "; -n chooses another namespace"
-	}
-	return f
+	all, _ := List(ctx, c, key.Namespace, "")
+	return c.NotThere(ctx, err, "sandbox", key, join(namesOf(all), 10))
 }
 
 // List lists the sandboxes of a namespace, or of all namespaces where it is
