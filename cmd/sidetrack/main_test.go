@@ -22,7 +22,7 @@ import (
 	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/cli"
 	ours "github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/cluster"
 	"github.com/sidetrack-dev/sidetrack/test/cluster"
-	"github.com/sidetrack-dev/sidetrack/test/lab"
+	"github.com/sidetrack-dev/sidetrack/test/transcript"
 )
 
 // These tests run the program against a real API server with our CRDs. There is
@@ -66,7 +66,7 @@ func TestMain(m *testing.M) {
 
 // run is one run of the program.
 type run struct {
-	out, err lab.Log
+	out, err transcript.Log
 	done     chan int
 }
 

@@ -14,8 +14,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/sidetrack-dev/sidetrack/test/lab"
 	"github.com/sidetrack-dev/sidetrack/test/npm"
+	"github.com/sidetrack-dev/sidetrack/test/transcript"
 )
 
 // The protocol's own test programs, against the program as it is built.
@@ -46,7 +46,7 @@ var servingAt = regexp.MustCompile(`serving at (http://\S+)\n`)
 // serveHTTP runs the program with --http until the test ends, and returns its URL.
 func serveHTTP(t *testing.T, ns string) string {
 	t.Helper()
-	var said lab.Log
+	var said transcript.Log
 	cmd := exec.Command(builtProgram(t), mcpArguments(t, ns, "--http", "127.0.0.1:0")...)
 	cmd.Stderr = &said
 	if err := cmd.Start(); err != nil {

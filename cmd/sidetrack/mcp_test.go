@@ -24,7 +24,7 @@ import (
 
 	"github.com/sidetrack-dev/sidetrack/api/v1alpha1"
 	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/cli"
-	"github.com/sidetrack-dev/sidetrack/test/lab"
+	"github.com/sidetrack-dev/sidetrack/test/transcript"
 )
 
 // agent is a coding agent's end of "sidetrack mcp".
@@ -60,7 +60,7 @@ func newAgent(t *testing.T, ns string, flags ...string) *agent {
 	theirIn, ourOut := io.Pipe()
 	ourIn, theirOut := io.Pipe()
 	done := make(chan int, 1)
-	var said lab.Log
+	var said transcript.Log
 	go func() {
 		args := append([]string{"sidetrack", "mcp", "--kubeconfig=" + config, "--cache-dir=" + t.TempDir(), "-n", ns}, flags...)
 		done <- cli.Main(t.Context(), args, genericiooptions.IOStreams{In: theirIn, Out: theirOut, ErrOut: &said}, "test")
@@ -448,7 +448,7 @@ func TestTheProgramServesOverItsStandardInputAndOutput(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var said lab.Log
+	var said transcript.Log
 	cmd := exec.Command(builtProgram(t), "mcp", "--kubeconfig="+config, "--cache-dir="+t.TempDir(), "-n", ns)
 	cmd.Stderr = &said
 	cs, err := mcp.NewClient(&mcp.Implementation{Name: "test", Version: "1"}, nil).Connect(t.Context(), &mcp.CommandTransport{Command: cmd, TerminateDuration: 30 * time.Second}, nil)

@@ -31,6 +31,7 @@ import (
 	"github.com/sidetrack-dev/sidetrack/loader"
 	"github.com/sidetrack-dev/sidetrack/routing"
 	"github.com/sidetrack-dev/sidetrack/test/lab"
+	"github.com/sidetrack-dev/sidetrack/test/transcript"
 )
 
 // Service addresses. Without a service proxy a ClusterIP is an address of the
@@ -207,12 +208,12 @@ type running struct {
 	t     *testing.T
 	agent *agent.Agent
 	stop  func()
-	log   *lab.Log
+	log   *transcript.Log
 }
 
 func (s *shop) start() *running {
 	s.t.Helper()
-	r := &running{t: s.t, log: &lab.Log{}}
+	r := &running{t: s.t, log: &transcript.Log{}}
 	a, err := assemble(s.dir, s.Cgroup, s.BPFFS, r.log)
 	if err != nil {
 		s.t.Fatal(err)
@@ -434,7 +435,7 @@ func (s *shop) child() *exec.Cmd {
 	s.t.Helper()
 	cmd := exec.Command(os.Args[0])
 	cmd.Env = append(os.Environ(), childEnv+"="+strings.Join([]string{s.dir, s.Cgroup, s.BPFFS}, "|"))
-	log := &lab.Log{}
+	log := &transcript.Log{}
 	cmd.Stderr = log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	out, err := cmd.StdoutPipe()

@@ -42,6 +42,11 @@ const (
 
 // End is a TCP socket that is no more.
 type End struct {
+	// At is when it was told. That is when its application has closed it and the peer has
+	// acknowledged that, or either has aborted it; but where the acknowledgement comes in
+	// the microseconds in which close(2) lets go of the socket, the kernel keeps it until
+	// the peer closes too, for tcp_fin_timeout (60 s) at most: tcp_rcv_state_process,
+	// which has to wait where the socket is owned by user.
 	At     time.Time
 	Cookie uint64
 	// Local and Peer are as in Socket; Peer has port zero, and Local may have no address,
@@ -163,7 +168,7 @@ func (e *Ends) parse(b []byte) (End, bool) {
 	}
 	end := endOf(&s)
 	end.At = time.Now()
-	if doubtful(&s, &end) && !e.leftWaiting(&s) {
+	if doubtful(&s, &end) && !givenUp(&s) && !e.leftWaiting(&s) {
 		end.Received--
 	}
 	return end, true
@@ -210,6 +215,12 @@ const neverConnected = 3
 func doubtful(s *Socket, end *End) bool {
 	return end.Outcome == Closed && s.Unread == 0 && end.Received > 0
 }
+
+// givenUp reports whether the kernel has waited for the peer's FIN in vain, in a socket that
+// it kept for that (see End.At). Otherwise what ends one is the peer's acknowledgement or
+// its FIN, which has one too, a moment ago; for this it has waited for 700 ms at least
+// (tcp_fin_time: three and a half times the least retransmission timeout of 200 ms).
+func givenUp(s *Socket) bool { return s.Info.Last_ack_recv > 500 }
 
 // leftWaiting reports whether a connection that is closed waits for the peer's FIN.
 // Where that came first, nothing is left of it; where it came into the wait, it waits for

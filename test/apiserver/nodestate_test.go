@@ -20,7 +20,7 @@ import (
 	"github.com/sidetrack-dev/sidetrack/api/v1alpha1"
 	"github.com/sidetrack-dev/sidetrack/daemon/nodestate"
 	"github.com/sidetrack-dev/sidetrack/routing"
-	"github.com/sidetrack-dev/sidetrack/test/lab"
+	"github.com/sidetrack-dev/sidetrack/test/transcript"
 )
 
 // node makes a Node.
@@ -283,7 +283,7 @@ func TestAStateThatCannotBeWrittenIsSaidOnceAndWrittenLater(t *testing.T) {
 	c := connect(t)
 	ns := c.namespace(t)
 	name := "node-of-" + ns
-	var text lab.Log
+	var text transcript.Log
 	r := reporter(t, c.agentConfig(t, ns), name, slog.New(slog.NewTextHandler(&text, nil)))
 	r.Report(applied(1), true)
 	want := "there is no Node " + name + ": give the agent its node's name with --node-name"

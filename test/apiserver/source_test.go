@@ -26,7 +26,7 @@ import (
 	"github.com/sidetrack-dev/sidetrack/daemon/source"
 	"github.com/sidetrack-dev/sidetrack/routing"
 	"github.com/sidetrack-dev/sidetrack/test/cluster"
-	"github.com/sidetrack-dev/sidetrack/test/lab"
+	"github.com/sidetrack-dev/sidetrack/test/transcript"
 )
 
 var compareAddrs = cmpopts.EquateComparable(netip.Addr{})
@@ -242,7 +242,7 @@ func TestAnAPIServerThatIsAwayChangesNothingAndIsCaughtUpWith(t *testing.T) {
 	c.service(t, ns, "route", "10.1.1.1")
 	c.service(t, ns, "gone", "10.1.1.3")
 	c.sandbox(t, ns, "pr-42", v1alpha1.SandboxStatus{RoutingKey: "key-" + ns, Redirects: []v1alpha1.RedirectStatus{resolved("route", "gone")}})
-	var text lab.Log
+	var text transcript.Log
 	s := follow(t, c.agentConfig(t, ns), "node-a", slog.New(slog.NewTextHandler(&text, nil)))
 	gone := routing.Name{Namespace: ns, Name: "gone"}
 	s.await(t, "the first state", func(s *source.Snapshot) bool {
@@ -323,7 +323,7 @@ func TestMissingPermissionsAreSaidAndWaitedFor(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var text lab.Log
+	var text transcript.Log
 	s := follow(t, cfg, "node-a", slog.New(slog.NewTextHandler(&text, nil)))
 	want := "the agent may not list and watch Sandboxes: give its service account the ClusterRole of the installation"
 	for limit := time.Now().Add(30 * time.Second); !strings.Contains(text.String(), want); time.Sleep(20 * time.Millisecond) {
@@ -341,7 +341,7 @@ func TestMissingPermissionsAreSaidAndWaitedFor(t *testing.T) {
 
 func TestCRDsThatAreInstalledLaterAreFound(t *testing.T) {
 	bare := cluster.StartControlPlane(t)
-	var text lab.Log
+	var text transcript.Log
 	s := follow(t, bare.Admin(), "node-a", slog.New(slog.NewTextHandler(&text, nil)))
 	for _, want := range []string{
 		"the API server does not know Sandboxes: install the CRDs, Helm chart sidetrack-crds",

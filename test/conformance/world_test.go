@@ -23,6 +23,7 @@ import (
 	"golang.org/x/net/http2"
 
 	"github.com/sidetrack-dev/sidetrack/test/lab"
+	"github.com/sidetrack-dev/sidetrack/test/transcript"
 )
 
 // The Service that everything is sent to. Its address is the baseline's pod's.
@@ -61,7 +62,7 @@ type world struct {
 	forks                    map[string]*lab.Pod // by sandbox
 
 	agent    *exec.Cmd
-	log      *lab.Log
+	log      *transcript.Log
 	metrics  string
 	nextPort int
 }
@@ -243,7 +244,7 @@ func (w *world) key(v way) string {
 // newWorld builds the world and starts the agent.
 func newWorld(t *testing.T) *world {
 	t.Helper()
-	w := &world{World: lab.New(t), t: t, dir: t.TempDir(), forks: map[string]*lab.Pod{}, log: &lab.Log{}, nextPort: firstPort}
+	w := &world{World: lab.New(t), t: t, dir: t.TempDir(), forks: map[string]*lab.Pod{}, log: &transcript.Log{}, nextPort: firstPort}
 	w.MustMoveSelf()
 	w.stranger, w.client, w.runner = w.MustPod("stranger"), w.MustPod("client"), w.MustPod("runner")
 	w.base = w.MustPod("base", serviceIP)
@@ -437,7 +438,7 @@ func stop(cmd *exec.Cmd, ended <-chan struct{}) {
 // serve starts a server program in a pod and waits until it accepts connections.
 func (w *world) serve(t *testing.T, p *lab.Pod, port int, name string, args ...string) *exec.Cmd {
 	t.Helper()
-	log := &lab.Log{}
+	log := &transcript.Log{}
 	cmd := p.Command(name, args...)
 	cmd.Stdout, cmd.Stderr = log, log
 	ended := start(t, cmd)

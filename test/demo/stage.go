@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/sidetrack-dev/sidetrack/test/lab"
+	"github.com/sidetrack-dev/sidetrack/test/transcript"
 )
 
 const (
@@ -63,7 +64,7 @@ var cast = []struct {
 type stage struct {
 	world   *lab.World
 	pods    map[string]*lab.Pod
-	log     lab.Log
+	log     transcript.Log
 	verbose bool
 
 	agent *exec.Cmd

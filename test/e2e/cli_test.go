@@ -21,7 +21,7 @@ import (
 	ctrlclient "sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/sidetrack-dev/sidetrack/api/v1alpha1"
-	"github.com/sidetrack-dev/sidetrack/test/lab"
+	"github.com/sidetrack-dev/sidetrack/test/transcript"
 )
 
 // cli is the user's program, built once.
@@ -177,7 +177,7 @@ func runInSandbox(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	cmd := sidetrackCommand(ctx, t, "run", "--sandbox", "cli", "--image", "sidetrack.test/shop:v1", "--", "/shop", "check", "-sleep", "10m", front)
-	var errs lab.Log
+	var errs transcript.Log
 	cmd.Stderr = &errs
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)

@@ -22,13 +22,14 @@ import (
 	"time"
 
 	"github.com/sidetrack-dev/sidetrack/test/lab"
+	"github.com/sidetrack-dev/sidetrack/test/transcript"
 )
 
 // agent is a running sidetrackd.
 type agent struct {
 	t       *testing.T
 	cmd     *exec.Cmd
-	log     *lab.Log
+	log     *transcript.Log
 	metrics string // host:port
 	// readySocket is where `sidetrackd ready` finds it; empty: nowhere.
 	readySocket string
@@ -49,7 +50,7 @@ func runDaemon(t *testing.T, w *lab.World, args ...string) *agent {
 		t.Fatal(err)
 	}
 	defer group.Close()
-	a := &agent{t: t, log: &lab.Log{}, done: make(chan struct{})}
+	a := &agent{t: t, log: &transcript.Log{}, done: make(chan struct{})}
 	a.cmd = exec.Command(binary(t), args...)
 	a.cmd.Stdout, a.cmd.Stderr = a.log, a.log
 	a.cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(group.Fd())}

@@ -21,6 +21,7 @@ import (
 
 	"github.com/sidetrack-dev/sidetrack/test/lab"
 	"github.com/sidetrack-dev/sidetrack/test/programs"
+	"github.com/sidetrack-dev/sidetrack/test/transcript"
 )
 
 // ask is one request and the server that must answer it.
@@ -38,7 +39,7 @@ type poolClient struct {
 	in  io.Writer
 	out *bufio.Reader
 	n   int
-	err *lab.Log
+	err *transcript.Log
 }
 
 // clientKinds are the programs, by the name that messages use.
@@ -56,7 +57,7 @@ func testdata(t *testing.T, name string) string {
 // startPool starts a client program in a pod.
 func startPool(t *testing.T, p *lab.Pod, kind string) *poolClient {
 	t.Helper()
-	c := &poolClient{t: t, err: &lab.Log{}}
+	c := &poolClient{t: t, err: &transcript.Log{}}
 	switch kind {
 	case "requests":
 		c.cmd = p.Command(requirePython(t, "requests"), testdata(t, "pool.py"), kind)
@@ -304,9 +305,9 @@ func (s *shop) startNginx(t *testing.T, p *lab.Pod, name, conf, address string) 
 
 // program starts a server program and waits until it accepts connections. It is
 // ended with the test.
-func (s *shop) program(t *testing.T, cmd *exec.Cmd, p *lab.Pod, address string) *lab.Log {
+func (s *shop) program(t *testing.T, cmd *exec.Cmd, p *lab.Pod, address string) *transcript.Log {
 	t.Helper()
-	log := &lab.Log{}
+	log := &transcript.Log{}
 	cmd.Stdout, cmd.Stderr = log, log
 	// A worker that outlives its master holds the pipe.
 	cmd.WaitDelay = time.Second

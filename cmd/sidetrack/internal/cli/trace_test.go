@@ -12,7 +12,6 @@ import (
 	"regexp"
 	"slices"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -25,6 +24,7 @@ import (
 	ledger "github.com/sidetrack-dev/sidetrack/api/ledger/v1alpha1"
 	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/cluster"
 	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/hops"
+	"github.com/sidetrack-dev/sidetrack/test/transcript"
 )
 
 // follow runs trace --follow on these parts of a stream, and ends it when all have been
@@ -60,27 +60,9 @@ func follow(t *testing.T, parts ...ledger.RecordList) (said string, err error) {
 type stream struct {
 	t        *testing.T
 	parts    chan ledger.RecordList
-	out, err printed
+	out, err transcript.Log
 	stop     context.CancelFunc
 	done     chan error
-}
-
-// printed may be read while somebody writes to it.
-type printed struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-func (p *printed) Write(b []byte) (int, error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.text.Write(b)
-}
-
-func (p *printed) String() string {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.text.String()
 }
 
 func newStream(t *testing.T, format string) *stream {

@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package lab
+// Package transcript keeps what programs under test have written, while tests read it.
+//
+// It stands alone, since what uses test/lab counts as a test of the kernel and is run on
+// others too (see test/kernels), where there is no API server.
+package transcript
 
 import (
 	"bytes"
