@@ -9,6 +9,7 @@ import (
 	"io"
 	"net/http"
 	"net/netip"
+	"os"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -369,16 +370,33 @@ func TestAForkThatAsksAndDoesNotListenIsGivenUp(t *testing.T) {
 }
 
 // TestAForkThatAllowsAllAndDoesNotReadStallsNobodyElse: as one that a debugger has
-// stopped does.
+// stopped does. It may allow all at once of what has waited for that until then.
 func TestAForkThatAllowsAllAndDoesNotReadStallsNobodyElse(t *testing.T) {
+	for _, late := range []bool{false, true} {
+		t.Run(fmt.Sprintf("late %t", late), func(t *testing.T) { forkThatDoesNotRead(t, late) })
+	}
+}
+
+func forkThatDoesNotRead(t *testing.T, late bool) {
 	w := newWorld(t)
 	w.serveHTTP2(w.base, telling(w.base))
-	done := make(chan struct{})
+	done, allow, allowed := make(chan struct{}), make(chan struct{}), make(chan struct{})
+	if !late {
+		close(allow)
+	}
+	// What the kernel takes for the fork is little, and the router has to keep the rest.
+	for p, file := range map[*lab.Pod]string{w.client: "tcp_wmem", w.fork: "tcp_rmem"} {
+		if err := p.Do(func() error { return os.WriteFile("/proc/sys/net/ipv4/"+file, []byte("4096 16384 65536"), 0) }); err != nil {
+			t.Fatal(err)
+		}
+	}
 	w.script(w.fork, func(c *peer) {
 		c.expect(wire.ClientPreface)
 		f := newFrames(c)
+		<-allow
 		_ = f.WriteSettings(wire.Setting{ID: wire.SettingInitialWindowSize, Val: 1 << 30})
 		_ = f.WriteWindowUpdate(0, 1<<30)
+		close(allowed)
 		<-done
 	})
 	client := w.http2(w.client)
@@ -405,14 +423,23 @@ func TestAForkThatAllowsAllAndDoesNotReadStallsNobodyElse(t *testing.T) {
 		}
 	}()
 	// It goes on until nobody takes any more: the fork's kernel, the router, the client.
-	last, same := int64(-1), 0
-	w.eventually("the upload is stuck", func() bool {
-		n := fed.Load()
-		if same++; n != last {
-			last, same = n, 0
-		}
-		return n > 0 && same > 20
-	})
+	isStuck := func() {
+		t.Helper()
+		last, same := int64(-1), 0
+		w.eventually("the upload is stuck", func() bool {
+			n := fed.Load()
+			if same++; n != last {
+				last, same = n, 0
+			}
+			return n > 0 && same > 20
+		})
+	}
+	isStuck()
+	if late {
+		close(allow)
+	}
+	<-allowed
+	isStuck()
 	for i := range 5 {
 		body := bytes.Repeat([]byte("x"), 200_000)
 		resp, err := client.Do(mustRequest(t, http.MethodPost, bytes.NewReader(body)))

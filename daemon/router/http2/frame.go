@@ -172,6 +172,9 @@ func (o *outlet) follow(sh *Shared, early []byte) {
 	}
 }
 
+// size is how many bytes there are to send.
+func (o *outlet) size() int { return len(o.buf) + len(o.lent) }
+
 // take returns what there is to send. It is valid until the outlet is written to
 // again.
 func (o *outlet) take() []byte {

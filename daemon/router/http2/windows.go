@@ -42,6 +42,10 @@ type windows struct {
 // client has taken it.
 const linkWindow = 256 << 10
 
+// linkPiece is how much of what waits is sent to a link before it is asked whether it
+// is full, about.
+const linkPiece = 64 << 10
+
 func (w *windows) init() { w.clientConn = initialWindow }
 
 // refund gives bytes that the client has sent back to its connection window.
@@ -230,6 +234,11 @@ func (r *Relay) sendUp(s *stream) {
 		if last {
 			u.end = false
 			s.clientDone = true
+		}
+		// A server may allow at once all that has waited here, which is then to find out in
+		// time that the connection takes no more of it.
+		if l.out.size() >= linkPiece {
+			r.flushLink(l)
 		}
 	}
 	r.buffered -= sent
