@@ -42,6 +42,7 @@ func TestSidetrackOnACluster(t *testing.T) {
 		{"an outage of the API server changes nothing that is in force", outage, false},
 		{"an agent that is killed comes back and covers its node again", killedAgent, false},
 		{"no sandbox is ready before a node that is late has its agent", lateNode, false},
+		{"routing keys get another name in two upgrades", otherNames, false},
 		{"uninstalling leaves nothing in the kernels", uninstall, false},
 	} {
 		ok := t.Run(chapter.name, func(t *testing.T) {

@@ -109,20 +109,7 @@ func rollingUpdate(t *testing.T) {
 		before := agents(t)
 		began := time.Now()
 		kubectl(t, "rollout", "restart", "-n", system, "daemonset/sidetrack-agent")
-		kubectl(t, "rollout", "status", "-n", system, "daemonset/sidetrack-agent", "--timeout=300s")
-		// The old ones go on until they have nothing left to do.
-		eventually(t, 3*time.Minute, func(ctx context.Context) error {
-			out, err := kube.Kubectl(ctx, "get", "pods", "-n", system, "-l", "app.kubernetes.io/component=agent", "-o", "name")
-			if err != nil {
-				return err
-			}
-			for _, old := range before {
-				if strings.Contains(out, old) {
-					return fmt.Errorf("%s is still there", old)
-				}
-			}
-			return nil
-		})
+		untilReplaced(t, before)
 		took = time.Since(began)
 	})
 	asked := stop()
@@ -134,6 +121,25 @@ func rollingUpdate(t *testing.T) {
 	if sum.Failed > 0 || sum.Misrouted > 0 {
 		t.Errorf("%d of %d requests failed and %d were misrouted:\n%s", sum.Failed, sum.Requests, sum.Misrouted, strings.Join(sum.Complaints, "\n"))
 	}
+}
+
+// untilReplaced waits until new agents have come after those before, which go on until
+// they have nothing left to do.
+func untilReplaced(t *testing.T, before []string) {
+	t.Helper()
+	kubectl(t, "rollout", "status", "-n", system, "daemonset/sidetrack-agent", "--timeout=300s")
+	eventually(t, 3*time.Minute, func(ctx context.Context) error {
+		out, err := kube.Kubectl(ctx, "get", "pods", "-n", system, "-l", "app.kubernetes.io/component=agent", "-o", "name")
+		if err != nil {
+			return err
+		}
+		for _, old := range before {
+			if strings.Contains(out, old) {
+				return fmt.Errorf("%s is still there", old)
+			}
+		}
+		return nil
+	})
 }
 
 func agents(t *testing.T) []string {
