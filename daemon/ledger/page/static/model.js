@@ -73,11 +73,14 @@ function nameOfPod(pod) {
   return pod;
 }
 
-/** caller is who made a call: {id, name, kind}. */
+/**
+ * caller is who made a call: {id, name, kind}. Pods without a workload whose names were
+ * made of the same (generateName) are one, as those of "sidetrack diff" and "run" are.
+ */
 export function caller(r) {
   const s = r.source ?? {};
-  const [kind, name] = s.workload ? s.workload.split('/', 2) : s.pod ? ['Pod', s.pod] : ['Node', r.node || 'unknown'];
-  return {id: `w:${s.namespace ?? ''}/${name}`, name, kind, sandbox: s.sandbox};
+  const [kind, name] = s.workload ? s.workload.split('/', 2) : s.pod ? ['Pod', s.pod.replace(endings[1], '')] : ['Node', r.node || 'unknown'];
+  return {id: `w:${s.namespace ?? ''}/${name}`, name, kind, pod: s.workload ? undefined : s.pod, sandbox: s.sandbox};
 }
 
 const seconds = (r) => r.latencyNanos / 1000 || 0;
@@ -205,7 +208,7 @@ export function summary(trace) {
   return {
     id: trace.id, trace, first, hops: records.length,
     lost: Boolean(lost),
-    lostBy: lost && (lost.lostBy || caller(lost).name),
+    lostBy: lost && (lost.lostBy || caller(lost).pod || caller(lost).name),
     healed: records.some((r) => r.healed),
     bad: records.some(bad),
     forks: records.filter((r) => r.decision === 'fork').length,
@@ -243,7 +246,7 @@ function median(values) {
 export function picture(ledger, forks = []) {
   const namespace = ledger.records[0]?.tag?.namespace;
   const owners = new Map(); // pod -> workload's name, from those that called
-  for (const r of ledger.records) if (r.source?.pod && r.source.workload) owners.set(`${r.source.namespace ?? ''}/${r.source.pod}`, caller(r).name);
+  for (const r of ledger.records) if (r.source?.pod) owners.set(`${r.source.namespace ?? ''}/${r.source.pod}`, caller(r).name);
   const baselines = guessBaselines(ledger);
   const forkNames = new Map(forks.filter((f) => f.name).map((f) => [f.name, f.workload.name]));
 
@@ -274,6 +277,7 @@ export function picture(ledger, forks = []) {
   for (const r of ledger.records) {
     const c = caller(r);
     const from = workload(c.id, r.source?.namespace, c.name, c.kind);
+    if (c.pod) from.pods = (from.pods ?? new Set()).add(c.pod);
     if (r.source?.sandbox && from.type === 'workload') Object.assign(from, {type: 'own', sub: `${c.kind} of the sandbox`});
     if (!from.kindKnown) {
       from.kindKnown = true;
@@ -286,6 +290,11 @@ export function picture(ledger, forks = []) {
     if (r.lostKey) from[r.healed ? 'healed' : 'lost'] = (from[r.healed ? 'healed' : 'lost'] ?? 0) + 1;
     edge(from, service, r);
     edge(service, to, r);
+  }
+  for (const n of nodes.values()) {
+    if (!n.pods || n.type === 'fork') continue;
+    if (n.pods.size === 1) [n.label] = n.pods;
+    else n.sub = n.sub.replace(/^Pod/, `${n.pods.size} pods`);
   }
   for (const e of edges.values()) {
     e.median = median(e.latencies);

@@ -76,6 +76,21 @@ test('the picture has a workload once, whether it calls or answers', () => {
   assert.equal(edges.length, 6);
 });
 
+test('pods that were made of one name are one, others by themselves', () => {
+  const bare = (pod, own) => {
+    const r = call(` ${pod}`, 'frontend', {answer: 'frontend-1'});
+    delete r.source.workload;
+    if (own) r.source.sandbox = 'pr-42';
+    return r;
+  };
+  const {nodes, edges} = picture(fill(
+    bare('proxy-pr-42-htz4c'), bare('proxy-pr-42-9l62b'), bare('proxy-pr-42-9l62b'), bare('proxy-pr-43-448lg'),
+    bare('runner-1'), bare('runner-2'), bare('run-pr-42-bcdfg', true), bare('run-pr-42-bcdfh', true)));
+  assert.deepEqual(nodes.filter((n) => n.type !== 'service').map((n) => `${n.label}, ${n.sub}`).sort(), [
+    'frontend, baseline', 'proxy-pr-42, 2 pods', 'proxy-pr-43-448lg, Pod', 'run-pr-42, 2 pods of the sandbox', 'runner-1, Pod', 'runner-2, Pod']);
+  assert.deepEqual(edges.filter((e) => e.from.includes('proxy-pr-42')).map((e) => e.ids.length), [3]);
+});
+
 test('what lost the key is marked on the way of its call and nowhere else', () => {
   const {nodes, edges} = picture(fill(
     call('Job/tests t-1', 'frontend', {answer: 'frontend-1', ms: 50}),
