@@ -218,7 +218,10 @@ func writeDiff(out io.Writer, r *compare.Result) {
 	for _, d := range r.Differences {
 		fmt.Fprintf(out, "  %s\n    - %s\n    + %s\n", d.Where, d.Baseline, d.Sandbox)
 	}
-	if !r.Verified && (r.BaselineError == "" || r.SandboxError == "") {
+	switch {
+	case r.Verified:
+		fmt.Fprintln(out, "  verified: a fork answered each of the sandbox's requests")
+	case r.BaselineError == "" || r.SandboxError == "":
 		fmt.Fprintln(out, "  NOT VERIFIED that a fork answered:")
 		for _, why := range r.NotVerified {
 			fmt.Fprintf(out, "    %s\n", why)

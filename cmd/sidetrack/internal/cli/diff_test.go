@@ -44,7 +44,7 @@ func TestNoDifferenceIsASuccessOnlyWhereForksHaveAnswered(t *testing.T) {
 		result compare.Result
 		want   string
 	}{
-		{same, "GET http://front.shop/: no difference (200)\n"},
+		{same, "GET http://front.shop/: no difference (200)\n  verified: a fork answered each of the sandbox's requests\n"},
 		{lost, "GET http://front.shop/: no difference (200)\n  NOT VERIFIED that a fork answered:\n    cart called route without the routing key\n"},
 	} {
 		var out bytes.Buffer

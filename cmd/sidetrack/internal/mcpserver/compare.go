@@ -125,7 +125,9 @@ func compared(name string, res *compare.Result, d detail, redact func(string) st
 
 func (r *compareReply) text() string {
 	var b strings.Builder
-	if !r.Verified {
+	if r.Verified {
+		b.WriteString("VERIFIED: a fork answered each of the sandbox's requests.\n")
+	} else {
 		b.WriteString("NOT VERIFIED that a fork answered: what everybody shares may have been compared with itself.\n")
 		for _, why := range r.NotVerified {
 			fmt.Fprintf(&b, "- %s\n", why)
