@@ -8,12 +8,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"strings"
 
 	"github.com/spf13/cobra"
 
 	"github.com/sidetrack-dev/sidetrack/api/v1alpha1"
+	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/cluster"
 	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/compare"
 	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/exchange"
 	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/proof"
@@ -32,19 +34,28 @@ func (f *requestFlags) register(cmd *cobra.Command) {
 	cmd.Flags().StringVarP(&f.body, "data", "d", "", "`body`; @FILE reads it from a file, @- from standard input")
 }
 
-func (f *requestFlags) request(p *program, url string) (exchange.Request, error) {
-	r := exchange.Request{Method: strings.ToUpper(f.method), URL: url, Header: http.Header{}}
+// header reads the headers.
+func (f *requestFlags) header() (http.Header, error) {
+	all := http.Header{}
 	for _, h := range f.headers {
 		name, value, ok := strings.Cut(h, ":")
 		if !ok || strings.TrimSpace(name) == "" {
-			return r, task.Usagef("header %q is not NAME: VALUE", h)
+			return nil, task.Usagef("header %q is not NAME: VALUE", h)
 		}
-		r.Header.Add(strings.TrimSpace(name), strings.TrimSpace(value))
+		all.Add(strings.TrimSpace(name), strings.TrimSpace(value))
+	}
+	return all, nil
+}
+
+func (f *requestFlags) request(p *program, url string) (exchange.Request, error) {
+	r := exchange.Request{Method: strings.ToUpper(f.method), URL: url}
+	var err error
+	if r.Header, err = f.header(); err != nil {
+		return r, err
 	}
 	if f.body != "" {
 		body := f.body
 		if file, ok := strings.CutPrefix(body, "@"); ok {
-			var err error
 			if body, err = readFile(file, p.streams.In); err != nil {
 				return r, err
 			}
@@ -73,6 +84,10 @@ are --samples answers of the baseline that agree. Requests must bear being repea
 as their workloads'.
 
 The file is a list in YAML or JSON. Its elements are URL, METHOD URL, or objects with url, method, headers and body.
+Headers given with -H are sent with each of them that does not have one of that name.
+
+Redirects are not followed: they are compared. So is the whole body; value by value or line by line up to 1 MiB, as one
+beyond that. gzip and deflate are undone before, other encodings (br, zstd) are compared as they come.
 
 That a fork answered the sandbox's requests is verified by the ledger: where the key is lost on the way, the baseline
 answers both, and nothing differs.
@@ -94,8 +109,12 @@ verified that forks have answered.`,
 				return usage(cmd, errors.New("--sandbox is missing: what to compare the baseline with"))
 			case (file == "") == (len(args) == 0):
 				return usage(cmd, errors.New("give one URL, or a file of requests with -f"))
+			case file != "" && (f.method != "" || f.body != ""):
+				return usage(cmd, errors.New("-X and -d are for one URL: each request of the file has a method and a body of its own"))
 			case o.Samples < 2:
 				return usage(cmd, errors.New("--samples is 2 at least: one answer shows no noise"))
+			case o.Timeout <= 0:
+				return usage(cmd, fmt.Errorf("--timeout %s is over before it begins", o.Timeout))
 			}
 			requests, err := p.requests(&f, file, args)
 			if err != nil {
@@ -110,6 +129,7 @@ verified that forks have answered.`,
 	f.register(cmd)
 	flags.StringVarP(&file, "filename", "f", "", "`file` of requests; - is standard input")
 	flags.IntVar(&o.Samples, "samples", o.Samples, "how many answers of the baseline have to agree before a difference is believed")
+	flags.DurationVar(&o.Timeout, "timeout", exchange.DefaultTimeout, "how long each answer may take, to its end")
 	flags.StringArrayVar(&o.Ignore, "ignore", nil, "`place` that does not count, as it is printed, such as '$[*].id' or 'header Server'; may be repeated")
 	tun.register(flags)
 	output.register(cmd)
@@ -117,16 +137,39 @@ verified that forks have answered.`,
 	return cmd
 }
 
+// requests are those that are asked for. What nothing can come of is found before a pod
+// is made for them.
 func (p *program) requests(f *requestFlags, file string, args []string) ([]exchange.Request, error) {
 	if file == "" {
 		r, err := f.request(p, args[0])
+		if err == nil {
+			err = r.Check()
+		}
 		return []exchange.Request{r}, err
+	}
+	shared, err := f.header()
+	if err != nil {
+		return nil, err
 	}
 	text, err := readFile(file, p.streams.In)
 	if err != nil {
 		return nil, err
 	}
-	return compare.ParseRequests(text)
+	all, err := compare.ParseRequests(text)
+	if err != nil {
+		return nil, err
+	}
+	for i := range all {
+		r := &all[i]
+		if err := r.Check(); err != nil {
+			return nil, task.Usagef("request %d: %v", i+1, err)
+		}
+		own := r.Header
+		if r.Header = shared.Clone(); own != nil {
+			maps.Copy(r.Header, own)
+		}
+	}
+	return all, nil
 }
 
 func (p *program) diff(ctx context.Context, tun *tunnelFlags, name string, requests []exchange.Request, o compare.Options, output *output) (err error) {
@@ -154,11 +197,11 @@ func (p *program) diff(ctx context.Context, tun *tunnelFlags, name string, reque
 	var results []compare.Result
 	for _, r := range requests {
 		res, err := compare.Compare(ctx, send, r, o)
-		if err != nil {
-			return err
+		if err == nil {
+			err = compare.Verify(ctx, c, sb, &res)
 		}
-		if err := compare.Verify(ctx, c, sb, &res); err != nil {
-			return err
+		if err != nil {
+			return cluster.Explain(err, "compare "+r.URL)
 		}
 		results = append(results, res)
 		if output.printer == nil {
@@ -174,13 +217,14 @@ func (p *program) diff(ctx context.Context, tun *tunnelFlags, name string, reque
 // outcome is what all comparisons come to: nil only where nothing differs and forks
 // have answered each request.
 func outcome(results []compare.Result, sb *v1alpha1.Sandbox) error {
-	different, failed, unverified := 0, 0, 0
+	different, failed, unverified, late := 0, 0, 0, false
 	trace := ""
 	for i := range results {
 		r := &results[i]
 		switch {
 		case r.BaselineError != "" && r.SandboxError != "":
 			failed++
+			late = late || r.TimedOut
 		case len(r.Differences) > 0:
 			different++
 		case !r.Verified:
@@ -189,6 +233,9 @@ func outcome(results []compare.Result, sb *v1alpha1.Sandbox) error {
 		}
 	}
 	switch {
+	case failed > 0 && late:
+		return &task.Failure{Message: fmt.Sprintf("%d of %d requests got no whole answer from either side", failed, len(results)),
+			Remedy: "give them more with --timeout; an answer that never ends, such as server-sent events, cannot be compared"}
 	case failed > 0:
 		return &task.Failure{Message: fmt.Sprintf("%d of %d requests were answered by nobody", failed, len(results)),
 			Remedy: "correct the URL: names are those of the cluster, such as http://SERVICE." + sb.Namespace}

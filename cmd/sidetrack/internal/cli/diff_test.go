@@ -12,6 +12,7 @@ import (
 
 	"github.com/sidetrack-dev/sidetrack/api/v1alpha1"
 	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/compare"
+	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/task"
 )
 
 func TestNoDifferenceIsASuccessOnlyWhereForksHaveAnswered(t *testing.T) {
@@ -29,6 +30,7 @@ func TestNoDifferenceIsASuccessOnlyWhereForksHaveAnswered(t *testing.T) {
 		{"forks have answered", []compare.Result{same, same}, exitOK, ""},
 		{"one of two is not verified", []compare.Result{same, lost}, exitUnverified, "not verified that a fork answered 1 of 2 requests\nnext: see sidetrack explain pr-42 -n shop --trace 4bf9"},
 		{"there is a difference beside it", []compare.Result{lost, other}, exitDifferent, ""},
+		{"answers that do not end", []compare.Result{{BaselineError: "x", SandboxError: "x", TimedOut: true}}, exitFailed, "give them more with --timeout"},
 		{"nobody has answered", []compare.Result{lost, nobody, other}, exitFailed, "1 of 3 requests were answered by nobody"},
 	} {
 		err := outcome(c.results, sb)
@@ -60,5 +62,36 @@ func TestNoDifferenceIsASuccessOnlyWhereForksHaveAnswered(t *testing.T) {
 	}
 	if _, err := o.result(&out, []compare.Result{lost}); err != nil || !strings.Contains(out.String(), `"verified": false`) || !strings.Contains(out.String(), `"notVerified": [`) {
 		t.Errorf("%v: in JSON it is %s", err, out.String())
+	}
+}
+
+func TestHeadersGoWithEachRequestOfAFile(t *testing.T) {
+	streams, in, _, _ := genericiooptions.NewTestIOStreams()
+	p := newProgram(t.Context(), "sidetrack", "test", streams)
+	in.WriteString("- http://front.shop/\n- {url: http://cart.shop/, headers: {x-user: own}}\n")
+	got, err := p.requests(&requestFlags{headers: []string{"Authorization: Bearer t", "X-User: 7"}}, "-", nil)
+	if err != nil || len(got) != 2 {
+		t.Fatalf("%v, %v", got, err)
+	}
+	for i, user := range []string{"7", "own"} {
+		if h := got[i].Header; h.Get("Authorization") != "Bearer t" || h.Get("X-User") != user {
+			t.Errorf("request %d has %v", i+1, h)
+		}
+	}
+	// None of these makes a pod first.
+	in.WriteString("- http://front.shop/\n- ftp://front.shop/\n")
+	if _, err := p.requests(&requestFlags{}, "-", nil); task.KindOf(err) != task.Usage || !strings.Contains(err.Error(), "request 2: ") {
+		t.Errorf("a URL of the file that is none: %v", err)
+	}
+	if _, err := p.requests(&requestFlags{}, "", []string{"ftp://front.shop/"}); task.KindOf(err) != task.Usage {
+		t.Errorf("a URL that is none: %v", err)
+	}
+	for _, flags := range [][]string{{"-d", "x"}, {"-X", "PUT"}, {"--timeout", "0s"}} {
+		cmd := p.diffCommand()
+		cmd.SetArgs(append([]string{"--sandbox", "pr-42", "-f", "-"}, flags...))
+		cmd.SilenceErrors, cmd.SilenceUsage = true, true
+		if err := cmd.Execute(); status(err) != exitUsage {
+			t.Errorf("%v: %v, want wrong usage", flags, err)
+		}
 	}
 }

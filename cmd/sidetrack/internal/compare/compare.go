@@ -5,6 +5,7 @@ package compare
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"regexp"
@@ -32,6 +33,8 @@ type Options struct {
 	Canonical func(string) string
 	// Names are those under which nodes look for a routing key: no request may have one.
 	Names exchange.Names
+	// Timeout is how long each answer may take; exchange.DefaultTimeout when it is zero.
+	Timeout time.Duration
 }
 
 // DefaultSamples finds noise that has two values with a probability of 99.9 percent.
@@ -56,6 +59,8 @@ type Result struct {
 	// BaselineError and SandboxError say why there was none.
 	BaselineError string `json:"baselineError,omitempty"`
 	SandboxError  string `json:"sandboxError,omitempty"`
+	// TimedOut: the last answer of one of them took too long.
+	TimedOut bool `json:"timedOut,omitempty"`
 	// TraceID is the trace of the last request to the sandbox, or of the first that
 	// is not verified.
 	TraceID string `json:"traceID,omitempty"`
@@ -67,6 +72,10 @@ type Result struct {
 
 	asked []asked
 }
+
+// maxLate is after how many answers of the sandbox that take too long no more are asked
+// for: each takes as long again, and nothing comes of the next one.
+const maxLate = 2
 
 // Difference is one place in which the answers differ.
 type Difference struct {
@@ -99,7 +108,11 @@ func Compare(ctx context.Context, send Sender, r exchange.Request, o Options) (R
 	}
 	method := cmp.Or(r.Method, "GET")
 	res := Result{Request: method + " " + r.URL}
+	if r.Timeout == 0 {
+		r.Timeout = o.Timeout
+	}
 	var baseline, sandbox []facts
+	timedOut, late := map[bool]bool{}, 0
 	ask := func(tagged bool) error {
 		began := time.Now()
 		a, err := send(ctx, r, tagged)
@@ -122,7 +135,11 @@ func Compare(ctx context.Context, send Sender, r exchange.Request, o Options) (R
 		} else {
 			status = a.Status
 		}
+		timedOut[tagged] = errors.Is(err, context.DeadlineExceeded)
 		if tagged {
+			if timedOut[tagged] {
+				late++
+			}
 			sandbox = append(sandbox, f)
 			res.SandboxStatus, res.SandboxError = status, text
 			request := asked{began: began}
@@ -147,11 +164,12 @@ func Compare(ctx context.Context, send Sender, r exchange.Request, o Options) (R
 			return res, err
 		}
 		res.Differences, res.Noise = differences(baseline, sandbox)
-		if len(res.Differences) == 0 {
+		if len(res.Differences) == 0 || late >= maxLate {
 			break
 		}
 	}
 	res.BaselineAnswers, res.SandboxAnswers = len(baseline), len(sandbox)
+	res.TimedOut = timedOut[false] || timedOut[true]
 	return res, nil
 }
 

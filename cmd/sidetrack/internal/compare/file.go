@@ -27,7 +27,7 @@ type written struct {
 func ParseRequests(text string) ([]exchange.Request, error) {
 	var list []json.RawMessage
 	if err := yaml.UnmarshalStrict([]byte(text), &list); err != nil {
-		return nil, task.Usagef("the requests are no list in YAML or JSON: %v", err)
+		return nil, task.Usagef("the requests are no list in YAML or JSON: write each as \"- URL\", \"- METHOD URL\", or an object with url, method, headers and body: %v", err)
 	}
 	if len(list) == 0 {
 		return nil, task.Usagef("there are no requests: write a list of URLs, or of objects with url, method, headers and body")

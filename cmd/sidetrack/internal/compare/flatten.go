@@ -4,6 +4,8 @@ package compare
 
 import (
 	"bytes"
+	"compress/gzip"
+	"compress/zlib"
 	"crypto/sha256"
 	"encoding/json"
 	"errors"
@@ -28,7 +30,7 @@ var timely = map[string]bool{
 }
 
 // maxLines is how many lines of text are compared each by itself.
-const maxLines = 2000
+const maxLines = 20_000
 
 // read takes an answer apart. An answer that did not come is a fact as well.
 func read(a *exchange.Answer, err error) facts {
@@ -41,21 +43,54 @@ func read(a *exchange.Answer, err error) facts {
 			f["header "+name] = strings.Join(values, ", ")
 		}
 	}
-	switch v, ok := parse(a.Body); {
+	body, coded := a.Body, ""
+	if !a.Truncated {
+		body, coded = decoded(a)
+	}
+	switch v, ok := parse(body); {
 	case len(a.Body) == 0:
 		f["body"] = "(empty)"
 	case a.Truncated:
-		f["body"] = fmt.Sprintf("more than %d bytes, beginning with sha256 %x", len(a.Body), sha256.Sum256(a.Body))
+		f["body"] = fmt.Sprintf("%d bytes, sha256 %x", a.Size, a.Digest)
+	case coded != "":
+		f["body"] = fmt.Sprintf("%d bytes in %s, sha256 %x", len(body), coded, sha256.Sum256(body))
 	case ok:
 		flatten(f, "$", v)
-	case utf8.Valid(a.Body) && bytes.Count(a.Body, []byte("\n")) < maxLines:
-		for i, line := range strings.Split(strings.TrimSuffix(string(a.Body), "\n"), "\n") {
+	case utf8.Valid(body) && bytes.Count(body, []byte("\n")) < maxLines:
+		for i, line := range strings.Split(strings.TrimSuffix(string(body), "\n"), "\n") {
 			f[fmt.Sprintf("line %d", i+1)] = line
 		}
 	default:
-		f["body"] = fmt.Sprintf("%d bytes, sha256 %x", len(a.Body), sha256.Sum256(a.Body))
+		f["body"] = fmt.Sprintf("%d bytes, sha256 %x", len(body), sha256.Sum256(body))
 	}
 	return f
+}
+
+// decoded undoes the Content-Encoding of a body (RFC 9110, section 8.4), so that what is
+// noise in it can be told from what is not. It returns the body as it came, and in which
+// encoding that is, where it knows that as little as where it would become too large.
+func decoded(a *exchange.Answer) (body []byte, coded string) {
+	coded = strings.ToLower(strings.TrimSpace(strings.Join(a.Header.Values("Content-Encoding"), ", ")))
+	var in io.Reader
+	var err error
+	switch coded {
+	case "", "identity":
+		return a.Body, ""
+	case "gzip", "x-gzip":
+		in, err = gzip.NewReader(bytes.NewReader(a.Body))
+	case "deflate":
+		in, err = zlib.NewReader(bytes.NewReader(a.Body))
+	default:
+		return a.Body, coded
+	}
+	if err != nil {
+		return a.Body, coded
+	}
+	plain, err := io.ReadAll(io.LimitReader(in, exchange.DefaultMaxBody+1))
+	if err != nil || len(plain) > exchange.DefaultMaxBody {
+		return a.Body, coded
+	}
+	return plain, ""
 }
 
 // root is the innermost error: those around it have addresses in them that differ

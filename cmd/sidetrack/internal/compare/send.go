@@ -22,7 +22,8 @@ func Through(dial func(ctx context.Context, network, address string) (net.Conn, 
 		// (propagate: TraceID) and lead the baseline's calls to the fork.
 		r.Header = r.Header.Clone()
 		r.Header.Del("Traceparent")
-		r.Key, r.Names = key, names
+		// A difference behind what is kept is one, too.
+		r.Key, r.Names, r.Whole = key, names, true
 		if !tagged {
 			r.Key = nobodys(len(key))
 		}

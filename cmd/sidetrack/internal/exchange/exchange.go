@@ -5,6 +5,7 @@ package exchange
 import (
 	"context"
 	"crypto/rand"
+	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
 	"io"
@@ -34,11 +35,17 @@ type Request struct {
 	// sent untagged, unless its Header has a key.
 	Key   string
 	Names Names
-	// Timeout is 30 seconds when it is zero.
+	// Timeout is DefaultTimeout when it is zero.
 	Timeout time.Duration
 	// MaxBody is how much of the answer's body is kept; DefaultMaxBody when it is zero.
 	MaxBody int64
+	// Whole: what is beyond MaxBody is read, too, for Answer.Size and Answer.Digest.
+	Whole bool
 }
+
+// DefaultTimeout is how long an answer may take, to its last byte, where nobody says
+// otherwise.
+const DefaultTimeout = 30 * time.Second
 
 // Answer is what came back.
 type Answer struct {
@@ -48,6 +55,10 @@ type Answer struct {
 	Body   []byte
 	// Truncated: there was more of the body.
 	Truncated bool
+	// Size and Digest, the SHA-256, are those of the whole body where Request.Whole asks
+	// for them.
+	Size   int64
+	Digest [sha256.Size]byte
 	// TraceID is the trace that the request began, or was part of: 32 hexadecimal
 	// digits.
 	TraceID string
@@ -63,9 +74,10 @@ func Send(ctx context.Context, dial func(ctx context.Context, network, address s
 	}
 	timeout := r.Timeout
 	if timeout == 0 {
-		timeout = 30 * time.Second
+		timeout = DefaultTimeout
 	}
-	ctx, cancel := context.WithTimeout(ctx, timeout)
+	late := &TimeoutError{After: timeout}
+	ctx, cancel := context.WithTimeoutCause(ctx, timeout, late)
 	defer cancel()
 	method := r.Method
 	if method == "" {
@@ -92,6 +104,9 @@ func Send(ctx context.Context, dial func(ctx context.Context, network, address s
 	began := time.Now()
 	resp, err := transport.RoundTrip(req)
 	if err != nil {
+		if context.Cause(ctx) == error(late) {
+			err = late
+		}
 		return nil, fmt.Errorf("%s %s: %w", method, u.Redacted(), err)
 	}
 	defer resp.Body.Close()
@@ -99,15 +114,62 @@ func Send(ctx context.Context, dial func(ctx context.Context, network, address s
 	if most <= 0 {
 		most = DefaultMaxBody
 	}
-	body, err := io.ReadAll(io.LimitReader(resp.Body, most+1))
-	if err != nil {
+	a := &Answer{Status: resp.StatusCode, Proto: resp.Proto, Header: resp.Header, TraceID: trace}
+	if err := a.read(resp.Body, most, r.Whole); err != nil {
+		if context.Cause(ctx) == error(late) {
+			late.Status = resp.StatusCode
+			err = late
+		}
 		return nil, fmt.Errorf("%s %s: read the answer: %w", method, u.Redacted(), err)
 	}
-	a := &Answer{Status: resp.StatusCode, Proto: resp.Proto, Header: resp.Header, Body: body, TraceID: trace, Took: time.Since(began)}
-	if int64(len(body)) > most {
-		a.Body, a.Truncated = body[:most], true
-	}
+	a.Took = time.Since(began)
 	return a, nil
+}
+
+// read reads a body, of which it keeps the first bytes.
+func (a *Answer) read(body io.Reader, most int64, whole bool) error {
+	kept, err := io.ReadAll(io.LimitReader(body, most+1))
+	if err != nil {
+		return err
+	}
+	a.Body = kept
+	if int64(len(kept)) > most {
+		a.Body, a.Truncated = kept[:most], true
+	}
+	if whole {
+		sum := sha256.New()
+		sum.Write(kept) // never fails: hash.Hash
+		more, err := io.Copy(sum, body)
+		if err != nil {
+			return err
+		}
+		a.Size, a.Digest = int64(len(kept))+more, [sha256.Size]byte(sum.Sum(nil))
+	}
+	return nil
+}
+
+// TimeoutError says that an answer has taken too long. It is a
+// context.DeadlineExceeded.
+type TimeoutError struct {
+	After time.Duration
+	// Status is that of an answer that has begun, and zero where none has.
+	Status int
+}
+
+func (e *TimeoutError) Error() string {
+	if e.Status != 0 {
+		return fmt.Sprintf("the answer (%d) has not ended within %s", e.Status, e.After)
+	}
+	return fmt.Sprintf("no answer within %s", e.After)
+}
+
+// Is has it pass for the error of a context.
+func (e *TimeoutError) Is(target error) bool { return target == context.DeadlineExceeded }
+
+// Check reports, as wrong usage, a URL that nothing can be sent to.
+func (r *Request) Check() error {
+	_, err := parseURL(r.URL)
+	return err
 }
 
 func parseURL(text string) (*url.URL, error) {

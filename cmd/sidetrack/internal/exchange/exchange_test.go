@@ -4,6 +4,8 @@ package exchange
 
 import (
 	"context"
+	"crypto/sha256"
+	"errors"
 	"io"
 	"net"
 	"net/http"
@@ -72,14 +74,42 @@ func TestWhatIsNoURLIsWrongUsage(t *testing.T) {
 	}
 }
 
-func TestAServerThatSaysNothingIsWaitedForSoLong(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
+func TestAnAnswerIsWaitedForSoLong(t *testing.T) {
+	s := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/begun" {
+			_, _ = io.WriteString(rw, "data: 1\n\n")
+			_ = http.NewResponseController(rw).Flush()
+		}
+		<-r.Context().Done()
+	}))
+	defer s.Close()
 	var d net.Dialer
-	if _, err := Send(t.Context(), d.DialContext, Request{URL: "http://" + l.Addr().String(), Timeout: 50 * time.Millisecond}); err == nil {
-		t.Error("there is an answer")
+	for _, c := range []struct {
+		path    string
+		timeout time.Duration
+		want    string
+	}{
+		{"/silent", 50 * time.Millisecond, "no answer within 50ms"},
+		{"/begun", 5 * time.Second, "the answer (200) has not ended within 5s"},
+	} {
+		_, err := Send(t.Context(), d.DialContext, Request{URL: s.URL + c.path, Timeout: c.timeout})
+		if err == nil || !strings.HasSuffix(err.Error(), c.want) || !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("%s: %v, want %q", c.path, err, c.want)
+		}
+	}
+}
+
+func TestTheWholeBodyHasADigestAlsoWhereItsBeginningIsKept(t *testing.T) {
+	s := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(rw, "0123456789") }))
+	defer s.Close()
+	var d net.Dialer
+	for _, most := range []int64{4, 9, 10, 11} {
+		a, err := Send(t.Context(), d.DialContext, Request{URL: s.URL, MaxBody: most, Whole: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if a.Size != 10 || a.Digest != sha256.Sum256([]byte("0123456789")) || a.Truncated != (most < 10) || int64(len(a.Body)) != min(most, 10) {
+			t.Errorf("of %d bytes at most: %+v", most, a)
+		}
 	}
 }
