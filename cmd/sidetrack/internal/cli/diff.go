@@ -190,7 +190,7 @@ func (p *program) diff(ctx context.Context, tun *tunnelFlags, name string, reque
 	if o.Canonical, err = compare.NamesOfPods(ctx, c, sb.Namespace); err != nil {
 		return err
 	}
-	if err := proof.Covered(ctx, c, sb, p.progress()); err != nil {
+	if sb, err = proof.Covered(ctx, c, sb, p.progress()); err != nil {
 		return err
 	}
 	send := compare.Through(t.DialContext, o.Names, sb.Status.RoutingKey)

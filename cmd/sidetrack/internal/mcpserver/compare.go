@@ -74,9 +74,10 @@ func compareResponses() tool {
 			if o.Canonical, err = compare.NamesOfPods(ctx, c.Cluster, sb.Namespace); err != nil {
 				return nil, err
 			}
-			if err := proof.Covered(ctx, c.Cluster, sb, c.progress); err != nil {
+			if sb, err = proof.Covered(ctx, c.Cluster, sb, c.progress); err != nil {
 				return nil, err
 			}
+			c.hide(sb) // it may be another one
 			var res compare.Result
 			// Beside the sandbox: both sides take the same way, and the key alone tells them
 			// apart.

@@ -102,9 +102,10 @@ func sendRequest() tool {
 			if err != nil {
 				return nil, err
 			}
-			if err := proof.Covered(ctx, c.Cluster, sb, c.progress); err != nil {
+			if sb, err = proof.Covered(ctx, c.Cluster, sb, c.progress); err != nil {
 				return nil, err
 			}
+			c.hide(sb) // it may be another one
 			r.Key, r.Names = sb.Status.RoutingKey, names
 			r.MaxBody = int64(max(in.MaxBodyBytes, 1))
 			var a *exchange.Answer

@@ -96,21 +96,22 @@ func named(ctx context.Context, c *cluster.Cluster, sb *v1alpha1.Sandbox) map[st
 const coverage = 15 * time.Second
 
 // Covered waits until a request cannot reach the baseline by a connection from
-// before the sandbox, for as long as that may help. That they are still open
-// is no error: Judge says so.
-func Covered(ctx context.Context, c *cluster.Cluster, sb *v1alpha1.Sandbox, progress task.Progress) error {
+// before the sandbox, for as long as that may help, and returns the sandbox as it is
+// then, which is what Gather is to know of. That they are still open is no error: Judge
+// says so.
+func Covered(ctx context.Context, c *cluster.Cluster, sb *v1alpha1.Sandbox, progress task.Progress) (*v1alpha1.Sandbox, error) {
 	told := task.NewChanges(progress)
 	for deadline := time.Now().Add(coverage); sb.Status.UncoveredConnections > 0 && time.Now().Before(deadline); {
 		told.Report(task.Event{Subject: "coverage", State: fmt.Sprintf("%d connections from before the sandbox are open", sb.Status.UncoveredConnections)})
 		select {
 		case <-ctx.Done():
-			return ctx.Err()
+			return nil, ctx.Err()
 		case <-time.After(settle):
 		}
 		var err error
 		if sb, err = sandbox.Get(ctx, c, sb.Namespace, sb.Name); err != nil {
-			return err
+			return nil, err
 		}
 	}
-	return nil
+	return sb, nil
 }

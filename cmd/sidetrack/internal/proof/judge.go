@@ -152,8 +152,24 @@ func (e *Evidence) ready(doubt func(string, ...any)) {
 			doubt("not every node has the sandbox in force")
 		}
 	}
-	if n := sb.Status.UncoveredConnections; n > 0 {
-		doubt("%d connections from before the sandbox are still open, whose requests leave no record", n)
+	// They may have been closed since, and have carried calls of this request before.
+	if n := max(was.Status.UncoveredConnections, sb.Status.UncoveredConnections); n > 0 {
+		doubt("%d connections from before the sandbox were open when the request was sent, or are still, whose requests leave no record", n)
+	}
+	e.flows(doubt)
+}
+
+// flows looks at what leaves no record of a request: connections of the sandbox's own
+// pods go to forks without a router, whatever is said on them, and to what everybody
+// shares where a redirect gives way.
+func (e *Evidence) flows(doubt func(string, ...any)) {
+	for _, sb := range []*v1alpha1.Sandbox{e.Before, e.Sandbox} {
+		for i := range sb.Status.Redirects {
+			r := &sb.Status.Redirects[i]
+			if len(sb.Status.Forks) > 0 && r.Unavailable == v1alpha1.UnavailableBaseline && r.Endpoints == 0 && !r.Refused {
+				doubt("the redirect of %s has no ready endpoint and gives way to what everybody shares: whether a fork has called that for this request is not known", r.From.Service)
+			}
+		}
 	}
 }
 

@@ -68,6 +68,13 @@ func only(e *Evidence, port intstr.IntOrString) {
 	e.Records = append(e.Records, record("route", nil))
 }
 
+// givesWay has the second redirect's target gone, for which the baseline answers the
+// sandbox's fork.
+func givesWay(sb *v1alpha1.Sandbox) {
+	sb.Status.Forks = []v1alpha1.ForkStatus{{}}
+	sb.Status.Redirects[1].Unavailable = v1alpha1.UnavailableBaseline
+}
+
 func baseline(r *ledger.Record) {
 	r.Decision, r.Reason, r.Answer = ledger.DecisionBaseline, "no_redirect", &ledger.Answer{Address: "10.96.0.1:80"}
 }
@@ -104,6 +111,23 @@ func TestWhatForksHaveAnsweredIsVerified(t *testing.T) {
 		}).Judge()
 		if !v.Verified || !slices.Equal(v.Reached, []string{"route"}) {
 			t.Errorf("only port %s is redirected: %+v", port.String(), v)
+		}
+	}
+	// Who refuses answers nobody, and of what routers alone see there are records.
+	for name, change := range map[string]func(*v1alpha1.Sandbox){
+		"it refuses":       func(sb *v1alpha1.Sandbox) { sb.Status.Redirects[1].Unavailable = v1alpha1.UnavailableReject },
+		"it is refused":    func(sb *v1alpha1.Sandbox) { sb.Status.Redirects[1].Refused = true },
+		"it is there":      func(sb *v1alpha1.Sandbox) { sb.Status.Redirects[1].Endpoints = 1 },
+		"nobody has flows": func(sb *v1alpha1.Sandbox) { sb.Status.Forks = nil },
+	} {
+		v = convincing(func(e *Evidence) {
+			for _, sb := range []*v1alpha1.Sandbox{e.Before, e.Sandbox} {
+				givesWay(sb)
+				change(sb)
+			}
+		}).Judge()
+		if !v.Verified {
+			t.Errorf("a redirect without an endpoint, and %s: %+v", name, v)
 		}
 	}
 	v = convincing(func(e *Evidence) {
@@ -192,7 +216,10 @@ func TestWhatTheLedgerCannotTellIsNeverGuessed(t *testing.T) {
 		{"no answer", func(e *Evidence) { e.Records[0].Answer = nil }, "which pod has answered"},
 		{"not in force everywhere", func(e *Evidence) { e.Sandbox.Generation = 4 }, "not every node has the sandbox in force"},
 		{"not in force", func(e *Evidence) { e.Sandbox.Status.Conditions[0].Status = metav1.ConditionFalse }, "not every node has the sandbox in force"},
-		{"connections from before", func(e *Evidence) { e.Sandbox.Status.UncoveredConnections = 2 }, "2 connections from before the sandbox are still open"},
+		{"connections from before", func(e *Evidence) { e.Sandbox.Status.UncoveredConnections = 2 }, "2 connections from before the sandbox were open"},
+		{"connections from before that have been closed since", func(e *Evidence) { e.Before.Status.UncoveredConnections = 3 }, "3 connections from before the sandbox were open when the request was sent"},
+		{"a redirect that gives way to what forks call", func(e *Evidence) { givesWay(e.Sandbox) }, "the redirect of stock has no ready endpoint and gives way"},
+		{"a redirect that gave way", func(e *Evidence) { givesWay(e.Before) }, "the redirect of stock has no ready endpoint and gives way"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			v := convincing(c.change).Judge()
