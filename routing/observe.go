@@ -262,6 +262,14 @@ func (t *Table) Lacking(source Cookie, dest DestID, d *Decision, owner *SandboxI
 	return nil
 }
 
+// OfMember reports whether what a source's identity decides about a destination is what
+// owner, a group, would have decided: it is a member's own pod, and the member redirects
+// the destination itself.
+func (t *Table) OfMember(source Cookie, dest DestID, owner *SandboxInfo) bool {
+	id, sb := t.identities[source], t.sandboxes.of(owner.ID)
+	return id.Sandbox != 0 && sb != nil && sb.members[id.Sandbox] && t.redirects(id.Sandbox, dest)
+}
+
 // DecideFor says where a request goes that lacks a sandbox's key, and has it added.
 // The sandbox is one of this table, as Lacking returns it.
 func (t *Table) DecideFor(sb *SandboxInfo, dest DestID) Decision {

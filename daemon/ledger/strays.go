@@ -122,7 +122,14 @@ func (l *Ledger) strayed(id TraceID, tr *trace, owner *routing.SandboxInfo) (*le
 		if pod := l.podOf(c.source); c.waits && tr != nil && pod != nil && tr.received(pod.Name, t) {
 			continue // it has lost the key, which is on record when the call is over: see settle
 		}
-		if t.Lacking(c.source, c.dest, &routing.Decision{}, owner) == nil {
+		if _, ok := t.Dest(c.dest); !ok {
+			// Where that was nobody knows any more.
+			since = max(since, c.at+1)
+			continue
+		}
+		// It is one, too, where the key would not have counted, because the caller is another
+		// sandbox's own pod: whoever has answered was none of the owner's forks.
+		if t.OfMember(c.source, c.dest, owner) {
 			continue
 		}
 		name, target := t.Leads(owner, c.dest)

@@ -141,6 +141,58 @@ func TestACallWithAnotherKeyIsAStray(t *testing.T) {
 	}
 }
 
+// The key of a trace does not count in requests of another sandbox's own pod: they go
+// where that sandbox has them go, which is no fork of the trace's, unless the trace is a
+// group's, and the sandbox one of its members.
+func TestACallOfAnotherSandboxsOwnPodIsAStray(t *testing.T) {
+	own := func(in *routing.Input) {
+		in.Pods = append(in.Pods, routing.Pod{Name: name("runner"), Netns: other, Sandbox: "pr-43", Inject: true})
+	}
+	first, second, table, told := twoNodes(t, own, func(in *routing.Input) {
+		in.Sandboxes = append(in.Sandboxes, routing.Sandbox{Name: name("pr-43"), Key: "key-of-pr-43", Observe: []string{"cart"}})
+	})
+	call(t, first, table, tester, "cart", "key-of-pr-42", trace1)
+	second.Heard(<-told)
+	if _, d := call(t, second, table, other, "route", "", trace1); d.Verdict != routing.ToBaseline || d.Sandbox == nil || d.Sandbox.Name != name("pr-43") {
+		t.Fatalf("decided %+v", d)
+	}
+	if got := strayedTo(t, second, ofPR42); !slices.Equal(got, []string{"shop/route"}) {
+		t.Errorf("strays went to %q", got)
+	}
+	group := Owner{Name: name("both"), Group: true}
+	for _, redirects := range []bool{false, true} {
+		first, second, table, told := twoNodes(t, own, func(in *routing.Input) {
+			member := routing.Sandbox{Name: name("pr-43"), Key: "key-of-pr-43", Observe: []string{"cart"}}
+			if redirects {
+				member.Redirects = in.Sandboxes[0].Redirects
+			}
+			in.Sandboxes = append(in.Sandboxes, member, routing.Sandbox{
+				Name: group.Name, Group: true, Key: "key-of-both", Members: []string{"pr-42", "pr-43"}, Observe: []string{"cart"}, Redirects: in.Sandboxes[0].Redirects,
+			})
+		})
+		call(t, first, table, tester, "cart", "key-of-both", trace1)
+		second.Heard(<-told)
+		_, d := call(t, second, table, other, "route", "", trace1)
+		if got := strayedTo(t, second, group); len(got) == 0 != (d.Verdict == routing.ToFork) || redirects != (len(got) == 0) {
+			t.Errorf("a member redirects route itself: %t; decided %+v, strays went to %q", redirects, d, got)
+		}
+	}
+}
+
+// Where a call went that the table does not know any more nobody can tell.
+func TestACallToWhatIsForgottenLeavesADoubt(t *testing.T) {
+	_, second, _, _ := twoNodes(t)
+	second.began = time.Now().Add(-2 * time.Hour)
+	_, answer := second.Settle(ofPR42, ParseTraceID(trace1), nil)
+	if time.Duration(answer.KnownNanos) < time.Hour {
+		t.Fatalf("before that it says %+v", answer)
+	}
+	second.strays.add(stray{trace: ParseTraceID(trace1), source: other, dest: 12345, at: time.Since(second.began)})
+	if _, answer = second.Settle(ofPR42, ParseTraceID(trace1), nil); time.Duration(answer.KnownNanos) > time.Hour {
+		t.Errorf("it says that it knows all: %+v", answer)
+	}
+}
+
 // A pod gets requests before this node knows that it is a Service's: its call is not
 // among those that wait to be named, and never will be.
 func TestAPodThatTurnsOutToServeIsAStrayStill(t *testing.T) {
