@@ -115,6 +115,47 @@ func TestAStreamGoesOnAfterAnAnswerThatDidNotArrive(t *testing.T) {
 	}
 }
 
+// What was dropped may have been of the trace, whatever node's clock says when.
+func TestATraceIsKnownForAsLongAsNothingWasDropped(t *testing.T) {
+	cart := routing.Service{Name: routing.Name{Namespace: "shop", Name: "cart"}, Ports: []routing.ServicePort{{Port: 80, Protocol: routing.TCP}}}
+	table, problems := routing.Compile(routing.Input{
+		Services: []routing.Service{cart}, Sandboxes: []routing.Sandbox{{Name: pr42.Name, Key: pr42.Key, Observe: []string{"cart"}}},
+	}, nil)
+	if len(problems) > 0 {
+		t.Fatal(problems)
+	}
+	l := ledger.New(ledger.Config{Node: "node-a", MaxSandboxBytes: 64 << 10})
+	c := start(t, l)
+	l.SetTable(table)
+	owner := table.SandboxNamed(pr42.Name, false)
+	add := func() { l.Add(&ledger.Entry{At: time.Now(), Owner: owner, Path: []byte(strings.Repeat("p", 1000))}) }
+	known := func(id uint64) time.Duration {
+		q := ask(id, false)
+		q.Trace = strings.Repeat("1", 32)
+		c.questions <- q
+		n := c.next(t).Records.Nodes[0]
+		if n.Trace == nil || n.Trace.Unwatched {
+			t.Fatalf("the node says %+v", n)
+		}
+		return time.Duration(n.Trace.KnownNanos)
+	}
+	began := time.Now()
+	add()
+	if got := known(1); got < time.Since(began)-time.Minute || got == 0 {
+		t.Errorf("nothing was dropped, and it is known for %s", got)
+	}
+	for range 100 {
+		add()
+	}
+	dropped := time.Now()
+	for range 100 {
+		add()
+	}
+	if got := known(2); got > time.Since(dropped) {
+		t.Errorf("something was dropped within the last %s, and the trace is known for %s", time.Since(dropped), got)
+	}
+}
+
 func TestTheLargestRecordsFitIntoAnswersAndOnlyTheLastLeadsBehindThem(t *testing.T) {
 	l := ledger.New(ledger.Config{Node: "node-a"})
 	// In JSON each of these takes six bytes.
