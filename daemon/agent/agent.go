@@ -311,12 +311,20 @@ func (a *Agent) applyTable(t *routing.Table) error {
 	if err := a.cfg.Kernel.Apply(t); err != nil {
 		return err
 	}
-	if a.applied == nil && a.cfg.Ledger != nil {
-		a.cfg.Ledger.InForce()
+	if a.applied == nil {
+		a.recordsBegin()
 	}
 	a.applied = t
 	a.sweeper.sweep(coverage{t, a.listeners.cookies()}, a.resolved.Namespaces)
 	return nil
+}
+
+// recordsBegin tells the ledger that only from now on all that leaves records does so
+// here: another agent's ledger goes with it.
+func (a *Agent) recordsBegin() {
+	if a.cfg.Ledger != nil {
+		a.cfg.Ledger.InForce()
+	}
 }
 
 // inform tells the ledger whose traffic it is that comes now.

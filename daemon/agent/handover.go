@@ -237,7 +237,7 @@ func (t *turns) succeed() {
 	if !t.call(func() { t.act(); t.taking.Store(false) }) {
 		return
 	}
-	if err := p.receive(t.Router); err != nil && !t.ending.Load() {
+	if err := p.receive(t.Router, t.agent.recordsBegin); err != nil && !t.ending.Load() {
 		t.log.Warn("connections of the earlier agent that are not here yet end with it", "err", err)
 	}
 	t.preceded.Store(false)

@@ -211,6 +211,57 @@ func TestTheOldAgentDiesAtEachStep(t *testing.T) {
 	}
 }
 
+// TestALedgerBeginsWhenNothingPassesAnotherAgent: what has is on the record of that one,
+// and nowhere once that is gone.
+func TestALedgerBeginsWhenNothingPassesAnotherAgent(t *testing.T) {
+	for _, done := range []bool{false, true} {
+		t.Run(fmt.Sprintf("all has moved: %v", done), func(t *testing.T) {
+			p := newPlot(t)
+			e := p.elder(handover.Will{Protocol: handover.Protocol, Version: "test", ConnFormat: router.ConnFormat})
+			from := p.mustFind()
+			<-e.met
+			next := p.enter(from, false)
+			e.want(handover.KindActive)
+			e.send(handover.KindYielded)
+			next.acts()
+			began := next.recordsSince()
+			last := time.Now()
+			if done {
+				e.send(handover.KindDone)
+			} else {
+				e.die()
+			}
+			p.eventually("the ledger begins later", func() bool { return next.recordsSince().After(last) })
+			if began.After(last) {
+				t.Errorf("it had begun at %s already", began)
+			}
+			if !done {
+				return
+			}
+			// The end of who has nothing any more changes nothing.
+			began = next.recordsSince()
+			e.die()
+			p.eventually("the earlier agent is gone", func() bool { return !next.agent.turns.preceded.Load() })
+			if got := next.recordsSince(); !got.Equal(began) {
+				t.Errorf("it begins at %s, and after the other one's end at %s", began, got)
+			}
+		})
+	}
+	t.Run("the other one is gone, and this one acts again", func(t *testing.T) {
+		p := newPlot(t)
+		old := p.enter(nil, true).acts()
+		o := p.call(greeting())
+		o.send(handover.KindActive, nil)
+		o.want(handover.KindYielded)
+		last := time.Now()
+		if old.recordsSince().After(last) {
+			t.Error("it begins before the other one has ended")
+		}
+		o.conn.Close()
+		p.eventually("the ledger begins later", func() bool { return old.recordsSince().After(last) })
+	})
+}
+
 // TestAgentsTakeTurns: one after the other, and the last gives way.
 func TestAgentsTakeTurns(t *testing.T) {
 	p := newPlot(t)

@@ -21,6 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sidetrack-dev/sidetrack/daemon/handover"
+	"github.com/sidetrack-dev/sidetrack/daemon/ledger"
 	"github.com/sidetrack-dev/sidetrack/daemon/pods"
 	"github.com/sidetrack-dev/sidetrack/daemon/router"
 	"github.com/sidetrack-dev/sidetrack/daemon/source"
@@ -62,6 +63,7 @@ type actor struct {
 	agent  *Agent
 	router *router.Router
 	locked bool // by somebody else: Resume fails
+	ledger *ledger.Ledger
 	log    *logLines
 	told   *told
 	end    func() error
@@ -91,6 +93,7 @@ func (p *plot) enter(from *Predecessor, stay bool, refuse ...error) *actor {
 	p.t.Helper()
 	a := &actor{stage: &stage{names: map[routing.Cookie]string{}}, plot: p, log: &logLines{}, told: &told{}, done: make(chan struct{})}
 	a.refuse = errors.Join(refuse...)
+	a.ledger = ledger.New(ledger.Config{Node: "node"})
 	log := slog.New(slog.NewTextHandler(a.log, nil))
 	r, err := router.New(router.Config{Loops: 1, Mark: 0x3053, Logger: log})
 	if err != nil {
@@ -101,7 +104,7 @@ func (p *plot) enter(from *Predecessor, stay bool, refuse ...error) *actor {
 	objects := make(script, 1)
 	a.agent, err = New(Config{
 		Source: objects, Pods: resolver, Kernel: a.stage, Router: r, Mark: 0x3053,
-		Lease: time.Minute, DrainTimeout: 5 * time.Second, Logger: log, Reporter: a.told,
+		Lease: time.Minute, DrainTimeout: 5 * time.Second, Logger: log, Reporter: a.told, Ledger: a.ledger,
 		Handover: &HandoverConfig{Socket: p.socket(), Predecessor: from, Kernel: a, Router: r, Version: "test", Stay: stay},
 	})
 	if err != nil {
@@ -132,6 +135,11 @@ func (a *actor) acts() *actor {
 	a.plot.t.Helper()
 	a.plot.eventually("the agent is ready", func() bool { return a.agent.State().NotReady == "" })
 	return a
+}
+
+// recordsSince is from when on the agent's ledger says that it has all there is.
+func (a *actor) recordsSince() time.Time {
+	return a.ledger.Read(ledger.Owner{Name: routing.Name{Namespace: "shop", Name: "pr-42"}}, ledger.Query{}).Since
 }
 
 func (p *plot) eventually(what string, ok func() bool) {

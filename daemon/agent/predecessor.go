@@ -9,6 +9,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -204,10 +205,13 @@ func (p *Predecessor) activate() error {
 }
 
 // receive takes over connections until the other agent has no more, and then
-// waits until it is gone. What is in the middle when it dies is gone on with.
-func (p *Predecessor) receive(to HandoverRouter) error {
+// waits until it is gone. What is in the middle when it dies is gone on with. alone is
+// called once nothing passes the other agent any more.
+func (p *Predecessor) receive(to HandoverRouter, alone func()) error {
 	var held []*router.Moving
 	moved := 0
+	alone = sync.OnceFunc(alone)
+	defer alone()
 	defer func() {
 		if len(held) > 0 {
 			// It is dead, or has given up a conversation that it could not end: then the
@@ -245,6 +249,7 @@ func (p *Predecessor) receive(to HandoverRouter) error {
 			to.Discard(held)
 			held = nil
 		case handover.KindDone:
+			alone()
 			p.log.Info("all connections of the earlier agent are here", "connections taken over", moved)
 		case handover.KindYielded: // later than this agent has waited for it
 		default:

@@ -229,6 +229,8 @@ func (t *turns) resume() error {
 	if err := t.Kernel.Resume(); err != nil {
 		return err
 	}
+	// What has passed the other one meanwhile was on record there, if anywhere.
+	t.agent.recordsBegin()
 	shadow := t.shadow.Swap(false)
 	switch {
 	case !t.begun:

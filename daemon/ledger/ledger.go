@@ -88,7 +88,8 @@ func New(cfg Config) *Ledger {
 }
 
 // InForce says that from now on traffic comes by this agent alone, which another one may
-// have routed before, and has on its own ledger.
+// have routed before, and has on its own ledger. It may be called again, when another
+// one that has had a part of it is gone.
 func (l *Ledger) InForce() { l.inForce.Store(int64(time.Since(l.began))) }
 
 // begins is from when on all that leaves records is here.
