@@ -168,12 +168,15 @@ type sweeper struct {
 	log    *slog.Logger
 	said   bool // that this kernel cannot do it
 
-	mu     sync.Mutex
-	now    coverage
-	todo   map[routing.Cookie]*place
-	seen   map[routing.Cookie]bool // all namespaces of the last sweep; nil before the first
-	left   map[routing.Name]int    // connections that are still uncovered, by Service
-	closed metrics.ClosedConnections
+	mu  sync.Mutex
+	now coverage
+	// gained counts the sweeps that have covered anything more, and looked is up to which
+	// of them all connections have been looked for.
+	gained, looked uint64
+	todo           map[routing.Cookie]*place
+	seen           map[routing.Cookie]bool // all namespaces of the last sweep; nil before the first
+	left           map[routing.Name]int    // connections that are still uncovered, by Service
+	closed         metrics.ClosedConnections
 
 	changes chan struct{} // left has changed
 	untold  bool
@@ -234,6 +237,13 @@ func (s *sweeper) uncovered() map[routing.Name]int {
 	return maps.Clone(s.left)
 }
 
+// counted reports whether uncovered counts for all that is covered.
+func (s *sweeper) counted() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.looked == s.gained
+}
+
 // endings returns how many connections have been closed, by why.
 func (s *sweeper) endings() metrics.ClosedConnections {
 	s.mu.Lock()
@@ -256,7 +266,11 @@ func (s *sweeper) sweep(now coverage, all []pods.Namespace) {
 			p.looks = -1 // the goroutine lets it go
 		}
 	}
-	for _, ns := range now.gains(before, all) {
+	gains := now.gains(before, all)
+	if len(gains) > 0 {
+		s.gained++
+	}
+	for _, ns := range gains {
 		p := s.todo[ns.Cookie]
 		if p == nil {
 			fd, err := unix.FcntlInt(uintptr(ns.FD), unix.F_DUPFD_CLOEXEC, 0)
@@ -327,7 +341,7 @@ func (s *sweeper) pass(now time.Time) bool {
 		}
 		places = append(places, p)
 	}
-	cover := s.now
+	cover, gained := s.now, s.gained
 	s.mu.Unlock()
 
 	var inside func(*sockdiag.Socket) bool
@@ -369,8 +383,10 @@ func (s *sweeper) pass(now time.Time) bool {
 	s.mu.Lock()
 	s.untold = s.untold || !maps.Equal(s.left, left)
 	s.left = left
+	first := s.looked != gained
+	s.looked = gained
 	s.mu.Unlock()
-	if s.untold && (len(left) == 0 || now.Sub(s.told) >= tellInterval) {
+	if first || s.untold && (len(left) == 0 || now.Sub(s.told) >= tellInterval) {
 		s.untold, s.told = false, now
 		select {
 		case s.changes <- struct{}{}:

@@ -25,8 +25,10 @@ type Reporter interface {
 // report is what is kept for the Reporter.
 type report struct {
 	to Reporter // nil: nobody wants to know
-	// applied are the versions of the newest snapshot that is in force.
+	// applied are the versions of the newest snapshot that is in force, and counted those
+	// of the newest of which it is known, too, which connections are older; nil: of none.
 	applied source.Versions
+	counted *source.Versions
 	now     nodestate.State
 	told    nodestate.State // urgently
 }
@@ -85,7 +87,16 @@ func (a *Agent) tell(urgent bool) {
 	if left := a.sweeper.uncovered(); len(left) > 0 {
 		s.Connections = left
 	}
-	if v := a.report.applied; a.applied != nil {
+	// Who waits for something to be in force may send a request at once. It must be told
+	// of connections that this does not hold for before, or at the same time.
+	if a.applied != nil && a.sweeper.counted() {
+		v := a.report.applied
+		a.report.counted = &v
+	}
+	if a.applied != nil && a.report.counted == nil {
+		return // in a moment; what the agent before this one has said holds as long
+	}
+	if v := a.report.counted; v != nil {
 		s.Applied = &v1alpha1.AppliedVersions{
 			Sandboxes:      v.Sandboxes,
 			RouteGroups:    v.RouteGroups,

@@ -4,6 +4,7 @@ package agent
 
 import (
 	"errors"
+	"io"
 	"slices"
 	"strings"
 	"sync"
@@ -19,7 +20,8 @@ import (
 type told struct {
 	mu     sync.Mutex
 	last   nodestate.State
-	n      int // reports
+	first  *nodestate.State // with which something was said to be in force
+	n      int              // reports
 	urgent int
 	took   []time.Duration
 	closed bool
@@ -43,6 +45,9 @@ func (r *told) Report(s nodestate.State, urgent bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.last = s
+	if r.first == nil && s.Applied != nil {
+		r.first = &s
+	}
 	r.n++
 	if urgent {
 		r.urgent++
@@ -71,6 +76,12 @@ func (r *told) sandboxes() (string, int) {
 		return "", r.urgent
 	}
 	return r.last.Applied.Sandboxes, r.urgent
+}
+
+func (r *told) inForce() *nodestate.State {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.first
 }
 
 func (r *told) reports() int {
@@ -128,6 +139,26 @@ func TestVersionsAreSaidOnceTheyAreInForce(t *testing.T) {
 	defer r.told.mu.Unlock()
 	if len(r.told.took) != 1 || r.told.took[0] < time.Second {
 		t.Errorf("changes took %v, want one that took more than a second", r.told.took)
+	}
+}
+
+// TestNothingIsSaidToBeInForceBeforeOldConnectionsAreCounted: whoever waits for it would
+// send a request that one of them leads to the baseline, and see none.
+func TestNothingIsSaidToBeInForceBeforeOldConnectionsAreCounted(t *testing.T) {
+	p := newPlot(t)
+	conn, err := p.client.Dial("tcp", "10.96.0.7:80")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	// It is busy for as long as its request has not come to its end.
+	if _, err := io.WriteString(conn, "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	a := p.enter(nil, false).acts()
+	p.eventually("something is in force", func() bool { return a.told.inForce() != nil })
+	if got := a.told.inForce().Connections; got[shopService.Name] != 1 {
+		t.Errorf("with the first that is said to be in force, connections from before are %v", got)
 	}
 }
 
