@@ -19,6 +19,7 @@ import (
 	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/compare"
 	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/exchange"
 	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/proof"
+	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/sandbox"
 	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/task"
 )
 
@@ -199,6 +200,9 @@ func (p *program) diff(ctx context.Context, tun *tunnelFlags, name string, reque
 		res, err := compare.Compare(ctx, send, r, o)
 		if err == nil {
 			err = compare.Verify(ctx, c, sb, &res)
+		}
+		if err == nil && res.BaselineError != "" && res.SandboxError != "" {
+			err = sandbox.Gone(ctx, c, sb)
 		}
 		if err != nil {
 			return cluster.Explain(err, "compare "+r.URL)

@@ -3,6 +3,7 @@
 package cli
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"strings"
@@ -24,7 +25,7 @@ func (p *program) logsCommand() *cobra.Command {
 		Use:   "logs SANDBOX",
 		Short: "Print the logs of a sandbox's forks",
 		Long: `Print the logs of the containers of a sandbox's forks, each line with the fork's and the container's name in front.
-With -f, go on, also with pods that take the place of others, until interrupted.`,
+With -f, go on, also with pods that take the place of others, until interrupted, or the sandbox and its pods are gone.`,
 		Example: p.example(`
   %[1]s logs pr-42 -f --tail 20
   %[1]s logs pr-42 --fork route -c app --previous`),
@@ -50,21 +51,28 @@ With -f, go on, also with pods that take the place of others, until interrupted.
 				return err
 			}
 			seen := false
-			err = podlog.Pods(cmd.Context(), c, sb.Namespace, selector, o, func(pod *corev1.Pod, name string) bool {
-				chosen := (container == "" || name == container) && (fork == "" || sandbox.ForkedFrom(pod) == sandbox.Name(want))
-				seen = seen || chosen
-				return chosen
-			}, func(l podlog.Line) error {
-				text := l.Text
-				if !strings.HasSuffix(text, "\n") {
-					text += "\n"
-				}
-				if prefix {
-					text = fmt.Sprintf("[%s/%s %s] %s", afterSlash(sandbox.ForkedFrom(l.Pod)), l.Container, l.Pod.Name[strings.LastIndex(l.Pod.Name, "-")+1:], text)
-				}
-				_, err := io.WriteString(p.streams.Out, text)
-				return err
-			})
+			read := func(ctx context.Context) error {
+				return podlog.Pods(ctx, c, sb.Namespace, selector, o, func(pod *corev1.Pod, name string) bool {
+					chosen := (container == "" || name == container) && (fork == "" || sandbox.ForkedFrom(pod) == sandbox.Name(want))
+					seen = seen || chosen
+					return chosen
+				}, func(l podlog.Line) error {
+					text := l.Text
+					if !strings.HasSuffix(text, "\n") {
+						text += "\n"
+					}
+					if prefix {
+						text = fmt.Sprintf("[%s/%s %s] %s", afterSlash(sandbox.ForkedFrom(l.Pod)), l.Container, l.Pod.Name[strings.LastIndex(l.Pod.Name, "-")+1:], text)
+					}
+					_, err := io.WriteString(p.streams.Out, text)
+					return err
+				})
+			}
+			if o.Follow {
+				err = untilGone(cmd.Context(), c, sb, lastLines, read)
+			} else {
+				err = read(cmd.Context())
+			}
 			if err == nil && !seen {
 				fmt.Fprintf(p.streams.ErrOut, "no such container of sandbox %s has run yet: %s sandbox wait %s says why\n", sb.Name, p.name, sb.Name)
 			}
@@ -73,7 +81,7 @@ With -f, go on, also with pods that take the place of others, until interrupted.
 		ValidArgsFunction: firstOnly(p.complete(sandboxNames)),
 	}
 	flags := cmd.Flags()
-	flags.BoolVarP(&o.Follow, "follow", "f", false, "go on until interrupted")
+	flags.BoolVarP(&o.Follow, "follow", "f", false, "go on until interrupted, or the sandbox is gone")
 	flags.Int64Var(&o.Tail, "tail", o.Tail, "how many `lines` of what is there already; -1 is all")
 	flags.DurationVar(&o.Since, "since", 0, "leave out lines that are older than this")
 	flags.BoolVarP(&o.Previous, "previous", "p", false, "of the containers' last run but one")

@@ -68,7 +68,8 @@ Names resolve as they do there. HTTP requests get the sandbox's routing key, als
 all other connections follow the sandbox's redirects. Nothing is needed but access to the API server.
 
 With a command, run it with http_proxy, https_proxy and all_proxy set, and give its exit status. Without one, print these
-variables and go on until interrupted. The pod is removed at the end.`,
+variables and go on until interrupted. The pod is removed at the end. When it is lost, as it is when the sandbox is deleted
+or its ttl is over, this fails, and interrupts the command.`,
 		Example: p.example(`
   %[1]s proxy --sandbox pr-42 -- curl -s http://frontend.shop/cart
 
@@ -117,8 +118,17 @@ func (p *program) proxy(ctx context.Context, f *tunnelFlags, name, listen string
 		served <- (&proxy.Proxy{Dialer: t, Key: sb.Status.RoutingKey, Names: names}).Serve(serving, l)
 		stop()
 	}()
+	lost := make(chan error, 1)
+	go func() {
+		lost <- t.Lost(serving)
+		stop()
+	}()
 	defer func() {
 		stop()
+		// How a command ends that nothing gets through for any more says nothing.
+		if e := <-lost; e != nil {
+			err = e
+		}
 		err = errors.Join(err, <-served)
 	}()
 	env := proxyEnv(l.Addr().String())

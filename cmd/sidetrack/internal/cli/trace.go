@@ -34,7 +34,7 @@ answered, and how. Calls are below the call that they came of, where they have t
 pods and times tell. A hop that has lost the routing key is marked with the workload that lost it. A
 connection that is no HTTP has the bytes that it has carried, or is marked as under way.
 
-With --follow, go on and print what comes until interrupted: the hops of a trace once nothing more has come of it for a
+With --follow, go on and print what comes until interrupted, or the sandbox is gone: the hops of a trace once nothing more has come of it for a
 moment, and later ones below the calls that they came of, which are printed again (as above). A call is on record when it
 is over, so one that lasts comes after the calls that came of it: these are printed again below it.
 
@@ -67,16 +67,17 @@ is over, so one that lasts comes after the calls that came of it: these are prin
 				return err
 			}
 			// The ledger has nothing to say of what is not there, and does not say that.
+			var sb *v1alpha1.Sandbox
 			if group {
 				err = isRouteGroup(cmd.Context(), c, args[0])
 			} else {
-				_, err = sandbox.Get(cmd.Context(), c, "", args[0])
+				sb, err = sandbox.Get(cmd.Context(), c, "", args[0])
 			}
 			if err != nil {
 				return err
 			}
 			if o.Follow {
-				err := p.followHops(cmd.Context(), c, of, o, &f)
+				err := untilGone(cmd.Context(), c, sb, lateRecords, func(ctx context.Context) error { return p.followHops(ctx, c, of, o, &f) })
 				if errors.Is(err, context.Canceled) {
 					return nil // The user has seen enough.
 				}
@@ -94,7 +95,7 @@ is over, so one that lasts comes after the calls that came of it: these are prin
 		ValidArgsFunction: firstOnly(p.complete(sandboxNames)),
 	}
 	flags := cmd.Flags()
-	flags.BoolVarP(&o.Follow, "follow", "f", false, "go on until interrupted")
+	flags.BoolVarP(&o.Follow, "follow", "f", false, "go on until interrupted, or the sandbox is gone")
 	flags.DurationVar(&since, "since", 0, "leave out what is older than this")
 	flags.StringVar(&o.Trace, "trace", "", "only of the trace with this `id`")
 	flags.IntVar(&o.Limit, "limit", 0, fmt.Sprintf("how many records at most, the newest; %d when it is left out", ledger.DefaultLimit))
@@ -172,10 +173,11 @@ func (p *program) followHops(ctx context.Context, c *cluster.Cluster, of hops.Of
 	cause := context.Cause(ctx)
 	cancel(nil)
 	writing.Wait()
+	last := write(true)
 	if cause != nil && !errors.Is(cause, context.Canceled) {
 		return cause
 	}
-	return errors.Join(err, write(true))
+	return errors.Join(err, last)
 }
 
 // writeTrees prints trees for people.

@@ -13,6 +13,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"github.com/sidetrack-dev/sidetrack/api/v1alpha1"
 	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/cluster"
 	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/podlog"
 	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/sandbox"
@@ -55,7 +56,7 @@ func Run(ctx context.Context, c *cluster.Cluster, r Request, out func(line strin
 	if err := c.Objects.Create(ctx, p, client.FieldOwner(cluster.FieldManager)); err != nil {
 		return Result{}, cluster.Explain(err, "create the pod that runs the command")
 	}
-	run := run{c: c, r: &r, pod: p, told: task.NewChanges(progress), out: out}
+	run := run{c: c, r: &r, sandbox: sb, pod: p, told: task.NewChanges(progress), out: out}
 	defer func() {
 		if !r.Keep {
 			err = errors.Join(err, run.remove(ctx))
@@ -66,11 +67,12 @@ func Run(ctx context.Context, c *cluster.Cluster, r Request, out func(line strin
 
 // run is one run while it goes on.
 type run struct {
-	c    *cluster.Cluster
-	r    *Request
-	pod  *corev1.Pod
-	told *task.Changes
-	out  func(string) error
+	c       *cluster.Cluster
+	r       *Request
+	sandbox *v1alpha1.Sandbox
+	pod     *corev1.Pod
+	told    *task.Changes
+	out     func(string) error
 }
 
 // remove removes the pod, also when the user has interrupted the run.
@@ -171,8 +173,9 @@ func (r *run) notStarted(ctx context.Context, why string) error {
 // watch follows the pod.
 func (r *run) watch(ctx context.Context, timeout time.Duration, f func(*corev1.Pod) (bool, error), giveUp func() <-chan time.Time) error {
 	return cluster.Follow(ctx, r.c, &corev1.Pod{}, &corev1.PodList{}, client.ObjectKeyFromObject(r.pod), timeout, func(p *corev1.Pod) (bool, error) {
-		if p == nil {
-			return false, &task.Failure{Message: fmt.Sprintf("somebody has deleted the pod %s", r.pod.Name), Remedy: "run it again; a pod goes with its sandbox, too"}
+		// Who is deleted is ended first: how the command ends then is not its own doing.
+		if p == nil || p.DeletionTimestamp != nil {
+			return false, sandbox.PodGone(ctx, r.c, r.sandbox, r.pod.Name, "was deleted before the command had ended")
 		}
 		r.pod = p
 		return f(p)

@@ -60,8 +60,9 @@ type Options struct {
 
 // Tunnel opens connections from a pod.
 type Tunnel struct {
-	c   *cluster.Cluster
-	pod *corev1.Pod
+	c       *cluster.Cluster
+	sandbox *v1alpha1.Sandbox
+	pod     *corev1.Pod
 
 	mu      sync.Mutex
 	forward *forward
@@ -80,7 +81,7 @@ func Open(ctx context.Context, c *cluster.Cluster, o Options, progress task.Prog
 	if err := c.Objects.Create(ctx, p, client.FieldOwner(cluster.FieldManager)); err != nil {
 		return nil, cluster.Explain(err, "create the pod that connections come from")
 	}
-	t := &Tunnel{c: c, pod: p}
+	t := &Tunnel{c: c, sandbox: o.Sandbox, pod: p}
 	if err := t.start(ctx, progress); err != nil {
 		return nil, errors.Join(err, t.Close())
 	}
@@ -96,6 +97,12 @@ func (t *Tunnel) Pod() string { return t.pod.Name }
 
 // Node is the node that it is on.
 func (t *Tunnel) Node() string { return t.pod.Spec.NodeName }
+
+// Lost waits until the pod is deleted, as it is with its sandbox, or has ended, and says
+// why: nothing gets through any more. It returns nil when ctx ends before.
+func (t *Tunnel) Lost(ctx context.Context) error {
+	return sandbox.AwaitPodGone(ctx, t.c, t.sandbox, t.pod)
+}
 
 // pod is the pod, which waits until its connections to an address are captured. One of
 // the sandbox's own knows such an address by itself; another one does not wait where
