@@ -190,6 +190,7 @@ func (h *http2Conn) takeGreeting() {
 		return
 	}
 	c.cur.in.add(&c.loop.bufs, c.rin.bytes()[n:])
+	c.cur.paused = h.relay.Paused()
 	c.rin.drop(&c.loop.bufs)
 }
 
@@ -217,7 +218,7 @@ func (h *http2Conn) takeFromClient() (moved bool) {
 				return true
 			}
 			c.in.skip(&l.bufs, n)
-			c.waiting = c.in.len() > 0
+			c.waiting = c.in.len() > 0 && !h.relay.Paused()
 			moved = true
 			continue
 		}
@@ -248,7 +249,7 @@ func (h *http2Conn) takeFromClient() (moved bool) {
 			return true
 		}
 		c.in.add(&l.bufs, l.read[used:n])
-		c.waiting = used < n
+		c.waiting = used < n && !h.relay.Paused()
 	}
 	return moved
 }
@@ -278,10 +279,19 @@ func (h *http2Conn) takeFrom(u *upstream) (moved bool) {
 	c := h.c
 	l := c.loop
 	for range turnReads {
-		if c.dead || u.state != connected || u.eof || !u.sock.readable || c.out.len() > 0 || u != c.cur && h.relay.Midway() {
+		if c.dead || u.state != connected || u.eof || !u.sock.readable && !u.paused || c.out.len() > 0 || u != c.cur && h.relay.Midway() {
 			return moved
 		}
 		kept := u.in.len()
+		if u.paused {
+			used := h.relay.FromLink(u.link, u.in.bytes())
+			if moved = true; c.dead || u.state != connected {
+				return true
+			}
+			u.paused = h.relay.Paused()
+			u.in.skip(&l.bufs, used)
+			continue
+		}
 		n, e := h.read(&u.sock, &u.in)
 		switch {
 		case e == unix.EAGAIN:
@@ -299,6 +309,7 @@ func (h *http2Conn) takeFrom(u *upstream) (moved bool) {
 		if c.dead || u.state != connected {
 			return true
 		}
+		u.paused = h.relay.Paused()
 		if u.timer.at != 0 && u.link.Proven() {
 			l.timers.clear(&u.timer)
 		}

@@ -50,6 +50,23 @@ func (f *frames) headers(id uint32, end bool, pairs ...string) {
 	}
 }
 
+// bomb is headers with a block of a few hundred bytes that another encoder makes hundreds
+// of thousand of: one field fills the table, any other puts it out.
+func (f *frames) bomb(id uint32, pairs ...string) {
+	f.t.Helper()
+	f.block.Reset()
+	for i := 0; i < len(pairs); i += 2 {
+		_ = f.enc.WriteField(hpack.HeaderField{Name: pairs[i], Value: pairs[i+1], Sensitive: true})
+	}
+	for range 200 {
+		_ = f.enc.WriteField(hpack.HeaderField{Name: "x", Value: strings.Repeat("x", 4050)})
+		f.block.WriteString("\x0f\x11\x01v") // "cookie: v", which is not put there
+	}
+	if err := f.WriteHeaders(wire.HeadersFrameParam{StreamID: id, BlockFragment: f.block.Bytes(), EndHeaders: true, EndStream: true}); err != nil {
+		f.t.Error(err)
+	}
+}
+
 func asking(more ...string) []string {
 	return append([]string{":method", "GET", ":scheme", "http", ":authority", "route.shop", ":path", "/"}, more...)
 }

@@ -56,7 +56,8 @@ type upstream struct {
 
 	// When it speaks HTTP/2, see http2.go.
 	link     *http2.Link
-	in       buffer        // the beginning of a frame
+	in       buffer        // the beginning of a frame or, when it is paused, more
+	paused   bool          // see http2.Relay.Paused
 	pending  []sentRequest // to be counted when it is connected
 	fallBack bool          // its streams may go to the baseline instead
 }

@@ -327,7 +327,8 @@ type scene struct {
 	servers map[string]*endpoint
 	links   map[string]*Link
 	kept    map[*endpoint][]byte // not consumed by the relay
-	routes  map[string]string    // key to server; "" is the primary, "-" nowhere
+	paused  map[*endpoint]bool
+	routes  map[string]string // key to server; "" is the primary, "-" nowhere
 	inject  string
 	counts  [Reasons]int
 	now     int64
@@ -352,7 +353,7 @@ const (
 
 func newScene(t testing.TB, limits Limits) *scene {
 	s := &scene{
-		t: t, client: newEndpoint(t, "client", true), servers: map[string]*endpoint{}, links: map[string]*Link{}, kept: map[*endpoint][]byte{},
+		t: t, client: newEndpoint(t, "client", true), servers: map[string]*endpoint{}, links: map[string]*Link{}, kept: map[*endpoint][]byte{}, paused: map[*endpoint]bool{},
 		routes: map[string]string{keyA: "a", keyB: "b", keyNone: "-"}, names: routing.DefaultKeyNames(), routed: map[uint32]string{},
 	}
 	limits.Complete()
@@ -460,8 +461,11 @@ func (s *scene) Now() int64       { return s.now }
 // deliver gives the relay up to n bytes of what an endpoint has written. It
 // reports whether there were any.
 func (s *scene) deliver(e *endpoint, n int) bool {
-	b := e.toRelay.Next(n)
-	if len(b) == 0 || e.ended {
+	var b []byte
+	if !s.paused[e] {
+		b = e.toRelay.Next(n)
+	}
+	if len(b) == 0 && !s.paused[e] || e.ended {
 		return false
 	}
 	in := append(s.kept[e], b...)
@@ -474,7 +478,7 @@ func (s *scene) deliver(e *endpoint, n int) bool {
 	if used < 0 || used > len(in) {
 		s.t.Fatalf("%d of %d bytes used", used, len(in))
 	}
-	s.kept[e] = slices.Clone(in[used:])
+	s.kept[e], s.paused[e] = slices.Clone(in[used:]), s.relay.Paused()
 	for i := range in {
 		in[i] = 0xee // nobody may hold on to it
 	}

@@ -106,7 +106,8 @@ type Relay struct {
 
 	budget
 
-	over bool // nothing is relayed any more
+	paused bool // see Paused
+	over   bool // nothing is relayed any more
 }
 
 // ping is one that a link has sent and the client has not answered.
@@ -256,8 +257,18 @@ func (r *Relay) Midway() bool { return r.out.closed() }
 // Open returns how many streams are under way.
 func (r *Relay) Open() int { return len(r.streams) }
 
+// blocksAtOnce is how many bytes of header blocks are encoded anew before it is looked whether
+// they are taken. A field that takes a byte of what is read may take some thousand in what
+// is sent, since the tables differ.
+const blocksAtOnce = 256 << 10
+
+// Paused reports whether the call of FromClient or FromLink before it has left more than
+// the beginning of a frame, because of what it has given to be sent: the rest is to be
+// given again, without anything more, once that is on its way.
+func (r *Relay) Paused() bool { return r.paused }
+
 // FromClient takes bytes from the client and returns how many are done with. The
-// rest is the beginning of a frame.
+// rest is the beginning of a frame, unless the relay is Paused.
 func (r *Relay) FromClient(b []byte) int {
 	n := r.feed(nil, &r.in, b)
 	r.flush()
@@ -273,7 +284,12 @@ func (r *Relay) FromLink(l *Link, b []byte) int {
 
 // feed deals with the frames at b's beginning.
 func (r *Relay) feed(from *Link, in *reader, b []byte) (n int) {
+	r.sh.blocks, r.paused = 0, false
 	for n < len(b) && !r.over && (from == nil || !from.gone) {
+		if r.sh.blocks > blocksAtOnce {
+			r.paused = true
+			return n
+		}
 		if in.preface > 0 {
 			k := min(in.preface, len(b)-n)
 			at := len(Preface) - in.preface

@@ -22,6 +22,7 @@ type Shared struct {
 	emit     func(hpack.HeaderField)
 
 	block  blockWriter
+	blocks int // bytes of blocks that were written since the last read
 	value  []byte
 	made   []hpack.HeaderField
 	frames *wire.Framer
@@ -142,6 +143,7 @@ func (sh *Shared) encode(e *encoder, fields []hpack.HeaderField) []byte {
 // asks for. first is what stands before the block in the first frame.
 func (sh *Shared) writeBlock(o *outlet, typ wire.FrameType, flags wire.Flags, stream uint32, first, block []byte, maxFrame int) {
 	var b [headLen]byte
+	sh.blocks += len(block)
 	for {
 		n := min(len(block), maxFrame-len(first))
 		if n == len(block) {
