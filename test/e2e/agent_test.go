@@ -48,10 +48,12 @@ type agentStory struct {
 		Verified    bool
 		Differences []struct{ Where, Baseline, Fork string }
 	}
-	Why    struct{ Hops []agentHop }
-	Tested struct {
-		Passed bool
-		Output string
+	Why               struct{ Hops []agentHop }
+	Tested, Elsewhere struct {
+		Passed       bool
+		ForksReached []string `json:"forks_reached"`
+		NotVerified  []string `json:"not_verified"`
+		Output       string
 	}
 	Listed struct {
 		Sandboxes []struct{ Sandbox string }
@@ -152,8 +154,12 @@ func scriptedAgent(t *testing.T) {
 	if l := s.Lost; l.Verified || l.Status != 200 || !strings.Contains(strings.Join(l.NotVerified, "; "), "Deployment/cart called route.shop:80 without the routing key") {
 		t.Errorf("cart has lost the key: verified %t, status %d, %q", l.Verified, l.Status, l.NotVerified)
 	}
-	if !s.Tested.Passed {
-		t.Errorf("the tests: %s", s.Tested.Output)
+	if !s.Tested.Passed || !slices.Equal(s.Tested.ForksReached, []string{"route"}) || len(s.Tested.NotVerified) > 0 {
+		t.Errorf("the tests: forks at %q, %q: %s", s.Tested.ForksReached, s.Tested.NotVerified, s.Tested.Output)
+	}
+	// The same, of a Service that no fork answers: as green, and nothing of the change.
+	if e := s.Elsewhere; !e.Passed || len(e.ForksReached) > 0 || !strings.Contains(strings.Join(e.NotVerified, "; "), "no call to a fork is on record") {
+		t.Errorf("tests of stock: passed %t, forks at %q, %q", e.Passed, e.ForksReached, e.NotVerified)
 	}
 	if len(s.Listed.Sandboxes) == 0 || !s.Gone.Deleted {
 		t.Errorf("sandboxes %v, deleted %t", s.Listed.Sandboxes, s.Gone.Deleted)

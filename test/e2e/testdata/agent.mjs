@@ -60,11 +60,12 @@ try {
   const second = await attempt(client, handle, route, door, "sidetrack.test/shop:pr-43-2", { update: true, observe: ["*"] });
   const lost = await call(client, "send_request", { sandbox: handle, url: door, headers: { "X-Lose": "cart" } });
   const tested = await call(client, "run_tests", { sandbox: handle, image: "sidetrack.test/shop:v1", command: ["/shop", "check", "-want", '"Version":"pr-43-2"', door] });
+  const elsewhere = await call(client, "run_tests", { sandbox: handle, image: "sidetrack.test/shop:v1", command: ["/shop", "check", "-want", "stock", "http://stock.shop"] });
   const logs = await call(client, "sandbox_logs", { sandbox: handle });
   const listed = await call(client, "list_sandboxes", {});
   const gone = await call(client, "delete_sandbox", { sandbox: handle });
   await client.close();
-  console.log(JSON.stringify({ tools, first, differs, why, strayed, second, lost, tested, logs, listed, gone, heard, story }));
+  console.log(JSON.stringify({ tools, first, differs, why, strayed, second, lost, tested, elsewhere, logs, listed, gone, heard, story }));
 } catch (error) {
   console.log(JSON.stringify({ error: String(error), heard, story }));
   process.exitCode = 1;

@@ -10,7 +10,9 @@ import (
 	"strings"
 	"time"
 
+	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/proof"
 	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/runner"
+	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/sandbox"
 	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/task"
 )
 
@@ -37,18 +39,21 @@ func (in runInput) wait() time.Duration {
 }
 
 type runReply struct {
-	Sandbox  string  `json:"sandbox"`
-	Passed   bool    `json:"passed" jsonschema:"the command ended with exit code 0"`
-	ExitCode int     `json:"exit_code"`
-	Reason   string  `json:"reason,omitempty" jsonschema:"how it ended, where the code does not say all"`
-	Seconds  float64 `json:"seconds"`
-	Output   string  `json:"output"`
-	Cut      string  `json:"cut,omitempty" jsonschema:"says that there was more output, and how to get it"`
+	Sandbox      string   `json:"sandbox"`
+	Passed       bool     `json:"passed" jsonschema:"the command ended with exit code 0; says nothing of your change where no fork was reached"`
+	ForksReached []string `json:"forks_reached,omitempty" jsonschema:"redirected Services at which forks answered while it ran, by the nodes' records"`
+	NotVerified  []string `json:"not_verified,omitempty" jsonschema:"why what passed, or failed, may not be your change: no fork was reached, or calls went elsewhere. Calls that lost the routing key are known only where they have a traceparent"`
+	Next         string   `json:"next,omitempty" jsonschema:"what to do about that"`
+	ExitCode     int      `json:"exit_code"`
+	Reason       string   `json:"reason,omitempty" jsonschema:"how it ended, where the code does not say all"`
+	Seconds      float64  `json:"seconds"`
+	Output       string   `json:"output"`
+	Cut          string   `json:"cut,omitempty" jsonschema:"says that there was more output, and how to get it"`
 }
 
 func runTests() tool {
 	return define("run_tests", "Run tests inside a sandbox", "your tests against it",
-		`Run a command, such as a test suite, in a pod of the sandbox, and get its exit code and what it printed. Its HTTP requests get the routing key by themselves, and its other connections follow the sandbox's redirects, so tests need no change. The pod is removed afterwards. An exit code other than 0 is a result, not a failure of this tool.`,
+		`Run a command, such as a test suite, in a pod of the sandbox, and get its exit code, what it printed, and at which Services forks answered meanwhile. Its HTTP requests get the routing key by themselves, and its other connections follow the sandbox's redirects, so tests need no change. The pod is removed afterwards. An exit code other than 0 is a result, not a failure of this tool.`,
 		acts, func(p properties) {
 			tuneDetail(p)
 			between(p["timeout_seconds"], 1, mostRun, usualRun)
@@ -73,6 +78,14 @@ func runTests() tool {
 				req.Env = append(req.Env, name+"="+value)
 			}
 			slices.Sort(req.Env)
+			// What the ledger is asked of is a sandbox in force, as it is before the first request.
+			if sb, err = sandbox.Wait(ctx, c.Cluster, sb.Namespace, sb.Name, sandbox.DefaultWait(), c.progress); err != nil {
+				return nil, err
+			}
+			c.hide(sb)
+			if sb, err = proof.Covered(ctx, c.Cluster, sb, c.progress); err != nil {
+				return nil, err
+			}
 			out := tail{most: mostOutput, redact: c.redact}
 			if in.Detail == full {
 				out.most = mostFullOutput
@@ -88,8 +101,29 @@ func runTests() tool {
 			if r.Cut != "" && in.Detail != full {
 				r.Cut += ": ask with detail: full, or have the tests print less"
 			}
+			v, err := proof.Account(ctx, c.Cluster, sb, proof.Ran{Pod: res.Pod, Began: res.Began})
+			if err != nil {
+				// What the tests have said is known, whatever becomes of the sandbox.
+				v = proof.Verdict{Doubts: []string{"it is not known whether a fork answered: " + err.Error()}}
+			}
+			r.account(v)
 			return r, nil
 		})
+}
+
+// account says what the ledger knows of the time that the tests ran.
+func (r *runReply) account(v proof.Verdict) {
+	r.ForksReached = v.Reached
+	for _, why := range v.Doubts {
+		r.NotVerified = append(r.NotVerified, asTools(why))
+	}
+	switch {
+	case len(r.NotVerified) == 0:
+	case len(v.Reached) == 0:
+		r.Next = "call send_request with the URL that the tests use: its hops show how far a request comes, and who loses the routing key"
+	default:
+		r.Next = "call explain_routing, which says where requests of the sandbox went and why"
+	}
 }
 
 // notRun adds what was printed, and says what to do in words of tools.
@@ -153,6 +187,16 @@ func (r *runReply) text() string {
 			b.WriteString(", " + r.Reason)
 		}
 		b.WriteString("\n")
+	}
+	if len(r.ForksReached) > 0 {
+		fmt.Fprintf(&b, "Forks answered at %s meanwhile.\n", strings.Join(r.ForksReached, ", "))
+	}
+	if len(r.NotVerified) > 0 {
+		b.WriteString("NOT VERIFIED that this is your change:\n")
+		for _, why := range r.NotVerified {
+			fmt.Fprintf(&b, "- %s\n", why)
+		}
+		fmt.Fprintf(&b, "next: %s\n", r.Next)
 	}
 	if r.Cut != "" {
 		fmt.Fprintf(&b, "(%s)\n", r.Cut)

@@ -40,7 +40,8 @@ type Evidence struct {
 // Verdict is what evidence comes to.
 type Verdict struct {
 	// Verified: each call of the request that a fork was to answer, a pod of a fork has
-	// answered, and nothing is known to be missing.
+	// answered, and nothing is known to be missing. It says nothing of Missed: a call that
+	// somebody has made without key and trace is nobody's.
 	Verified bool
 	// Doubts are why it is not verified.
 	Doubts []string
@@ -53,13 +54,14 @@ type Verdict struct {
 // Judge never guesses: whatever the ledger cannot tell is a doubt.
 func (e *Evidence) Judge() Verdict {
 	var v Verdict
-	doubt := func(format string, args ...any) {
-		if text := fmt.Sprintf(format, args...); !slices.Contains(v.Doubts, text) {
-			v.Doubts = append(v.Doubts, text)
-		}
-	}
+	doubt := v.doubt
 	if e.Unread != "" {
 		doubt("the ledger cannot be read: %s", e.Unread)
+		return v
+	}
+	if len(e.Sandbox.Status.Redirects) == 0 {
+		doubt(nowhere)
+		e.ready(doubt)
 		return v
 	}
 	for _, n := range e.Nodes {
@@ -78,6 +80,26 @@ func (e *Evidence) Judge() Verdict {
 		doubt("no node has been asked")
 	}
 	e.ready(doubt)
+	e.calls(&v, doubt)
+	if len(v.Reached) == 0 && len(v.Doubts) == 0 {
+		doubt("no call of this request is known to have been answered by a fork")
+	}
+	v.Verified = len(v.Doubts) == 0
+	return v
+}
+
+// nowhere is what no request helps against, nor what else is observed.
+const nowhere = "no Service leads to a fork of the sandbox: none selects the pods of what it forks, and it redirects none"
+
+// doubt notes a doubt, once.
+func (v *Verdict) doubt(format string, args ...any) {
+	if text := fmt.Sprintf(format, args...); !slices.Contains(v.Doubts, text) {
+		v.Doubts = append(v.Doubts, text)
+	}
+}
+
+// calls looks at all calls, and notes at which Services forks have answered.
+func (e *Evidence) calls(v *Verdict, doubt func(string, ...any)) {
 	redirected := map[string]bool{}
 	for _, r := range e.Sandbox.Status.Redirects {
 		redirected[r.From.Service] = false
@@ -94,11 +116,6 @@ func (e *Evidence) Judge() Verdict {
 	}
 	slices.Sort(v.Reached)
 	slices.Sort(v.Missed)
-	if len(v.Reached) == 0 && len(v.Doubts) == 0 {
-		doubt("no call of this request is known to have been answered by a fork")
-	}
-	v.Verified = len(v.Doubts) == 0
-	return v
 }
 
 // Start is when the request began, by the clock that was earlier.
@@ -144,7 +161,7 @@ func (e *Evidence) settled(n *ledger.NodeAnswer, doubt func(string, ...any)) {
 func (e *Evidence) ready(doubt func(string, ...any)) {
 	sb, was := e.Sandbox, e.Before
 	if sb.UID != was.UID || sb.Generation != was.Generation || sb.Status.Revision != was.Status.Revision {
-		doubt("the sandbox was changed while the request was under way: send it again")
+		doubt("the sandbox was changed meanwhile: try it again")
 	}
 	for _, s := range []*v1alpha1.Sandbox{was, sb} {
 		c := meta.FindStatusCondition(s.Status.Conditions, v1alpha1.ConditionProgrammed)

@@ -162,9 +162,9 @@ func TestWhatTheLedgerCannotTellIsNeverGuessed(t *testing.T) {
 		}, "a call of this request to stock.shop came without the routing key, from somebody of whom it is not known"},
 		{"a sandbox that was changed meanwhile", func(e *Evidence) {
 			e.Sandbox.Generation, e.Sandbox.Status.Conditions[0].ObservedGeneration = 4, 4
-		}, "the sandbox was changed while the request was under way: send it again"},
-		{"a sandbox whose redirects have changed meanwhile", func(e *Evidence) { e.Sandbox.Status.Revision++ }, "the sandbox was changed while the request was under way"},
-		{"another sandbox of that name", func(e *Evidence) { e.Sandbox.UID = "another" }, "the sandbox was changed while the request was under way"},
+		}, "the sandbox was changed meanwhile: try it again"},
+		{"a sandbox whose redirects have changed meanwhile", func(e *Evidence) { e.Sandbox.Status.Revision++ }, "the sandbox was changed meanwhile"},
+		{"another sandbox of that name", func(e *Evidence) { e.Sandbox.UID = "another" }, "the sandbox was changed meanwhile"},
 		{"a sandbox that was not in force before", func(e *Evidence) { e.Before.Status.Conditions[0].Status = metav1.ConditionFalse }, "not every node has the sandbox in force"},
 		{"a node that does not look for such calls", func(e *Evidence) { e.Nodes[0].Trace = &ledger.TraceAnswer{KnownNanos: 1e12} }, "node n1 does not say whether calls of this request came without the routing key"},
 		{"a redirected port that gives way", func(e *Evidence) {
@@ -208,6 +208,7 @@ func TestWhatTheLedgerCannotTellIsNeverGuessed(t *testing.T) {
 				r.LostKey = true
 			}))
 		}, "Deployment/cart called front.shop:80 without the routing key"},
+		{"no Service leads to a fork", func(e *Evidence) { e.Sandbox.Status.Redirects = nil }, "no Service leads to a fork of the sandbox"},
 		{"refused", func(e *Evidence) {
 			e.Records[0].Decision, e.Records[0].Answer, e.Records[0].Target = ledger.DecisionReject, nil, "no endpoint is ready"
 		}, "the call of route.shop:80 was refused: no endpoint is ready"},

@@ -30,6 +30,8 @@ type Result struct {
 	// Reason says how it has ended where the code does not say all, such as
 	// OOMKilled.
 	Reason string
+	// Began is when the command was started, by its node's clock, to the second.
+	Began time.Time
 	// Took is how long the command has run.
 	Took time.Duration
 }
@@ -199,7 +201,7 @@ func (r *run) ended(ctx context.Context) (*corev1.ContainerStateTerminated, erro
 }
 
 func (r *run) result(end *corev1.ContainerStateTerminated) Result {
-	res := Result{Pod: r.pod.Name, Node: r.pod.Spec.NodeName, ExitCode: int(end.ExitCode), Took: end.FinishedAt.Sub(end.StartedAt.Time)}
+	res := Result{Pod: r.pod.Name, Node: r.pod.Spec.NodeName, ExitCode: int(end.ExitCode), Began: end.StartedAt.Time, Took: end.FinishedAt.Sub(end.StartedAt.Time)}
 	if end.Signal != 0 {
 		res.ExitCode = 128 + int(end.Signal)
 	}

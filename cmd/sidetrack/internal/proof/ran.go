@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package proof
+
+import (
+	"context"
+	"slices"
+	"time"
+
+	ledger "github.com/sidetrack-dev/sidetrack/api/ledger/v1alpha1"
+	"github.com/sidetrack-dev/sidetrack/api/v1alpha1"
+	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/cluster"
+	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/hops"
+	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/sandbox"
+)
+
+// Ran is a command that has run in a pod of a sandbox, whose requests nobody has
+// given a trace.
+type Ran struct {
+	// Pod is what it ran in.
+	Pod string
+	// Began is when, by the clock of the pod's node, or a moment before.
+	Began time.Time
+}
+
+// How long records of the last calls are waited for where none of a fork is there.
+const ranMost = 2 * time.Second
+
+// skew is what the clocks of two nodes may differ by.
+const skew = 50 * time.Millisecond
+
+// Account reads what is on record of a sandbox's traffic since a command began, and
+// says at which Services forks have answered, and what is known to have gone elsewhere.
+// It is less than a proof, and Verified is never set: without a trace it is not known
+// which calls the command's requests led to, nor which of them have lost the key.
+// Calls that other pods of the sandbox have begun are left out, as far as it is known.
+// Where no fork has answered, that is a doubt. sb is the sandbox as it was before.
+func Account(ctx context.Context, c *cluster.Cluster, sb *v1alpha1.Sandbox, r Ran) (Verdict, error) {
+	e := &Evidence{Sent: Sent{Began: r.Began}, Before: sb}
+	of := hops.Of{Namespace: sb.Namespace, Name: sb.Name}
+	for deadline := time.Now().Add(ranMost); ; {
+		list, err := hops.Read(ctx, c, of, ledger.Options{Since: r.Began, Limit: ledger.MaxLimit})
+		if ctx.Err() != nil {
+			return Verdict{}, ctx.Err()
+		}
+		if err != nil {
+			e.Unread = err.Error()
+			break
+		}
+		e.Records, e.Nodes = r.own(sb, list.Items), list.Nodes
+		if slices.ContainsFunc(e.Records, func(r ledger.Record) bool { return r.Decision == ledger.DecisionFork }) || time.Now().After(deadline) {
+			break
+		}
+		select {
+		case <-ctx.Done():
+			return Verdict{}, ctx.Err()
+		case <-time.After(settle):
+		}
+	}
+	var err error
+	if e.Sandbox, err = sandbox.Get(ctx, c, sb.Namespace, sb.Name); err != nil {
+		return Verdict{}, err
+	}
+	e.Services = named(ctx, c, e.Sandbox)
+	return e.account(), ctx.Err()
+}
+
+// own are the records that may be the command's: none from before its first call, none
+// of what other testers have begun, which are the sandbox's pods that no workload owns,
+// and what forks have called only where somebody else has called a fork.
+func (r Ran) own(sb *v1alpha1.Sandbox, all []ledger.Record) []ledger.Record {
+	from := r.Began
+	if i := slices.IndexFunc(all, func(rec ledger.Record) bool { return rec.Source.Pod == r.Pod }); i >= 0 {
+		if first := all[i].Time.Add(-skew); first.After(from) {
+			from = first
+		}
+	}
+	other := func(rec *ledger.Record) bool {
+		return rec.Source.Sandbox == sb.Name && rec.Source.Namespace == sb.Namespace && rec.Source.Workload == "" && rec.Source.Pod != r.Pod
+	}
+	begun := map[string]bool{}
+	for i := range all {
+		if other(&all[i]) && all[i].TraceID != "" {
+			begun[all[i].TraceID] = true
+		}
+	}
+	mine := slices.DeleteFunc(slices.Clone(all), func(rec ledger.Record) bool {
+		return rec.Time.Time.Before(from) || other(&rec) || begun[rec.TraceID]
+	})
+	// What forks call of their own accord is no request's doing.
+	byFork := func(rec ledger.Record) bool { return rec.Source.Sandbox == sb.Name && rec.Source.Pod != r.Pod }
+	if !slices.ContainsFunc(mine, func(rec ledger.Record) bool { return rec.Decision == ledger.DecisionFork && !byFork(rec) }) {
+		mine = slices.DeleteFunc(mine, byFork)
+	}
+	return mine
+}
+
+// account is Judge for calls that no trace joins.
+func (e *Evidence) account() Verdict {
+	v := Verdict{}
+	doubt := v.doubt
+	if e.Unread != "" {
+		doubt("the ledger cannot be read: %s", e.Unread)
+		return v
+	}
+	if len(e.Sandbox.Status.Redirects) == 0 {
+		doubt(nowhere)
+		e.ready(doubt)
+		return v
+	}
+	for _, n := range e.Nodes {
+		switch {
+		case !n.Answered:
+			doubt("node %s has not answered, and its hops are not known: %s", n.Node, n.Message)
+		case n.Since != nil && n.Since.After(e.Sent.Began):
+			doubt("the ledger of node %s begins after the command", n.Node)
+		case n.Omitted > 0:
+			doubt("node %s has %d more records of this time", n.Node, n.Omitted)
+		}
+	}
+	if len(e.Nodes) == 0 {
+		doubt("no node has been asked")
+	}
+	e.ready(doubt)
+	e.calls(&v, doubt)
+	if len(v.Reached) == 0 {
+		doubt("no call to a fork is on record while it ran")
+	}
+	return v
+}
