@@ -61,6 +61,10 @@ type Result struct {
 	SandboxError  string `json:"sandboxError,omitempty"`
 	// TimedOut: the last answer of one of them took too long.
 	TimedOut bool `json:"timedOut,omitempty"`
+	// Reached are the redirected Services at which forks have answered in each request to
+	// the sandbox, and Missed the others: Verified says nothing of these.
+	Reached []string `json:"reached,omitempty"`
+	Missed  []string `json:"missed,omitempty"`
 	// TraceID is the trace of the last request to the sandbox, or of the first that
 	// is not verified.
 	TraceID string `json:"traceID,omitempty"`

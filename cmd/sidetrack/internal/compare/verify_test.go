@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -122,6 +123,39 @@ func TestThatNothingDiffersIsVerifiedByTheLedgerOnly(t *testing.T) {
 			}
 			if said := strings.Join(r.NotVerified, "\n"); r.Verified != (c.says == "") || !strings.Contains(said, c.says) || r.Verified != (said == "") {
 				t.Errorf("verified %t, %q: want %q", r.Verified, said, c.says)
+			}
+		})
+	}
+}
+
+// A sandbox of two Services, of which requests come to one: nothing was compared of a
+// change to the other.
+func TestServicesThatRequestsDidNotComeToAreNamed(t *testing.T) {
+	for name, want := range map[string]struct {
+		differ          bool
+		reached, missed []string
+	}{
+		"one request":                {false, []string{"route"}, []string{"stock"}},
+		"the second comes elsewhere": {true, nil, []string{"route", "stock"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			cl, sb := ledgerOf(t, recorded(func(n int64, r *ledger.Record) {
+				if n == 2 {
+					r.Service.Name = "stock"
+				}
+			}))
+			sb.Status.Redirects = []v1alpha1.RedirectStatus{{From: v1alpha1.RedirectFrom{Service: "route"}}, {From: v1alpha1.RedirectFrom{Service: "stock"}}}
+			if err := cl.Objects.Update(t.Context(), sb); err != nil {
+				t.Fatal(err)
+			}
+			r := compareOnce(t, side(t, func(rw http.ResponseWriter, _ *http.Request, tagged bool, _ int64) {
+				fmt.Fprintf(rw, `{"fork": %t}`, tagged && want.differ)
+			}), Options{Samples: 3})
+			if err := Verify(t.Context(), cl, sb, &r); err != nil {
+				t.Fatal(err)
+			}
+			if !r.Verified || !slices.Equal(r.Reached, want.reached) || !slices.Equal(r.Missed, want.missed) {
+				t.Errorf("verified %t, reached %q, missed %q", r.Verified, r.Reached, r.Missed)
 			}
 		})
 	}

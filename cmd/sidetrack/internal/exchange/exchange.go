@@ -16,6 +16,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/net/http/httpguts"
+
 	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/task"
 )
 
@@ -65,8 +67,22 @@ type Answer struct {
 	Took    time.Duration
 }
 
+// Unanswered is why a request that was sent, or was about to be, has no answer.
+type Unanswered struct {
+	// TraceID is the request's trace: what came of it until then may be on record.
+	TraceID string
+	Err     error
+}
+
+// Error says why.
+func (e *Unanswered) Error() string { return e.Err.Error() }
+
+// Unwrap returns why.
+func (e *Unanswered) Unwrap() error { return e.Err }
+
 // Send sends a request over a connection of its own. The error is about the
-// request's way there and back; an answer of any status is none.
+// request's way there and back, and an *Unanswered where the request made sense; an
+// answer of any status is none.
 func Send(ctx context.Context, dial func(ctx context.Context, network, address string) (net.Conn, error), r Request) (*Answer, error) {
 	u, err := parseURL(r.URL)
 	if err != nil {
@@ -91,6 +107,9 @@ func Send(ctx context.Context, dial func(ctx context.Context, network, address s
 		req.Body, req.ContentLength = http.NoBody, 0
 	}
 	for name, values := range r.Header {
+		if err := valid(name, values); err != nil {
+			return nil, err
+		}
 		if strings.EqualFold(name, "Host") && len(values) > 0 {
 			req.Host = values[0]
 			continue
@@ -107,7 +126,7 @@ func Send(ctx context.Context, dial func(ctx context.Context, network, address s
 		if context.Cause(ctx) == error(late) {
 			err = late
 		}
-		return nil, fmt.Errorf("%s %s: %w", method, u.Redacted(), err)
+		return nil, &Unanswered{trace, fmt.Errorf("%s %s: %w", method, u.Redacted(), err)}
 	}
 	defer resp.Body.Close()
 	most := r.MaxBody
@@ -120,7 +139,7 @@ func Send(ctx context.Context, dial func(ctx context.Context, network, address s
 			late.Status = resp.StatusCode
 			err = late
 		}
-		return nil, fmt.Errorf("%s %s: read the answer: %w", method, u.Redacted(), err)
+		return nil, &Unanswered{trace, fmt.Errorf("%s %s: read the answer: %w", method, u.Redacted(), err)}
 	}
 	a.Took = time.Since(began)
 	return a, nil
@@ -144,6 +163,19 @@ func (a *Answer) read(body io.Reader, most int64, whole bool) error {
 			return err
 		}
 		a.Size, a.Digest = int64(len(kept))+more, [sha256.Size]byte(sum.Sum(nil))
+	}
+	return nil
+}
+
+// valid looks at a header, which net/http would complain of as of a failure on the way.
+func valid(name string, values []string) error {
+	if !httpguts.ValidHeaderFieldName(name) {
+		return task.Usagef("%q is not the name of a header", name)
+	}
+	for _, v := range values {
+		if !httpguts.ValidHeaderFieldValue(v) {
+			return task.Usagef("header %s cannot have the value %q: no control characters", name, v)
+		}
 	}
 	return nil
 }

@@ -74,6 +74,33 @@ func TestWhatIsNoURLIsWrongUsage(t *testing.T) {
 	}
 }
 
+func TestAHeaderThatIsNoneIsWrongUsage(t *testing.T) {
+	for name, value := range map[string]string{"X Odd": "a", "X-Odd\n": "a", "": "a", "X-Odd": "a\nb", "X-Even": "\x01"} {
+		_, err := Send(t.Context(), nil, Request{URL: "http://front.shop", Header: http.Header{name: {value}}})
+		if task.KindOf(err) != task.Usage || !strings.Contains(err.Error(), "header") {
+			t.Errorf("%q: %q: %v", name, value, err)
+		}
+	}
+}
+
+func TestARequestWithoutAnAnswerHasATrace(t *testing.T) {
+	got := make(chan string, 1)
+	s := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		got <- r.Header.Get("Traceparent")
+		panic(http.ErrAbortHandler)
+	}))
+	defer s.Close()
+	dial := func(ctx context.Context, network, _ string) (net.Conn, error) {
+		var d net.Dialer
+		return d.DialContext(ctx, network, s.Listener.Addr().String())
+	}
+	_, err := Send(t.Context(), dial, Request{Method: "POST", URL: "http://front.shop", Body: []byte("x")})
+	var sent *Unanswered
+	if !errors.As(err, &sent) || !errors.Is(err, io.EOF) || sent.TraceID == "" || !strings.Contains(<-got, sent.TraceID) {
+		t.Errorf("%v, %+v", err, sent)
+	}
+}
+
 func TestAnAnswerIsWaitedForSoLong(t *testing.T) {
 	s := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/begun" {

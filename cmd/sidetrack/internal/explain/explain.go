@@ -13,6 +13,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -193,6 +194,10 @@ func (e *explainer) sandbox() {
 // be captured.
 func (e *explainer) redirect(ctx context.Context) (*v1alpha1.RedirectStatus, error) {
 	if e.service == "" {
+		// Of one that is not accepted this is not known, and why it is not has been said.
+		if c := meta.FindStatusCondition(e.sb.Status.Conditions, v1alpha1.ConditionAccepted); len(e.sb.Status.Redirects) == 0 && c != nil && c.Status == metav1.ConditionTrue {
+			e.say("service", Fails, "fork a workload whose pods a Service selects, or redirect a Service", "no Service leads to a fork: none selects the pods of what the sandbox forks, and it redirects none")
+		}
 		for i := range e.sb.Status.Redirects {
 			e.say("service", Note, "", "redirect %s", health.Redirect(&e.sb.Status.Redirects[i]))
 		}

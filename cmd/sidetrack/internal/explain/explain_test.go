@@ -133,6 +133,16 @@ func TestARedirectIsFoundByEitherNameOfItsPort(t *testing.T) {
 		t.Fatal(err)
 	}
 	has(t, "refused", only(e, "service"), "NO its tagged traffic is refused: no grant")
+	// A fork of what no Service selects is ready, and no request comes to it.
+	e = newExplainer(t, route)
+	e.sb.Status.Redirects = nil
+	for _, accepted := range []metav1.ConditionStatus{metav1.ConditionFalse, metav1.ConditionTrue} {
+		e.sb.Status.Conditions = []metav1.Condition{{Type: v1alpha1.ConditionAccepted, Status: accepted}}
+		if _, err := e.redirect(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	has(t, "nothing", only(e, "service"), "NO no Service leads to a fork")
 }
 
 func TestACallerIsJudgedByWhoseItIs(t *testing.T) {

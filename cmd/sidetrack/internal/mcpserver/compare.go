@@ -33,16 +33,18 @@ func (in compareInput) wait() time.Duration {
 }
 
 type compareReply struct {
-	Sandbox     string            `json:"sandbox"`
-	Same        bool              `json:"same" jsonschema:"nothing differs beyond noise; says nothing of your code unless verified"`
-	Verified    bool              `json:"verified" jsonschema:"the ledger shows that pods of the forks answered what they were to answer"`
-	NotVerified []string          `json:"not_verified,omitempty" jsonschema:"why it is not verified"`
-	Differences []differenceReply `json:"differences"`
-	Omitted     int               `json:"omitted,omitempty" jsonschema:"how many more differences there are"`
-	Noise       []string          `json:"noise,omitempty" jsonschema:"places that vary by themselves and were left out"`
-	Baseline    sideReply         `json:"baseline" jsonschema:"what everybody shares"`
-	Fork        sideReply         `json:"fork" jsonschema:"the sandbox"`
-	TraceID     string            `json:"trace_id,omitempty" jsonschema:"of the last request to the sandbox, or of the first that is not verified; explain_routing tells its hops"`
+	Sandbox       string            `json:"sandbox"`
+	Same          bool              `json:"same" jsonschema:"nothing differs beyond noise; says nothing of your code unless verified"`
+	Verified      bool              `json:"verified" jsonschema:"the ledger shows that pods of the forks answered what they were to answer, at forks_reached; it says nothing of forks_not_asked"`
+	NotVerified   []string          `json:"not_verified,omitempty" jsonschema:"why it is not verified"`
+	ForksReached  []string          `json:"forks_reached,omitempty" jsonschema:"redirected Services at which a fork answered in each request"`
+	ForksNotAsked []string          `json:"forks_not_asked,omitempty" jsonschema:"redirected Services that not every request is known to have come to: a change there may not have been compared"`
+	Differences   []differenceReply `json:"differences"`
+	Omitted       int               `json:"omitted,omitempty" jsonschema:"how many more differences there are"`
+	Noise         []string          `json:"noise,omitempty" jsonschema:"places that vary by themselves and were left out"`
+	Baseline      sideReply         `json:"baseline" jsonschema:"what everybody shares"`
+	Fork          sideReply         `json:"fork" jsonschema:"the sandbox"`
+	TraceID       string            `json:"trace_id,omitempty" jsonschema:"of the last request to the sandbox, or of the first that is not verified; explain_routing tells its hops"`
 }
 
 type differenceReply struct {
@@ -100,7 +102,7 @@ func compareResponses() tool {
 
 func compared(name string, res *compare.Result, d detail, redact func(string) string) *compareReply {
 	r := &compareReply{
-		Sandbox: name, Same: len(res.Differences) == 0, Verified: res.Verified, Differences: []differenceReply{}, Noise: res.Noise, TraceID: res.TraceID,
+		Sandbox: name, Same: len(res.Differences) == 0, Verified: res.Verified, ForksReached: res.Reached, ForksNotAsked: res.Missed, Differences: []differenceReply{}, Noise: res.Noise, TraceID: res.TraceID,
 		Baseline: sideReply{res.BaselineAnswers, res.BaselineStatus, res.BaselineError},
 		Fork:     sideReply{res.SandboxAnswers, res.SandboxStatus, res.SandboxError},
 	}
@@ -135,6 +137,16 @@ func (r *compareReply) text() string {
 		}
 		if r.TraceID != "" {
 			b.WriteString("next: call explain_routing with trace_id\n")
+		}
+	}
+	if r.Verified {
+		where := ", not at the same Services in each request"
+		if len(r.ForksReached) > 0 {
+			where = " at " + strings.Join(r.ForksReached, ", ")
+		}
+		fmt.Fprintf(&b, "VERIFIED: forks answered%s.\n", where)
+		if len(r.ForksNotAsked) > 0 {
+			fmt.Fprintf(&b, "This says nothing of your change to %s: no call to it is on record in each request.\n", strings.Join(r.ForksNotAsked, ", "))
 		}
 	}
 	if r.Same {

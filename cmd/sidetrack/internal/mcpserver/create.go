@@ -9,6 +9,10 @@ import (
 	"strings"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
 	"github.com/sidetrack-dev/sidetrack/api/v1alpha1"
 	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/sandbox"
 	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/task"
@@ -74,7 +78,10 @@ func createSandbox() tool {
 			if err != nil {
 				return nil, err
 			}
+			var before *v1alpha1.Sandbox
 			if in.Update {
+				// One that cannot be read cannot be changed, either, which says why.
+				before, _ = sandbox.Get(ctx, c.Cluster, sb.Namespace, sb.Name)
 				err = sandbox.Apply(ctx, c.Cluster, sb, false)
 			} else {
 				err = sandbox.Create(ctx, c.Cluster, sb, false)
@@ -82,8 +89,38 @@ func createSandbox() tool {
 			if err != nil {
 				return nil, err
 			}
-			return waitReady(ctx, c, sb, in.wait(), in.Detail)
+			out, err := waitReady(ctx, c, sb, in.wait(), in.Detail)
+			if err != nil {
+				return nil, err
+			}
+			out.Notes = append(out.Notes, sameForks(before, sb)...)
+			out.Notes = append(out.Notes, unknownServices(ctx, c, sb)...)
+			return out, nil
 		})
+}
+
+// sameForks warns who has pushed the next attempt under a tag that the forks run
+// already: their pods are not started again, and answer, verified, as they did.
+func sameForks(before, now *v1alpha1.Sandbox) []string {
+	if before == nil || before.UID != now.UID || len(now.Spec.Forks) == 0 || !equality.Semantic.DeepEqual(before.Spec.Forks, now.Spec.Forks) {
+		return nil
+	}
+	return []string{"nothing differs in the forks: their pods run on with the images that they have. An image pushed again under the same tag is not taken up: push it under a new one, and update again"}
+}
+
+// unknownServices warns of what observe names in vain. They may come later.
+func unknownServices(ctx context.Context, c call, sb *v1alpha1.Sandbox) []string {
+	var services corev1.ServiceList
+	if len(sb.Spec.Observe) == 0 || c.Objects.List(ctx, &services, client.InNamespace(sb.Namespace)) != nil {
+		return nil
+	}
+	var notes []string
+	for _, name := range sb.Spec.Observe {
+		if name != v1alpha1.ObserveAll && !slices.ContainsFunc(services.Items, func(s corev1.Service) bool { return s.Name == name }) {
+			notes = append(notes, "observe names "+name+", and there is no such Service in namespace "+sb.Namespace)
+		}
+	}
+	return notes
 }
 
 // request puts it into the library's short form.

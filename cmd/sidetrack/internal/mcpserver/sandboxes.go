@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -25,6 +26,7 @@ type sandboxReply struct {
 	Sandbox   string          `json:"sandbox" jsonschema:"its handle, namespace/name"`
 	Ready     bool            `json:"ready" jsonschema:"requests with its routing key reach its forks, on every node"`
 	Why       string          `json:"why,omitempty" jsonschema:"what it waits for, or what is wrong with it"`
+	Notes     []string        `json:"notes,omitempty" jsonschema:"what is in order and may not be what you want"`
 	Forks     []forkReply     `json:"forks,omitempty"`
 	Redirects []redirectReply `json:"redirects,omitempty" jsonschema:"the Services whose tagged traffic goes somewhere else"`
 	Nodes     string          `json:"nodes,omitempty" jsonschema:"how many nodes have it in force"`
@@ -148,6 +150,9 @@ func sandboxOf(sb *v1alpha1.Sandbox, d detail) *sandboxReply {
 	for _, s := range sb.Status.Redirects {
 		r.Redirects = append(r.Redirects, redirectOf(s))
 	}
+	if r.Ready {
+		r.Notes = unreached(sb)
+	}
 	if n := sb.Status.Nodes; n != nil {
 		r.Nodes = fmt.Sprintf("%d of %d", n.Programmed, n.Total)
 	}
@@ -160,6 +165,19 @@ func sandboxOf(sb *v1alpha1.Sandbox, d detail) *sandboxReply {
 		}
 	}
 	return r
+}
+
+// unreached are forks that no Service leads to: they run, and no request can be sent to
+// them.
+func unreached(sb *v1alpha1.Sandbox) []string {
+	var notes []string
+	for _, f := range sb.Status.Forks {
+		name := sandbox.Name(f.Workload)
+		if !slices.ContainsFunc(sb.Status.Redirects, func(r v1alpha1.RedirectStatus) bool { return r.Fork == name }) {
+			notes = append(notes, "no Service selects the pods of "+name+": no request reaches its fork, which only makes calls of its own")
+		}
+	}
+	return notes
 }
 
 func redirectOf(s v1alpha1.RedirectStatus) redirectReply {
@@ -206,10 +224,16 @@ func changes(f v1alpha1.Fork) string {
 
 func (r *sandboxReply) text() string {
 	var b strings.Builder
-	if r.Ready {
+	switch {
+	case r.Ready && len(r.Redirects) == 0:
+		fmt.Fprintf(&b, "Sandbox %s is ready, and no Service leads to its forks.\n", r.Sandbox)
+	case r.Ready:
 		fmt.Fprintf(&b, "Sandbox %s is ready: requests with its routing key reach its forks.\n", r.Sandbox)
-	} else {
+	default:
 		fmt.Fprintf(&b, "Sandbox %s is not ready: %s.\n", r.Sandbox, r.Why)
+	}
+	for _, n := range r.Notes {
+		fmt.Fprintf(&b, "NOTE: %s\n", n)
 	}
 	for _, f := range r.Forks {
 		fmt.Fprintf(&b, "- fork of %s: %s pods ready", f.Workload, f.Ready)
@@ -276,6 +300,10 @@ func listSandboxes() tool {
 				namespace, r.Where = metav1.NamespaceAll, "all namespaces"
 			}
 			all, err := sandbox.List(ctx, c.Cluster, namespace, "")
+			var f *task.Failure
+			if in.AllNamespaces && apierrors.IsForbidden(err) && errors.As(err, &f) {
+				f.Remedy = "leave all_namespaces out, and name a namespace"
+			}
 			if err != nil {
 				return nil, err
 			}

@@ -68,9 +68,9 @@ func (in sendInput) wait() time.Duration { return seconds(in.TimeoutSeconds) + 2
 
 type sendReply struct {
 	Sandbox       string              `json:"sandbox"`
-	Verified      bool                `json:"verified" jsonschema:"the ledger shows that pods of the forks answered what they were to answer. False does not mean that they did not: not_verified says what is not known, or went elsewhere"`
+	Verified      bool                `json:"verified" jsonschema:"the ledger shows that pods of the forks answered what they were to answer, at forks_reached; it says nothing of forks_not_asked. False does not mean that they did not: not_verified says what is not known, or went elsewhere"`
 	NotVerified   []string            `json:"not_verified,omitempty" jsonschema:"why it is not verified"`
-	Next          string              `json:"next,omitempty" jsonschema:"what to do about that"`
+	Next          string              `json:"next,omitempty" jsonschema:"what to do about that, or about forks_not_asked"`
 	Status        int                 `json:"status" jsonschema:"HTTP status of the answer"`
 	Body          string              `json:"body"`
 	BodyEncoding  string              `json:"body_encoding,omitempty" jsonschema:"base64 where the body is no text"`
@@ -82,7 +82,7 @@ type sendReply struct {
 	Hops          []hopReply          `json:"hops" jsonschema:"the calls that came of the request, as far as the cluster's nodes have seen them: calls to Services that are neither forked nor observed are not among them"`
 	OtherHops     []hopReply          `json:"other_hops,omitempty" jsonschema:"tagged calls without a trace id since the request began; they may be of this request or of another"`
 	ForksReached  []string            `json:"forks_reached,omitempty" jsonschema:"redirected Services at which a fork answered"`
-	ForksNotAsked []string            `json:"forks_not_asked,omitempty" jsonschema:"redirected Services that no known call of this request went to"`
+	ForksNotAsked []string            `json:"forks_not_asked,omitempty" jsonschema:"redirected Services that no known call of this request went to: nothing is proved of a change there"`
 }
 
 func sendRequest() tool {
@@ -116,7 +116,7 @@ func sendRequest() tool {
 				return err
 			})
 			if err != nil {
-				return nil, notAnswered(err, sb)
+				return nil, c.notAnswered(ctx, err, sb, sent.Began)
 			}
 			sent.Trace = a.TraceID
 			e, err := proof.Gather(ctx, c.Cluster, sb, sent)
@@ -141,7 +141,7 @@ func readySandbox(ctx context.Context, c call, text string, h http.Header) (*v1a
 		return nil, names, err
 	}
 	o := sandbox.DefaultWait()
-	o.Timeout = time.Minute
+	o.Timeout = usualWait * time.Second
 	sb, err = sandbox.Wait(ctx, c.Cluster, sb.Namespace, sb.Name, o, c.progress)
 	c.hide(sb)
 	var f *task.Failure
@@ -163,25 +163,62 @@ func untagged(sb *v1alpha1.Sandbox, h http.Header) (exchange.Names, error) {
 	return names, err
 }
 
-// notAnswered says why there is no answer.
-func notAnswered(err error, sb *v1alpha1.Sandbox) error {
+// notAnswered says why there is no answer, and how far the request has come.
+func (c call) notAnswered(ctx context.Context, err error, sb *v1alpha1.Sandbox, began time.Time) error {
 	var f *task.Failure
 	if errors.As(err, &f) {
 		return err
 	}
 	f = &task.Failure{Message: "no answer: " + err.Error(), Err: err}
 	var dial *tunnel.DialError
-	switch {
-	case errors.As(err, &dial) && dial.Word == "unresolved":
-		f.Remedy = "correct the URL's host: it is SERVICE." + sb.Namespace + "; list_workloads has the URLs"
-	case errors.As(err, &dial):
+	if errors.As(err, &dial) {
 		f.Remedy = "see whether the Service has pods and listens on that port: list_workloads has the URLs, sandbox_logs what a fork says"
+		if dial.Word == "unresolved" {
+			f.Remedy = "correct the URL's host: it is SERVICE." + sb.Namespace + "; list_workloads has the URLs"
+		}
+		return f
+	}
+	var sent *exchange.Unanswered
+	if !errors.As(err, &sent) {
+		f.Remedy = "see sandbox_logs and explain_routing"
+		return f
+	}
+	// Its forks are gone with it, and there are no logs to read.
+	var gone *task.Failure
+	if errors.As(sandbox.Gone(ctx, c.Cluster, sb), &gone) {
+		f.Message, f.Remedy = f.Message+"; "+gone.Message, gone.Remedy
+		return f
+	}
+	// What cannot be read is left out: that there is no answer is the news.
+	if e, err := proof.Gather(ctx, c.Cluster, sb, proof.Sent{Trace: sent.TraceID, Began: began}); err == nil {
+		f.Details = progressed(e)
+	}
+	switch {
 	case errors.Is(err, context.DeadlineExceeded):
 		f.Remedy = "raise timeout_seconds, or see sandbox_logs for what a fork does meanwhile"
+	case len(f.Details) > 1:
+		f.Remedy = "the hops tell how far it came: see sandbox_logs where the last one is a fork's, else whether that Service speaks HTTP on this port"
 	default:
-		f.Remedy = "see sandbox_logs and explain_routing"
+		f.Remedy = "see whether that port speaks HTTP, and sandbox_logs; explain_routing takes the trace_id"
 	}
 	return f
+}
+
+// progressed tells how far a request has come that has no answer.
+func progressed(e *proof.Evidence) []string {
+	all := []string{"trace_id: " + e.Sent.Trace}
+	if len(e.Records) > 0 {
+		all = append(all, "Hops:")
+	}
+	for _, h := range hopsOf(e.Records) {
+		all = append(all, h.line())
+	}
+	for _, n := range e.Nodes {
+		if n.Trace != nil && n.Trace.Open > 0 {
+			all = append(all, fmt.Sprintf("%d calls of it are still under way by way of node %s", n.Trace.Open, n.Node))
+		}
+	}
+	return all
 }
 
 func (c call) answerOf(a *exchange.Answer, in sendInput) *sendReply {
@@ -202,7 +239,10 @@ func (c call) answerOf(a *exchange.Answer, in sendInput) *sendReply {
 		if !utf8.Valid(body) {
 			body = whole[:min(len(whole), in.MaxBodyBytes)]
 		}
-		r.BodyCut = fmt.Sprintf("the first %d bytes: send the request again with a larger max_body_bytes (at most %d) for more", len(body), mostBody)
+		r.BodyCut = fmt.Sprintf("the first %d bytes", len(body))
+		if in.MaxBodyBytes < mostBody {
+			r.BodyCut += fmt.Sprintf(": send the request again with a larger max_body_bytes (at most %d) for more", mostBody)
+		}
 	}
 	r.Body = string(body)
 	if !utf8.Valid(body) {
@@ -218,31 +258,50 @@ func (r *sendReply) prove(ctx context.Context, c call, e *proof.Evidence) error 
 	for _, why := range v.Doubts {
 		r.NotVerified = append(r.NotVerified, asTools(why))
 	}
-	if r.Verified {
-		return nil
-	}
-	lost := slices.ContainsFunc(e.Records, func(rec ledger.Record) bool { return rec.LostKey && !rec.Healed })
-	switch {
-	case e.Unread != "":
-		r.Next = "mend what keeps the ledger from being read: " + asTools(e.Unread)
-	case lost:
-		r.Next = "have that workload pass the baggage header on, or call create_sandbox with update: true and heal: true"
-	case len(v.Reached) == 0:
-		others, err := untraced(ctx, c, e)
-		if err != nil {
+	// Who passes no trace on hides calls, of which a fork may have answered some.
+	if len(v.Missed) > 0 && (r.Verified || len(v.Reached) == 0) && e.Unread == "" {
+		var err error
+		if r.OtherHops, err = untraced(ctx, c, e); err != nil {
 			return err
 		}
-		r.OtherHops = others
-		r.Next = "call explain_routing with trace_id; to see every hop, call create_sandbox with update: true and observe: [\"*\"], and send it again"
-		if len(others) > 0 {
-			r.Next = "have the services pass the traceparent header on, which tells the hops of one request from another's; other_hops are what came since it began"
-		}
-	case v.Unseen:
-		r.Next = "call create_sandbox with update: true and observe: the Services on the way, the URL's first (or [\"*\"]), and send it again"
-	default:
-		r.Next = "send it again; if it stays so, call explain_routing with trace_id"
 	}
+	r.Next = r.next(e, v)
 	return nil
+}
+
+// next is what to do about what is not known.
+func (r *sendReply) next(e *proof.Evidence, v proof.Verdict) string {
+	missed := strings.Join(v.Missed, ", ")
+	hinted := func(service string) bool {
+		return slices.ContainsFunc(r.OtherHops, func(h hopReply) bool {
+			return h.Went == string(ledger.DecisionFork) && strings.HasPrefix(h.Service, service+"."+e.Sandbox.Namespace)
+		})
+	}
+	switch {
+	case v.Verified && len(v.Missed) == 0:
+		return ""
+	case v.Verified && !slices.ContainsFunc(v.Missed, func(service string) bool { return !hinted(service) }):
+		return "forks have answered calls to " + missed + " as well, which have no trace id: whether they came of this request is not known"
+	case v.Verified:
+		return "this says nothing of your change to " + missed + ". A fork that calls it reaches the fork there, by connections that are on record as no request's; whoever else calls it and passes" +
+			" neither the baggage nor the traceparent header on is answered by what everybody shares. Look at the body, or send a request to " + missed + " itself"
+	case e.Unread != "":
+		return "mend what keeps the ledger from being read: " + asTools(e.Unread)
+	case len(e.Sandbox.Status.Redirects) == 0:
+		return "fork a workload that list_workloads has a URL for, or call create_sandbox with update: true and redirects"
+	case slices.ContainsFunc(e.Records, func(rec ledger.Record) bool { return rec.LostKey && !rec.Healed }):
+		return "have that workload pass the baggage header on, or call create_sandbox with update: true and heal: true"
+	case len(v.Reached) == 0 && len(r.OtherHops) > 0:
+		return "have the services pass the traceparent header on, which tells the hops of one request from another's; other_hops are what came since it began"
+	case len(v.Reached) == 0 && !v.Unseen && slices.Contains(e.Sandbox.Spec.Observe, v1alpha1.ObserveAll):
+		return "all Services are observed, and the hops are all that is known: either the request does not come to " + missed +
+			", or the one that the last hop went to passes neither the baggage nor the traceparent header on: have it do so, or send a request to " + missed + " itself"
+	case len(v.Reached) == 0:
+		return "call explain_routing with trace_id; to see every hop, call create_sandbox with update: true and observe: [\"*\"], and send it again"
+	case v.Unseen:
+		return "call create_sandbox with update: true and observe: the Services on the way, the URL's first (or [\"*\"]), and send it again"
+	}
+	return "send it again; if it stays so, call explain_routing with trace_id"
 }
 
 // untraced are calls that say of which trace they are by nothing.
@@ -260,16 +319,22 @@ func untraced(ctx context.Context, c call, e *proof.Evidence) ([]hopReply, error
 func (r *sendReply) text() string {
 	var b strings.Builder
 	if r.Verified {
-		fmt.Fprintf(&b, "VERIFIED: forks answered at %s. Status %d, %d ms.\n", strings.Join(r.ForksReached, ", "), r.Status, r.Milliseconds)
+		where := strings.Join(r.ForksReached, ", ")
+		if len(r.ForksNotAsked) > 0 {
+			where += " (no call on record to " + strings.Join(r.ForksNotAsked, ", ") + ")"
+		}
+		fmt.Fprintf(&b, "VERIFIED: forks answered at %s. Status %d, %d ms.\n", where, r.Status, r.Milliseconds)
 	} else {
 		fmt.Fprintf(&b, "NOT VERIFIED that a fork answered. Status %d, %d ms.\n", r.Status, r.Milliseconds)
 		for _, d := range r.NotVerified {
 			fmt.Fprintf(&b, "- %s\n", d)
 		}
-		fmt.Fprintf(&b, "next: %s\n", r.Next)
+		if len(r.ForksNotAsked) > 0 {
+			fmt.Fprintf(&b, "No call on record to: %s\n", strings.Join(r.ForksNotAsked, ", "))
+		}
 	}
-	if len(r.ForksNotAsked) > 0 {
-		fmt.Fprintf(&b, "No call on record to: %s\n", strings.Join(r.ForksNotAsked, ", "))
+	if r.Next != "" {
+		fmt.Fprintf(&b, "next: %s\n", r.Next)
 	}
 	writeHops(&b, "Hops", r.Hops)
 	writeHops(&b, "Other tagged calls since then", r.OtherHops)

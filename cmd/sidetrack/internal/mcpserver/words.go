@@ -82,6 +82,8 @@ var spoken = []phrase{
 	said("say which cluster with --kubeconfig or --context, or set KUBECONFIG", "the server has no cluster: give it the server's --kubeconfig or the server's --context, or set KUBECONFIG"),
 	said("; --context chooses another cluster", "; the server's --context chooses another cluster"),
 	said("or choose another user with --context, --user or --token", "or have the server's settings choose another user"),
+	said("create it anew: sidetrack sandbox create <>", "call create_sandbox for it again"),
+	said(", with a longer --ttl", ", with a longer ttl"),
 	said("add --fork WORKLOAD", "add an entry to forks"),
 	said("; sidetrack doctor says what the agents have", ""),
 	said("name its image with --agent-image or", "name its image with the server's --agent-image or"),
