@@ -91,13 +91,22 @@ func compareResponses() tool {
 				return nil, err
 			}
 			if res.BaselineError != "" && res.SandboxError != "" {
-				return nil, &task.Failure{Message: "nobody answers: " + res.SandboxError, Remedy: "correct the URL: its host is SERVICE." + sb.Namespace + "; list_workloads has the URLs"}
+				return nil, unanswered(&res, sb.Namespace)
 			}
 			if err := compare.Verify(ctx, c.Cluster, sb, &res); err != nil {
 				return nil, err
 			}
 			return compared(handle(sb.Namespace, sb.Name), &res, in.Detail, c.redact), nil
 		})
+}
+
+// unanswered is why neither side answers.
+func unanswered(res *compare.Result, namespace string) error {
+	f := &task.Failure{Message: "nobody answers: " + res.SandboxError, Remedy: "correct the URL: its host is SERVICE." + namespace + "; list_workloads has the URLs. send_request tells how far a request comes"}
+	if res.TimedOut {
+		f.Remedy = "raise timeout_seconds; send_request tells how far a request comes"
+	}
+	return f
 }
 
 func compared(name string, res *compare.Result, d detail, redact func(string) string) *compareReply {
@@ -128,9 +137,7 @@ func compared(name string, res *compare.Result, d detail, redact func(string) st
 
 func (r *compareReply) text() string {
 	var b strings.Builder
-	if r.Verified {
-		b.WriteString("VERIFIED: a fork answered each of the sandbox's requests.\n")
-	} else {
+	if !r.Verified {
 		b.WriteString("NOT VERIFIED that a fork answered: what everybody shares may have been compared with itself.\n")
 		for _, why := range r.NotVerified {
 			fmt.Fprintf(&b, "- %s\n", why)
@@ -144,7 +151,7 @@ func (r *compareReply) text() string {
 		if len(r.ForksReached) > 0 {
 			where = " at " + strings.Join(r.ForksReached, ", ")
 		}
-		fmt.Fprintf(&b, "VERIFIED: forks answered%s.\n", where)
+		fmt.Fprintf(&b, "VERIFIED: a fork answered each of the sandbox's requests%s.\n", where)
 		if len(r.ForksNotAsked) > 0 {
 			fmt.Fprintf(&b, "This says nothing of your change to %s: no call to it is on record in each request.\n", strings.Join(r.ForksNotAsked, ", "))
 		}

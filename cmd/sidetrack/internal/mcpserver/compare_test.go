@@ -23,4 +23,17 @@ func TestAComparisonThatIsNotVerifiedSaysSoFirst(t *testing.T) {
 	if text := r.text(); !r.Verified || strings.Contains(text, "VERIFIED that") {
 		t.Errorf("verified %t: %q", r.Verified, text)
 	}
+	// It does not pass for a comparison of what requests did not come to.
+	r = compared("shop/pr-42", &compare.Result{Verified: true, Reached: []string{"route"}, Missed: []string{"stock"}}, short, strings.TrimSpace)
+	if text := r.text(); !strings.Contains(text, "requests at route.\nThis says nothing of your change to stock") || len(r.ForksReached) != 1 || len(r.ForksNotAsked) != 1 {
+		t.Errorf("one of two forks: %q", text)
+	}
+}
+
+func TestWhatNobodyAnswersHasTheRemedyOfItsCause(t *testing.T) {
+	for says, res := range map[string]*compare.Result{"raise timeout_seconds": {TimedOut: true}, "correct the URL": {}} {
+		if err := unanswered(res, "shop"); !strings.Contains(err.Error(), says) {
+			t.Errorf("%q: want %q", err, says)
+		}
+	}
 }

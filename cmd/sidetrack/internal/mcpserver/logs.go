@@ -5,6 +5,7 @@ package mcpserver
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -81,9 +82,17 @@ func sandboxLogs() tool {
 				r.Logs = append(r.Logs, logItem{Workload: sandbox.ForkedFrom(p), Pod: p.Name, Container: container})
 				return &r.Logs[len(r.Logs)-1]
 			}
+			seen := map[string]bool{}
 			o := podlog.Options{Tail: int64(in.Lines), Since: time.Duration(in.SinceSeconds) * time.Second, Previous: in.Previous}
 			err = podlog.Pods(ctx, c.Cluster, sb.Namespace, selector, o, func(p *corev1.Pod, container string) bool {
-				if in.Container != "" && container != in.Container || want != "" && sandbox.ForkedFrom(p) != want {
+				if want != "" && sandbox.ForkedFrom(p) != want {
+					return false
+				}
+				if seen[container] = true; in.Container != "" && container != in.Container {
+					return false
+				}
+				// One that has run once has no run before, and others may have.
+				if in.Previous && restarts(p, container) == 0 {
 					return false
 				}
 				find(p, container)
@@ -96,7 +105,7 @@ func sandboxLogs() tool {
 				return nil, err
 			}
 			if len(r.Logs) == 0 {
-				return nil, &task.Failure{Kind: task.NotReady, Message: "no such container of sandbox " + r.Sandbox + " has run yet", Remedy: "sandbox_status says why"}
+				return nil, in.nothing(r.Sandbox, seen)
 			}
 			most := mostLog
 			if in.Detail == full {
@@ -108,6 +117,29 @@ func sandboxLogs() tool {
 			}
 			return r, nil
 		})
+}
+
+// nothing is why there is no log, given the containers that have run.
+func (in logsInput) nothing(sandbox string, seen map[string]bool) error {
+	switch {
+	case in.Container != "" && len(seen) > 0 && !seen[in.Container]:
+		return &task.Failure{Kind: task.Usage, Message: "no container " + in.Container + " of sandbox " + sandbox + " has run", Remedy: "there are " + strings.Join(slices.Sorted(maps.Keys(seen)), ", ")}
+	case in.Previous && len(seen) > 0:
+		return &task.Failure{Kind: task.Usage, Message: "no such container of sandbox " + sandbox + " was started again", Remedy: "leave previous out for what it has written since its start"}
+	}
+	return &task.Failure{Kind: task.NotReady, Message: "no such container of sandbox " + sandbox + " has run yet", Remedy: "sandbox_status says why"}
+}
+
+// restarts is how often a container was started again.
+func restarts(p *corev1.Pod, container string) int32 {
+	for _, list := range [][]corev1.ContainerStatus{p.Status.InitContainerStatuses, p.Status.ContainerStatuses} {
+		for i := range list {
+			if list[i].Name == container {
+				return list[i].RestartCount
+			}
+		}
+	}
+	return 0
 }
 
 // forkNamed finds the workload of a fork by NAME or KIND/NAME.

@@ -3,7 +3,10 @@
 package mcpserver
 
 import (
+	"crypto/tls"
 	"encoding/json"
+	"errors"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -140,6 +143,16 @@ func TestARequestWithoutAnAnswerTellsHowFarItCame(t *testing.T) {
 	for _, w := range []string{"no answer: ", "trace_id: " + lost.TraceID, "-> route.shop:80 from Deployment/cart: fork, pod route-fork-1, error the connection ended", "next: the hops tell"} {
 		if !strings.Contains(got, w) {
 			t.Errorf("it does not say %q:\n%s", w, got)
+		}
+	}
+	for says, why := range map[string]error{
+		"raise timeout_seconds":                           &exchange.TimeoutError{After: time.Second},
+		"run_tests with an image that has a client of it": errors.New(`net/http: HTTP/1.x transport connection broken: malformed HTTP response "\x00\x00\x06\x04"`),
+		"without TLS": &tls.CertificateVerificationError{Err: errors.New("unknown authority")},
+	} {
+		err := k.notAnswered(t.Context(), &exchange.Unanswered{TraceID: lost.TraceID, Err: fmt.Errorf("GET x: %w", why)}, twoForks(), sentAt)
+		if got := (&toolError{"send_request", err, k.redact}).Error(); !strings.Contains(got, "next: ") || !strings.Contains(got, says) {
+			t.Errorf("of %v it does not say %q:\n%s", why, says, got)
 		}
 	}
 	// Whose sandbox has ended meanwhile has no fork whose logs could be read.

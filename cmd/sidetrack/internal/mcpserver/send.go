@@ -4,6 +4,7 @@ package mcpserver
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/base64"
 	"errors"
 	"fmt"
@@ -87,7 +88,7 @@ type sendReply struct {
 
 func sendRequest() tool {
 	return define("send_request", "Send a request through a sandbox", "answer and hops, verified",
-		`Send an HTTP request into the cluster as the sandbox's traffic, and get the answer together with its hops: which pod answered each call, from the nodes' own records. "verified: true" means that the forks really answered; otherwise the reply says what is not known or who lost the routing key, so that a good answer from what everybody shares is not mistaken for one of yours. The request is real: it reaches real services.`,
+		`Send an HTTP/1.1 request into the cluster as the sandbox's traffic, and get the answer together with its hops: which pod answered each call, from the nodes' own records. "verified: true" means that the forks really answered; otherwise the reply says what is not known or who lost the routing key, so that a good answer from what everybody shares is not mistaken for one of yours. The request is real: it reaches real services.`,
 		acts, func(p properties) {
 			tuneDetail(p)
 			tuneRequest(p)
@@ -196,6 +197,10 @@ func (c call) notAnswered(ctx context.Context, err error, sb *v1alpha1.Sandbox, 
 	switch {
 	case errors.Is(err, context.DeadlineExceeded):
 		f.Remedy = "raise timeout_seconds, or see sandbox_logs for what a fork does meanwhile"
+	case errors.As(err, new(*tls.CertificateVerificationError)):
+		f.Remedy = "send it to a port without TLS, or call run_tests with a client that trusts that certificate; requests inside TLS cannot be verified"
+	case strings.Contains(err.Error(), "malformed HTTP response"):
+		f.Remedy = "something else than HTTP/1.1 is spoken there: for gRPC, or another protocol, call run_tests with an image that has a client of it, whose calls are tagged by themselves"
 	case len(f.Details) > 1:
 		f.Remedy = "the hops tell how far it came: see sandbox_logs where the last one is a fork's, else whether that Service speaks HTTP on this port"
 	default:
