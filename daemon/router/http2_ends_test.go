@@ -373,11 +373,13 @@ func TestAForkThatAsksAndDoesNotListenIsGivenUp(t *testing.T) {
 // stopped does. It may allow all at once of what has waited for that until then.
 func TestAForkThatAllowsAllAndDoesNotReadStallsNobodyElse(t *testing.T) {
 	for _, late := range []bool{false, true} {
-		t.Run(fmt.Sprintf("late %t", late), func(t *testing.T) { forkThatDoesNotRead(t, late) })
+		for _, uploads := range []int{1, 3} {
+			t.Run(fmt.Sprintf("late %t, %d uploads", late, uploads), func(t *testing.T) { forkThatDoesNotRead(t, late, uploads) })
+		}
 	}
 }
 
-func forkThatDoesNotRead(t *testing.T, late bool) {
+func forkThatDoesNotRead(t *testing.T, late bool, uploads int) {
 	w := newWorld(t)
 	w.serveHTTP2(w.base, telling(w.base))
 	done, allow, allowed := make(chan struct{}), make(chan struct{}), make(chan struct{})
@@ -400,28 +402,32 @@ func forkThatDoesNotRead(t *testing.T, late bool) {
 		<-done
 	})
 	client := w.http2(w.client)
-	r, feed := io.Pipe()
-	stuck := mustRequest(t, http.MethodPost, r)
-	stuck.Header.Set("X-Sidetrack-Key", key)
-	ended := make(chan error, 1)
-	go func() {
-		resp, err := client.Do(stuck)
-		if err == nil {
-			resp.Body.Close()
-		}
-		ended <- err
-	}()
+	ended := make(chan error, uploads)
 	var fed atomic.Int64
-	go func() {
-		b := make([]byte, 16<<10)
-		for {
-			n, err := feed.Write(b)
-			fed.Add(int64(n))
-			if err != nil {
-				return
+	var feeds []*io.PipeWriter
+	for range uploads {
+		r, feed := io.Pipe()
+		feeds = append(feeds, feed)
+		stuck := mustRequest(t, http.MethodPost, r)
+		stuck.Header.Set("X-Sidetrack-Key", key)
+		go func() {
+			resp, err := client.Do(stuck)
+			if err == nil {
+				resp.Body.Close()
 			}
-		}
-	}()
+			ended <- err
+		}()
+		go func() {
+			b := make([]byte, 16<<10)
+			for {
+				n, err := feed.Write(b)
+				fed.Add(int64(n))
+				if err != nil {
+					return
+				}
+			}
+		}()
+	}
 	// It goes on until nobody takes any more: the fork's kernel, the router, the client.
 	isStuck := func() {
 		t.Helper()
@@ -452,11 +458,19 @@ func forkThatDoesNotRead(t *testing.T, late bool) {
 			t.Fatalf("request %d: %d bytes of %s, %v", i, len(got), resp.Header.Get("X-Served-By"), err)
 		}
 	}
-	close(done) // its connection ends
-	if err := <-ended; err == nil {
-		t.Error("the request that was stuck has been answered")
+	if len(ended) > 0 {
+		t.Errorf("an upload has ended, with %v, before the requests beside it were answered", <-ended)
+		uploads--
 	}
-	feed.Close()
+	close(done) // its connection ends
+	for range uploads {
+		if err := <-ended; err == nil {
+			t.Error("the request that was stuck has been answered")
+		}
+	}
+	for _, feed := range feeds {
+		feed.Close()
+	}
 	client.CloseIdleConnections()
 	w.noConnections()
 }

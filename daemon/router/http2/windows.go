@@ -16,7 +16,7 @@ import (
 // long as there is no other link. With others:
 //
 // Upload. What the client sends to another link is given back to its connection
-// window at once, unless too much is waiting already; the stream's window at the
+// window at once, but for a part of it while too much is waiting already; the stream's window at the
 // client follows the one that the link gives, which may differ in the beginning.
 // What the link does not allow yet waits in the stream.
 //
@@ -48,13 +48,20 @@ const linkPiece = 64 << 10
 
 func (w *windows) init() { w.clientConn = initialWindow }
 
+// mostWithheld is how much is not given back while too much is waiting: half of the
+// smallest connection window that there is (RFC 9113, section 6.9.2). With all of it the
+// client could send nothing to anybody, because of a fork that takes nothing.
+const mostWithheld = initialWindow / 2
+
 // refund gives bytes that the client has sent back to its connection window.
 func (r *Relay) refund(n int) {
+	back := int64(n)
 	if r.buffered > r.sh.limits.BufferBytes {
-		r.withheld += int64(n)
-		return
+		kept := min(back, mostWithheld-r.withheld)
+		r.withheld += kept
+		back -= kept
 	}
-	r.refundable += int64(n)
+	r.refundable += back
 }
 
 // giveBack sends what is to be given back.
