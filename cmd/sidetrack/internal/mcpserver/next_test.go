@@ -89,6 +89,13 @@ func untracedRecord(service string) ledger.Record {
 	return record(service, func(r *ledger.Record) { r.TraceID = "" })
 }
 
+// inTrace is a call of another trace.
+func inTrace(service string, change func(*ledger.Record)) ledger.Record {
+	r := record(service, change)
+	r.TraceID = strings.Repeat("b", 32)
+	return r
+}
+
 // A model does what next says: it has to lead on, and not in a circle.
 func TestWhatIsNotKnownHasARemedyThatHelps(t *testing.T) {
 	everything := func(sb *v1alpha1.Sandbox) { sb.Spec.Observe = []string{v1alpha1.ObserveAll} }
@@ -103,9 +110,14 @@ func TestWhatIsNotKnownHasARemedyThatHelps(t *testing.T) {
 		{name: "all forks", list: onRecord(record("route", nil), record("stock", nil)), verified: true},
 		// Who has changed stock has got no proof of it, and may have been answered by the baseline.
 		{name: "one of two forks", list: onRecord(record("route", nil)), verified: true, next: []string{"says nothing of your change to stock", "is answered by what everybody shares"}},
-		{name: "the other without a trace", list: onRecord(record("route", nil), untracedRecord("stock")), verified: true, next: []string{"calls to stock as well", "no trace id"}},
+		{name: "the other without a trace", list: onRecord(record("route", nil), untracedRecord("stock")), verified: true, next: []string{"calls to stock as well", "this request's trace id"}},
 		{name: "no fork", list: onRecord(record("front", baseline)), next: []string{`observe: ["*"]`}},
 		{name: "no fork, without a trace", list: onRecord(record("front", baseline), untracedRecord("route")), next: []string{"traceparent", "other_hops"}},
+		{name: "no fork, in a trace that a service has begun", list: onRecord(record("front", baseline), inTrace("route", nil)), next: []string{"traceparent", "other_hops"}},
+		{name: "no fork, beside another's request", list: onRecord(record("front", baseline), inTrace("route", nil), inTrace("front", func(r *ledger.Record) {
+			baseline(r)
+			r.Source = ledger.Source{Namespace: "shop", Pod: "proxy-2", Sandbox: "pr-42"}
+		})), next: []string{`observe: ["*"]`}, not: "other_hops"},
 		{name: "no fork, and all is observed", list: onRecord(record("front", baseline)), change: everything, next: []string{"does not come to route, stock", "passes neither"}, not: "observe:"},
 		{name: "no Service leads to the fork", list: onRecord(record("front", baseline)), change: func(sb *v1alpha1.Sandbox) { sb.Status.Redirects = nil }, next: []string{"list_workloads", "redirects"}, not: "observe"},
 	} {

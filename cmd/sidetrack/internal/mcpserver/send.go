@@ -18,7 +18,6 @@ import (
 	ledger "github.com/sidetrack-dev/sidetrack/api/ledger/v1alpha1"
 	"github.com/sidetrack-dev/sidetrack/api/v1alpha1"
 	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/exchange"
-	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/hops"
 	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/proof"
 	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/sandbox"
 	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/task"
@@ -81,7 +80,7 @@ type sendReply struct {
 	Milliseconds  int64               `json:"milliseconds" jsonschema:"until the answer was there, with the way into the cluster"`
 	TraceID       string              `json:"trace_id" jsonschema:"handle of this request's hops: explain_routing takes it, also in a later session"`
 	Hops          []hopReply          `json:"hops" jsonschema:"the calls that came of the request, as far as the cluster's nodes have seen them: calls to Services that are neither forked nor observed are not among them"`
-	OtherHops     []hopReply          `json:"other_hops,omitempty" jsonschema:"tagged calls without a trace id since the request began; they may be of this request or of another"`
+	OtherHops     []hopReply          `json:"other_hops,omitempty" jsonschema:"tagged calls since the request began that have no trace id, or one that a service has begun; they may be of this request or of another"`
 	ForksReached  []string            `json:"forks_reached,omitempty" jsonschema:"redirected Services at which a fork answered"`
 	ForksNotAsked []string            `json:"forks_not_asked,omitempty" jsonschema:"redirected Services that no known call of this request went to: nothing is proved of a change there"`
 }
@@ -266,7 +265,7 @@ func (r *sendReply) prove(ctx context.Context, c call, e *proof.Evidence) error 
 	// Who passes no trace on hides calls, of which a fork may have answered some.
 	if len(v.Missed) > 0 && (r.Verified || len(v.Reached) == 0) && e.Unread == "" {
 		var err error
-		if r.OtherHops, err = untraced(ctx, c, e); err != nil {
+		if r.OtherHops, err = others(ctx, c, e); err != nil {
 			return err
 		}
 	}
@@ -286,7 +285,7 @@ func (r *sendReply) next(e *proof.Evidence, v proof.Verdict) string {
 	case v.Verified && len(v.Missed) == 0:
 		return ""
 	case v.Verified && !slices.ContainsFunc(v.Missed, func(service string) bool { return !hinted(service) }):
-		return "forks have answered calls to " + missed + " as well, which have no trace id: whether they came of this request is not known"
+		return "forks have answered calls to " + missed + " as well, which do not have this request's trace id: whether they came of it is not known"
 	case v.Verified:
 		return "this says nothing of your change to " + missed + ". A fork that calls it reaches the fork there, by connections that are on record as no request's; whoever else calls it and passes" +
 			" neither the baggage nor the traceparent header on is answered by what everybody shares. Look at the body, or send a request to " + missed + " itself"
@@ -309,16 +308,16 @@ func (r *sendReply) next(e *proof.Evidence, v proof.Verdict) string {
 	return "send it again; if it stays so, call explain_routing with trace_id"
 }
 
-// untraced are calls that say of which trace they are by nothing.
-func untraced(ctx context.Context, c call, e *proof.Evidence) ([]hopReply, error) {
-	list, err := hops.Read(ctx, c.Cluster, hops.Of{Namespace: e.Sandbox.Namespace, Name: e.Sandbox.Name}, ledger.Options{Since: e.Start(), Limit: 200})
+// others are calls that may have come of the request and do not say so.
+func others(ctx context.Context, c call, e *proof.Evidence) ([]hopReply, error) {
+	records, err := e.Others(ctx, c.Cluster)
 	if ctx.Err() != nil {
 		return nil, ctx.Err()
 	}
 	if err != nil {
 		return nil, nil // It could be read a moment ago; what it adds is a hint.
 	}
-	return hopsOf(slices.DeleteFunc(list.Items, func(r ledger.Record) bool { return r.TraceID != "" })), nil
+	return hopsOf(records), nil
 }
 
 func (r *sendReply) text() string {

@@ -75,15 +75,8 @@ func (r Ran) own(sb *v1alpha1.Sandbox, all []ledger.Record) []ledger.Record {
 			from = first
 		}
 	}
-	other := func(rec *ledger.Record) bool {
-		return rec.Source.Sandbox == sb.Name && rec.Source.Namespace == sb.Namespace && rec.Source.Workload == "" && rec.Source.Pod != r.Pod
-	}
-	begun := map[string]bool{}
-	for i := range all {
-		if other(&all[i]) && all[i].TraceID != "" {
-			begun[all[i].TraceID] = true
-		}
-	}
+	other := func(rec *ledger.Record) bool { return byTester(sb, rec) && rec.Source.Pod != r.Pod }
+	begun := tracesOf(all, other)
 	mine := slices.DeleteFunc(slices.Clone(all), func(rec ledger.Record) bool {
 		return rec.Time.Time.Before(from) || other(&rec) || begun[rec.TraceID]
 	})
@@ -93,6 +86,41 @@ func (r Ran) own(sb *v1alpha1.Sandbox, all []ledger.Record) []ledger.Record {
 		mine = slices.DeleteFunc(mine, byFork)
 	}
 	return mine
+}
+
+// byTester reports whether a pod has called that sends requests for people, tests and
+// models: one of the sandbox that no workload owns.
+func byTester(sb *v1alpha1.Sandbox, r *ledger.Record) bool {
+	return r.Source.Sandbox == sb.Name && r.Source.Namespace == sb.Namespace && r.Source.Workload == ""
+}
+
+// tracesOf are the traces of some records.
+func tracesOf(all []ledger.Record, some func(*ledger.Record) bool) map[string]bool {
+	traces := map[string]bool{}
+	for i := range all {
+		if all[i].TraceID != "" && some(&all[i]) {
+			traces[all[i].TraceID] = true
+		}
+	}
+	return traces
+}
+
+// mostOthers is how many calls Others reads.
+const mostOthers = 200
+
+// Others reads the sandbox's calls since the request began that may have come of it and
+// do not say so: they have no trace, or one that somebody on the way has begun. Calls
+// of the traces of other requests that testers have sent are left out.
+func (e *Evidence) Others(ctx context.Context, c *cluster.Cluster) ([]ledger.Record, error) {
+	sb := e.Sandbox
+	list, err := hops.Read(ctx, c, hops.Of{Namespace: sb.Namespace, Name: sb.Name}, ledger.Options{Since: e.Start(), Limit: mostOthers})
+	if err != nil {
+		return nil, err
+	}
+	begun := tracesOf(list.Items, func(r *ledger.Record) bool { return byTester(sb, r) })
+	return slices.DeleteFunc(list.Items, func(r ledger.Record) bool {
+		return r.TraceID == e.Sent.Trace || begun[r.TraceID] || byTester(sb, &r)
+	}), nil
 }
 
 // account is Judge for calls that no trace joins.
