@@ -115,7 +115,7 @@ func (r *groups) decide(v *view, g *v1alpha1.RouteGroup, known *remembered, req 
 		return next, 0, v.err
 	}
 	prog, again := judge(cluster, known, programInput{
-		generation: g.Generation, revision: next.Revision, version: g.ResourceVersion, changed: changed, group: true,
+		namespace: g.Namespace, generation: g.Generation, revision: next.Revision, version: g.ResourceVersion, changed: changed, group: true,
 		services: services, slices: slices,
 		wasTrue: !changed && held(old.Conditions, v1alpha1.ConditionProgrammed, g.Generation),
 	})

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/resourceversion"
@@ -85,8 +86,9 @@ type cluster struct {
 	now      time.Time
 }
 
-// cover decides which nodes have to be covered, and are.
-func (c *cluster) cover(want versions) coverage {
+// cover decides which nodes have to be covered, and are. Of problems with objects it
+// tells those in one namespace alone, whose users read it; metav1.NamespaceAll: all.
+func (c *cluster) cover(want versions, namespace string) coverage {
 	var out coverage
 	for i := range c.nodes {
 		n := &c.nodes[i]
@@ -103,13 +105,13 @@ func (c *cluster) cover(want versions) coverage {
 			continue
 		}
 		s := &c.states[n.Name].Status
-		if why := c.exposed(n); why != "" {
+		if why := c.exposed(n, namespace); why != "" {
 			out.exposed = append(out.exposed, n.Name+" ("+why+")")
 			continue
 		}
 		if !want.reachedBy(s.Applied) {
 			behind := n.Name
-			if why := firstProblem(s, "Node"); why != "" {
+			if why := firstProblem(s, "Node", namespace); why != "" {
 				behind += " (" + why + ")"
 			}
 			out.behind = append(out.behind, behind)
@@ -167,24 +169,25 @@ func (c *cluster) uncovered(n *corev1.Node) string {
 
 // exposed says which of a node's pods have not been covered for a while: what
 // they send reaches the baseline, tagged or not.
-func (c *cluster) exposed(n *corev1.Node) string {
+func (c *cluster) exposed(n *corev1.Node, namespace string) string {
 	s := &c.states[n.Name].Status
 	since := c.agents[n.Name].uncovered
 	if s.Pods.Uncovered <= 0 || since.IsZero() || c.now.Sub(since) < uncoveredGrace {
 		return ""
 	}
 	out := fmt.Sprintf("%d of its %d pods", s.Pods.Uncovered, s.Pods.Covered+s.Pods.Uncovered)
-	if why := cmp.Or(firstProblem(s, "Pod"), firstProblem(s, "Node"), firstProblem(s, "")); why != "" {
+	if why := cmp.Or(firstProblem(s, "Pod", namespace), firstProblem(s, "Node", namespace), firstProblem(s, "", namespace)); why != "" {
 		out += ", the first problem: " + why
 	}
 	return out
 }
 
 // firstProblem is the first of an agent's problems, in words, that is about a
-// kind; of any kind where that is empty.
-func firstProblem(s *v1alpha1.NodeStateStatus, kind string) string {
+// kind; of any kind where that is empty. What is wrong in other namespaces than one is
+// nothing for those who read of it there, unless that is metav1.NamespaceAll.
+func firstProblem(s *v1alpha1.NodeStateStatus, kind, namespace string) string {
 	for _, p := range s.Problems {
-		if kind != "" && p.Kind != kind {
+		if kind != "" && p.Kind != kind || namespace != metav1.NamespaceAll && p.Namespace != "" && p.Namespace != namespace {
 			continue
 		}
 		what := p.Kind
@@ -231,7 +234,7 @@ func (c *coverage) describe() (reason, message string) {
 // signature changes when a node becomes covered or uncovered, and when connections
 // from before a redirect do, or the names that nodes go by.
 func (c *cluster) signature() string {
-	out := c.cover(versions{})
+	out := c.cover(versions{}, metav1.NamespaceAll)
 	names := v1alpha1.CommonKeyNames{}
 	if n := c.keyNames(); n != nil {
 		names = *n

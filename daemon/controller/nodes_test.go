@@ -40,6 +40,14 @@ func someState(name string) v1alpha1.NodeState {
 	}}
 }
 
+// exposing has two pods of a node not covered, for long enough, because of problems.
+func exposing(problems ...v1alpha1.NodeProblem) func(*v1alpha1.NodeState) {
+	return func(s *v1alpha1.NodeState) {
+		s.Status.Pods = v1alpha1.PodCoverage{Covered: 8, Uncovered: 2}
+		s.Status.Problems = problems
+	}
+}
+
 func clusterOf(h *heartbeats, nodes []corev1.Node, states []v1alpha1.NodeState, now time.Time) *cluster {
 	c := &cluster{nodes: nodes, states: map[string]*v1alpha1.NodeState{}, agents: h.hear(states, now), selector: labels.Everything(), now: now}
 	for i := range states {
@@ -68,6 +76,18 @@ func TestNodesThatCountAndWhatTheyLack(t *testing.T) {
 			s.Status.Applied.Sandboxes = "9"
 			s.Status.Problems = []v1alpha1.NodeProblem{{Kind: "Service", Name: "x", Message: "no"}, {Kind: "Node", Message: "raise --max-destinations"}}
 		}, want: versions{sandboxes: "100"}, reason: reasonWaiting, says: "waiting for n2 (raise --max-destinations)", counts: true},
+		{name: "pods that are not covered", state: exposing(
+			v1alpha1.NodeProblem{Kind: "Pod", Namespace: "shop", Name: "web-0", Message: "no namespace"},
+		), reason: reasonPodsUncover, says: "n2 (2 of its 10 pods, the first problem: Pod shop/web-0: no namespace)", counts: true},
+		// Whoever reads a Sandbox need not know what there is in other namespaces.
+		{name: "problems of other namespaces", state: exposing(
+			v1alpha1.NodeProblem{Kind: "Pod", Namespace: "vault", Name: "key-0", Message: "no namespace"},
+			v1alpha1.NodeProblem{Kind: "Sandbox", Namespace: "vault", Name: "pr-1", Message: "there is no Service vault/secrets"},
+		), reason: reasonPodsUncover, says: "n2 (2 of its 10 pods): tagged requests", counts: true},
+		{name: "problems of other namespaces, and the node's", state: exposing(
+			v1alpha1.NodeProblem{Kind: "Pod", Namespace: "vault", Name: "key-0", Message: "no namespace"},
+			v1alpha1.NodeProblem{Kind: "Node", Message: "the disk is full"},
+		), reason: reasonPodsUncover, says: "n2 (2 of its 10 pods, the first problem: the disk is full)", counts: true},
 		{name: "no agent", none: true, reason: reasonNodeUncover, says: "1 of 2 nodes have no working agent: n2 (no agent)", counts: true},
 		{name: "an agent from before the reboot", state: func(s *v1alpha1.NodeState) { s.Status.BootID = "old" }, reason: reasonNodeUncover, says: "n2 (no agent since it has been rebooted)", counts: true},
 		{name: "what an agent left that is long gone", state: func(s *v1alpha1.NodeState) {
@@ -106,7 +126,9 @@ func TestNodesThatCountAndWhatTheyLack(t *testing.T) {
 			if tt.none {
 				states = states[:1]
 			}
-			c := clusterOf(&heartbeats{}, nodes, states, noon).cover(tt.want)
+			h := &heartbeats{}
+			h.hear(states, noon.Add(-uncoveredGrace)) // so long ago
+			c := clusterOf(h, nodes, states, noon).cover(tt.want, "shop")
 			reason, message := c.describe()
 			if reason != tt.reason || !strings.Contains(message, tt.says) {
 				t.Errorf("%s: %s, want %s with %q", reason, message, tt.reason, tt.says)
@@ -123,11 +145,11 @@ func TestNodesThatAgentsDoNotRunOnDoNotCount(t *testing.T) {
 	nodes[1].Labels = map[string]string{"virtual": "yes"}
 	c := clusterOf(&heartbeats{}, nodes, []v1alpha1.NodeState{someState("n1")}, noon)
 	c.selector, _ = labels.Parse("virtual!=yes")
-	if got := c.cover(versions{}); !got.complete() || got.total != 1 {
+	if got := c.cover(versions{}, metav1.NamespaceAll); !got.complete() || got.total != 1 {
 		t.Errorf("coverage %+v", got)
 	}
 	c.nodes = nil
-	got := c.cover(versions{})
+	got := c.cover(versions{}, metav1.NamespaceAll)
 	if reason, _ := got.describe(); got.complete() || reason != reasonNoNodes {
 		t.Errorf("coverage of no nodes %+v (%s)", got, reason)
 	}
@@ -148,7 +170,7 @@ func TestPodsThatStayUncoveredAreAGap(t *testing.T) {
 			{Kind: "Sandbox", Namespace: "shop", Name: "pr-42", Message: "something else"},
 			{Kind: "Pod", Namespace: "shop", Name: "web-0", Message: "permission denied: give CAP_SYS_PTRACE"},
 		}
-		out := clusterOf(h, nodes, states, now).cover(versions{})
+		out := clusterOf(h, nodes, states, now).cover(versions{}, metav1.NamespaceAll)
 		p := programming{coverage: out, current: true, graced: true}
 		c := conditions{}
 		c.program(&p)
@@ -182,7 +204,7 @@ func TestAgentsAreSilentByOurOwnClock(t *testing.T) {
 	ahead := metav1.NewMicroTime(noon.Add(time.Hour))
 	state.Status.HeartbeatTime = &ahead
 	silent := func(after time.Duration) bool {
-		c := clusterOf(h, nodes, []v1alpha1.NodeState{state}, noon.Add(after)).cover(versions{})
+		c := clusterOf(h, nodes, []v1alpha1.NodeState{state}, noon.Add(after)).cover(versions{}, metav1.NamespaceAll)
 		return !c.complete()
 	}
 	if silent(0) || silent(staleAfter) || !silent(staleAfter+time.Second) {
@@ -202,7 +224,7 @@ func TestWhileNobodyCanBeHeardNobodyFallsSilent(t *testing.T) {
 	gone := metav1.NewMicroTime(noon.Add(-time.Hour))
 	states[1].Status.HeartbeatTime = &gone
 	look := func(after time.Duration) coverage {
-		return clusterOf(h, nodes, states, noon.Add(after)).cover(versions{})
+		return clusterOf(h, nodes, states, noon.Add(after)).cover(versions{}, metav1.NamespaceAll)
 	}
 	look(0)
 	for after := 5 * time.Second; after <= 60*time.Second; after += 5 * time.Second {

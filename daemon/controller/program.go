@@ -21,6 +21,7 @@ func slicesVersion(all []*discoveryv1.EndpointSlice) (newest string) {
 
 // programInput is what deciding on Programmed takes.
 type programInput struct {
+	namespace            string // the object's
 	generation, revision int64
 	// written is the object's resource version; changed is set when the status in
 	// it is not the one that nodes are to have.
@@ -44,7 +45,7 @@ func judge(c *cluster, r *remembered, in programInput) (p programming, again tim
 			want.sandboxes = since
 		}
 	}
-	p = programming{coverage: c.cover(want), current: !in.changed}
+	p = programming{coverage: c.cover(want, in.namespace), current: !in.changed}
 	switch {
 	case p.strict() || !p.current || !in.wasTrue:
 		r.lagging = time.Time{}

@@ -431,7 +431,7 @@ func (p *sandboxPass) status(key string, refused *refusal, forks []fork, states 
 		return next, p.view.err
 	}
 	in := programInput{
-		generation: p.sb.Generation, revision: next.Revision, version: p.sb.ResourceVersion, changed: changed,
+		namespace: p.sb.Namespace, generation: p.sb.Generation, revision: next.Revision, version: p.sb.ResourceVersion, changed: changed,
 		services: services, slices: slices,
 		wasTrue: !changed && held(old.Conditions, v1alpha1.ConditionProgrammed, p.sb.Generation),
 	}
