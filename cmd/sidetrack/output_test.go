@@ -7,6 +7,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"os"
+	"os/exec"
 	"strings"
 	"testing"
 
@@ -310,6 +312,29 @@ func TestWhatIsInterruptedRemovesItsPod(t *testing.T) {
 		}
 		if all := pods(); len(all) != 0 {
 			t.Errorf("%s leaves pod %s", args, all[0].Name)
+		}
+	}
+}
+
+// TestWhoseOutputNobodyReadsEndsAndCleansUp: as with "| head -1". A process that SIGPIPE
+// ends at once would leave its pods.
+func TestWhoseOutputNobodyReadsEndsAndCleansUp(t *testing.T) {
+	ns := namespace(t)
+	create(t, &v1alpha1.Sandbox{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: "a"}})
+	program, config := builtProgram(t), admin(t)
+	for _, args := range []string{"sandbox list", "sandbox list -o yaml", "sandbox list -w", "version"} {
+		r, w, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Close()
+		var errOut strings.Builder
+		cmd := exec.CommandContext(t.Context(), program, append([]string{"--kubeconfig=" + config, "--cache-dir=" + t.TempDir(), "-n", ns}, strings.Fields(args)...)...)
+		cmd.Stdout, cmd.Stderr = w, &errOut
+		err = cmd.Run()
+		w.Close()
+		if cmd.ProcessState.ExitCode() != 141 || errOut.Len() != 0 {
+			t.Errorf("%s: %v, and it says %q: want exit status 141 and not a word", args, err, errOut.String())
 		}
 	}
 }

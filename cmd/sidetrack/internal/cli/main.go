@@ -30,6 +30,8 @@ const (
 	exitDifferent   = 4
 	exitUnverified  = 5
 	exitInterrupted = 130
+	// exitUnread is what a shell says of a program that SIGPIPE has ended.
+	exitUnread = 141
 )
 
 // exitStatus is an error that has been told already, or needs no words.
@@ -51,9 +53,17 @@ var silence = sync.OnceFunc(func() {
 func Main(ctx context.Context, args []string, streams genericiooptions.IOStreams, version string) int {
 	silence()
 	name, arguments := calledAs(args)
-	root := newProgram(ctx, name, version, streams).command()
+	ctx, end := context.WithCancel(ctx)
+	defer end()
+	reader := &readBy{Writer: streams.Out, end: end}
+	p := newProgram(ctx, name, version, genericiooptions.IOStreams{In: streams.In, Out: reader, ErrOut: streams.ErrOut})
+	p.stdout, p.unread = streams.Out, reader.gone.Load
+	root := p.command()
 	root.SetArgs(arguments)
 	err := root.ExecuteContext(ctx)
+	if reader.gone.Load() {
+		return exitUnread
+	}
 	if err != nil {
 		complain(streams.ErrOut, name, err)
 	}

@@ -5,6 +5,7 @@ package cli
 import (
 	"context"
 	"fmt"
+	"io"
 	"net/http"
 	"os"
 	"runtime"
@@ -24,6 +25,11 @@ import (
 type program struct {
 	name, version string
 	streams       genericiooptions.IOStreams
+	// stdout is what programs that are run on this machine print to.
+	stdout io.Writer
+	// unread reports that nobody reads what is printed any more, so that there is nothing
+	// to say to the user either.
+	unread func() bool
 	// kube are kubectl's flags for the cluster, the user and the namespace.
 	kube *genericclioptions.ConfigFlags
 	// until ends what libraries ask of the API server without a context of ours.
@@ -31,7 +37,7 @@ type program struct {
 }
 
 func newProgram(ctx context.Context, name, version string, streams genericiooptions.IOStreams) *program {
-	p := &program{name: name, version: version, streams: streams, kube: genericclioptions.NewConfigFlags(true), until: ctx}
+	p := &program{name: name, version: version, streams: streams, stdout: streams.Out, unread: func() bool { return false }, kube: genericclioptions.NewConfigFlags(true), until: ctx}
 	p.kube.WithWrapConfigFn(func(c *rest.Config) *rest.Config {
 		p.configure(c)
 		c.Wrap(func(next http.RoundTripper) http.RoundTripper { return &ending{p, next} })

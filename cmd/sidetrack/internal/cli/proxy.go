@@ -159,7 +159,7 @@ func proxyEnv(address string) []string {
 func runLocal(ctx context.Context, p *program, command, env []string) error {
 	cmd := exec.CommandContext(ctx, command[0], command[1:]...)
 	cmd.Env = append(os.Environ(), env...)
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = p.streams.In, p.streams.Out, p.streams.ErrOut
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = p.streams.In, p.stdout, p.streams.ErrOut
 	// It gets the terminal's interrupt by itself; this is for when nobody else ends it.
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
 	cmd.WaitDelay = 5 * time.Second

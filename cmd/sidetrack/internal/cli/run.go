@@ -33,7 +33,8 @@ func (p *program) runCommand() *cobra.Command {
 other flows follow the sandbox's redirects. What it prints is printed, and its exit status is this program's. The pod is
 removed when it has ended and when this is interrupted, and goes with the sandbox in any case.
 
-The command replaces the image's entrypoint; with --args it is given to it. It starts when the sandbox is ready and the
+The command replaces the image's entrypoint; with --args it is given to it. It is run as it is: what Kubernetes would put
+in the place of $(NAME) and $$ stays. It has no standard input. It starts when the sandbox is ready and the
 pod's traffic is covered, so that no request of it reaches the baseline by mistake.
 
 Exit status: the command's; 124 when it takes too long, 125 when it could not be run or followed, 2 for wrong usage.`,
@@ -104,7 +105,7 @@ func (p *program) ranWith(res runner.Result, err error) error {
 			fmt.Fprintf(p.streams.ErrOut, "%s: the command was ended: %s\n", p.name, res.Reason)
 		}
 		return exitStatus(res.ExitCode)
-	case task.KindOf(err) == task.Usage:
+	case task.KindOf(err) == task.Usage || p.unread():
 		return err
 	}
 	complain(p.streams.ErrOut, p.name, err)

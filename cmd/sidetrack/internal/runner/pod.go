@@ -26,7 +26,7 @@ type Request struct {
 	Namespace string
 	Sandbox   string
 	Image     string
-	// Command is run in the place of the image's entrypoint, or given to it as
+	// Command is run as it is in the place of the image's entrypoint, or given to it as
 	// arguments where AsArgs is set. Empty: what the image runs by itself.
 	Command []string
 	AsArgs  bool
@@ -91,17 +91,23 @@ func (r *Request) pod(sb *v1alpha1.Sandbox) (*corev1.Pod, error) {
 		},
 		TerminationMessagePolicy: corev1.TerminationMessageFallbackToLogsOnError,
 	}
-	if r.AsArgs {
-		main.Args = r.Command
-	} else {
-		main.Command = r.Command
+	command := make([]string, len(r.Command))
+	for i, word := range r.Command {
+		command[i] = literal(word)
+	}
+	switch {
+	case len(command) == 0:
+	case r.AsArgs:
+		main.Args = command
+	default:
+		main.Command = command
 	}
 	for _, text := range r.Env {
 		name, value, ok := strings.Cut(text, "=")
 		if !ok || name == "" {
 			return nil, task.Usagef("env %q is not NAME=VALUE", text)
 		}
-		main.Env = append(main.Env, corev1.EnvVar{Name: name, Value: value})
+		main.Env = append(main.Env, corev1.EnvVar{Name: name, Value: literal(value)})
 	}
 	p.Spec.Containers = []corev1.Container{main}
 	if !r.Unchecked && !r.Untagged {
@@ -109,6 +115,11 @@ func (r *Request) pod(sb *v1alpha1.Sandbox) (*corev1.Pod, error) {
 	}
 	return r.patch(p)
 }
+
+// literal has Kubernetes leave a word as it is. In commands and values of variables it
+// puts a variable in the place of $(NAME), and $ in that of $$, which is a shell's process
+// id.
+func literal(word string) string { return strings.ReplaceAll(word, "$", "$$") }
 
 func (r *Request) timeout() time.Duration {
 	if r.Timeout > 0 {

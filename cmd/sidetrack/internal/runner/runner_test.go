@@ -3,6 +3,7 @@
 package runner
 
 import (
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -38,6 +39,25 @@ func TestThePodIsTheSandboxsAndEnds(t *testing.T) {
 	r = Request{Image: "a", Command: []string{"x"}, AsArgs: true, Untagged: true}
 	if p, err = r.pod(sb); err != nil || p.Spec.Containers[0].Command != nil || p.Spec.Containers[0].Args[0] != "x" || p.Labels[v1alpha1.InjectLabel] != "" || len(p.Spec.InitContainers) != 0 {
 		t.Errorf("%v: %+v", err, p)
+	}
+}
+
+// TestACommandIsRunAsItIs: what Kubernetes would put in the place of something else in it
+// (k8s.io/kubernetes/third_party/forked/golang/expansion) is escaped.
+func TestACommandIsRunAsItIs(t *testing.T) {
+	for _, asArgs := range []bool{false, true} {
+		r := Request{Image: "a", Command: []string{"sh", "-c", "kill $$; echo $(A) $A"}, AsArgs: asArgs, Env: []string{"PRICE=$$5 $(A)"}}
+		p, err := r.pod(sb)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c := p.Spec.Containers[0]
+		if got := slices.Concat(c.Command, c.Args)[2]; got != "kill $$$$; echo $$(A) $$A" {
+			t.Errorf("the command is %q", got)
+		}
+		if got := c.Env[len(c.Env)-1].Value; got != "$$$$5 $$(A)" {
+			t.Errorf("the variable is %q", got)
+		}
 	}
 }
 
