@@ -179,7 +179,7 @@ func TestTheExitStatusesAreDocumented(t *testing.T) {
 		got = append(got, m[1])
 	}
 	var want []string
-	for _, code := range []int{exitOK, exitFailed, exitUsage, exitNotReady, exitDifferent, exitUnverified, exitRunTimeout, exitNotRun, exitInterrupted} {
+	for _, code := range []int{exitOK, exitFailed, exitUsage, exitNotReady, exitDifferent, exitUnverified, exitRunTimeout, exitNotRun, exitInterrupted, exitUnread} {
 		want = append(want, fmt.Sprint(code))
 	}
 	if d := cmp.Diff(want, got); d != "" {
