@@ -53,7 +53,7 @@ func (l *Ledger) Records(_ context.Context, o Owner, want ledgerv1alpha1.Options
 		state = &answer
 	}
 	list, _ := l.List(o, q)
-	list.Nodes[0].Trace = state
+	Settled(&list, state)
 	return &list, nil
 }
 

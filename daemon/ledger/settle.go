@@ -51,6 +51,16 @@ func (l *Ledger) UnderWay() (n int) {
 	return n
 }
 
+// Settled adds what Settle has said to what List has returned after it; nil: nothing. What
+// had been dropped by then is not known: the list's Since does not tell that to who has
+// another clock.
+func Settled(list *ledgerv1alpha1.RecordList, answer *ledgerv1alpha1.TraceAnswer) {
+	n := &list.Nodes[0]
+	if n.Trace = answer; answer != nil {
+		answer.KnownNanos = min(answer.KnownNanos, max(time.Since(n.Since.Time).Nanoseconds(), 0))
+	}
+}
+
 // Settle takes in where a trace of an owner has gone with its key, as other nodes have
 // said, looks at the calls of the trace again, and says how far this node's records
 // of it can be relied on when they are read next. It returns where this node knows it

@@ -241,12 +241,7 @@ func (r *Responder) answer(ctx context.Context, q *wire.Question) error {
 	hops, state := r.settle(o, want.Trace, q)
 	for {
 		list, next := r.ledger.List(o, want)
-		if state != nil {
-			// Clocks differ, so that Since alone tells nobody elsewhere whether something has been
-			// dropped since a request began.
-			state.KnownNanos = min(state.KnownNanos, max(time.Since(list.Nodes[0].Since.Time).Nanoseconds(), 0))
-		}
-		list.Nodes[0].Trace = state
+		ledger.Settled(&list, state)
 		if n := list.Nodes[0].Dropped; len(list.Items) > 0 || n != dropped {
 			dropped = n
 			for items, more := list.Items, true; more; {
