@@ -171,6 +171,11 @@ func (r *Relay) lose(l *Link) {
 	l.blocked, l.waiting = nil, nil
 }
 
+// answeredWhole reports whether all of the answer is here, if not with the client.
+func (s *stream) answeredWhole() bool {
+	return s.serverDone || s.serverEnded || len(s.down) > 0 && s.down[len(s.down)-1].end
+}
+
 // abandon ends a stream whose server has gone. Directly connected, the client
 // would have lost the connection: to gRPC that is UNAVAILABLE, for which HTTP/2
 // has no code unless the stream was certainly not processed.
@@ -179,7 +184,7 @@ func (r *Relay) abandon(s *stream) {
 		return
 	}
 	ended := s.serverEnded || len(s.down) > 0 && s.down[len(s.down)-1].end
-	if !ended {
+	if !s.answeredWhole() {
 		r.unwatch(s, serverGone)
 	}
 	switch {

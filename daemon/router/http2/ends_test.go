@@ -206,3 +206,30 @@ func TestADrainLetsStreamsFinish(t *testing.T) {
 		t.Errorf("%d streams are still open", s.relay.Open())
 	}
 }
+
+// A server may take back its wish for the rest of a request once it has answered. Before
+// that its answer is cut, whatever it calls that.
+func TestAnAnswerThatIsResetWithoutAnErrorIsWholeOrCut(t *testing.T) {
+	for _, key := range []string{"", keyA} {
+		for _, whole := range []bool{true, false} {
+			s := newScene(t, Limits{})
+			s.watch = true
+			c := s.client
+			c.headers(1, true, keyed(keyB)...) // both ways differ from the plain one
+			c.headers(3, false, keyed(key)...)
+			s.settle()
+			server := s.servers["base"]
+			if key != "" {
+				server = s.servers["a"]
+			}
+			server.headers(3, false, status("200")...)
+			server.data(3, 10, whole)
+			s.settle()
+			server.reset(3, wire.ErrCodeNo)
+			s.settle()
+			if len(s.ended) != 1 || (s.ended[0].why == "") != whole || s.ended[0].watch.Status != 200 {
+				t.Errorf("key %q, the answer is whole: %t; ended are %+v", key, whole, s.ended)
+			}
+		}
+	}
+}

@@ -223,7 +223,10 @@ func (r *Relay) linkReset(l *Link, h head, raw []byte) {
 		}
 	}
 	if s.watch != nil && len(raw) == headLen+4 {
-		if code := wire.ErrCode(binary.BigEndian.Uint32(raw[headLen:])); code != wire.ErrCodeNo {
+		// Without an error it is how a server says, behind its whole answer, that it wants no
+		// more of the request (RFC 9113, section 8.1). Before that the answer is cut.
+		code := wire.ErrCode(binary.BigEndian.Uint32(raw[headLen:]))
+		if code != wire.ErrCodeNo || !s.answeredWhole() {
 			r.unwatch(s, resetBy(code))
 		}
 	}
