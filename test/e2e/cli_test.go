@@ -160,7 +160,10 @@ func runInSandbox(t *testing.T) {
 	out, said := sidetrack(t, 0, "run", "--sandbox", "cli", "--image", "sidetrack.test/shop:v1", "--env", "GREETING=hello", "--", "/shop", "check", "-want", `"Service":"route","Version":"pr-42"`, front)
 	figure("sidetrack run, one request through the fork", "%.1f s", time.Since(began).Seconds())
 	mustSay(t, out, `200 OK [{"Service":"front","Version":"v1"`, `"Service":"route","Version":"pr-42"`)
-	mustSay(t, said, "runs on node ")
+	mustSay(t, said, "runs on node ", "forks answered while it ran, at: route")
+	// A green in which no fork had a part is said to be one.
+	_, said = sidetrack(t, 0, "run", "--sandbox", "cli", "--image", "sidetrack.test/shop:v1", "--", "/shop", "check", stock)
+	mustSay(t, said, "NOT VERIFIED", "no call to a fork is on record while it ran", "next: sidetrack trace cli -n shop --since 2m")
 	// Its first request, right after its start, is tagged: it never sees the baseline.
 	for range 5 {
 		sidetrack(t, 0, "run", "--sandbox", "cli", "--image", "sidetrack.test/shop:v1", "--", "/shop", "check", "-want", `"Service":"route","Version":"pr-42"`, front)

@@ -8,9 +8,13 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
+	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/cluster"
+	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/proof"
 	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/runner"
 	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/task"
 )
@@ -35,7 +39,9 @@ removed when it has ended and when this is interrupted, and goes with the sandbo
 
 The command replaces the image's entrypoint; with --args it is given to it. It is run as it is: what Kubernetes would put
 in the place of $(NAME) and $$ stays. It has no standard input. It starts when the sandbox is ready and the
-pod's traffic is covered, so that no request of it reaches the baseline by mistake.
+pod's traffic is covered, so that no request of it reaches the baseline by mistake. At the end standard error says at
+which Services forks answered meanwhile, and what is known to have gone elsewhere: a green in which no fork had a part
+is none of the change's.
 
 Exit status: the command's; 124 when it takes too long, 125 when it could not be run or followed, 2 for wrong usage.`,
 		Example: p.example(`
@@ -67,10 +73,7 @@ Exit status: the command's; 124 when it takes too long, 125 when it could not be
 					return p.ranWith(runner.Result{}, err)
 				}
 			}
-			res, err := runner.Run(cmd.Context(), c, r, func(line string) error {
-				_, err := io.WriteString(p.streams.Out, line)
-				return err
-			}, p.progress())
+			res, err := p.run(cmd.Context(), c, r)
 			return p.ranWith(res, err)
 		},
 		ValidArgsFunction: cobra.NoFileCompletions,
@@ -93,6 +96,49 @@ Exit status: the command's; 124 when it takes too long, 125 when it could not be
 	completeFlag(cmd, "sandbox", p.complete(sandboxNames))
 	completeFlag(cmd, "image-pull-policy", oneOf("Always", "IfNotPresent", "Never"))
 	return cmd
+}
+
+// run runs the command, and says what is known of whether forks answered it.
+func (p *program) run(ctx context.Context, c *cluster.Cluster, r runner.Request) (runner.Result, error) {
+	progress := p.progress()
+	sb, err := proof.ToRun(ctx, c, r.Namespace, r.Sandbox, task.ProgressFunc(func(e task.Event) {
+		if !e.OK {
+			progress.Report(e)
+		}
+	}))
+	if err != nil {
+		return runner.Result{}, err
+	}
+	res, err := runner.Run(ctx, c, r, func(line string) error {
+		_, err := io.WriteString(p.streams.Out, line)
+		return err
+	}, progress)
+	if err != nil {
+		return res, err
+	}
+	v, err := proof.Account(ctx, c, sb, proof.Ran{Pod: res.Pod, Began: res.Began})
+	if err != nil {
+		// What the command has come to is known all the same.
+		v = proof.Verdict{Doubts: []string{"it is not known whether a fork answered: " + err.Error()}}
+	}
+	writeAccount(p.streams.ErrOut, &v, fmt.Sprintf("%s trace %s -n %s --since %dm", p.name, sb.Name, sb.Namespace, res.Took/time.Minute+2))
+	return res, nil
+}
+
+// writeAccount says at which Services forks answered while a command ran, and what is
+// not known. Nothing says that it is the command whom they answered.
+func writeAccount(out io.Writer, v *proof.Verdict, next string) {
+	if len(v.Reached) > 0 {
+		fmt.Fprintf(out, "forks answered while it ran, at: %s\n", strings.Join(v.Reached, ", "))
+	}
+	if len(v.Doubts) == 0 {
+		return
+	}
+	fmt.Fprintln(out, "NOT VERIFIED that forks answered the command wherever they should:")
+	for _, why := range v.Doubts {
+		fmt.Fprintf(out, "  %s\n", why)
+	}
+	fmt.Fprintf(out, "next: %s\n", next)
 }
 
 // ranWith gives the command's exit status, or what stands for it.

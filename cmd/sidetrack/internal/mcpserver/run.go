@@ -12,7 +12,6 @@ import (
 
 	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/proof"
 	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/runner"
-	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/sandbox"
 	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/task"
 )
 
@@ -79,13 +78,10 @@ func runTests() tool {
 			}
 			slices.Sort(req.Env)
 			// What the ledger is asked of is a sandbox in force, as it is before the first request.
-			if sb, err = sandbox.Wait(ctx, c.Cluster, sb.Namespace, sb.Name, sandbox.DefaultWait(), c.progress); err != nil {
+			if sb, err = proof.ToRun(ctx, c.Cluster, sb.Namespace, sb.Name, c.progress); err != nil {
 				return nil, err
 			}
 			c.hide(sb)
-			if sb, err = proof.Covered(ctx, c.Cluster, sb, c.progress); err != nil {
-				return nil, err
-			}
 			out := tail{most: mostOutput, redact: c.redact}
 			if in.Detail == full {
 				out.most = mostFullOutput

@@ -12,6 +12,7 @@ import (
 	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/cluster"
 	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/hops"
 	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/sandbox"
+	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/task"
 )
 
 // Ran is a command that has run in a pod of a sandbox, whose requests nobody has
@@ -28,6 +29,16 @@ const ranMost = 2 * time.Second
 
 // skew is what the clocks of two nodes may differ by.
 const skew = 50 * time.Millisecond
+
+// ToRun waits until a sandbox is in force, and what is from before it closed, and
+// returns it as it is then: what Account is to know of.
+func ToRun(ctx context.Context, c *cluster.Cluster, namespace, name string, progress task.Progress) (*v1alpha1.Sandbox, error) {
+	sb, err := sandbox.Wait(ctx, c, namespace, name, sandbox.DefaultWait(), progress)
+	if err != nil {
+		return nil, err
+	}
+	return Covered(ctx, c, sb, progress)
+}
 
 // Account reads what is on record of a sandbox's traffic since a command began, and
 // says at which Services forks have answered, and what is known to have gone elsewhere.
