@@ -109,6 +109,11 @@ func TestWhatIsForkedIsObserved(t *testing.T) {
 	observes()
 	_, said := sidetrack(t, ns, 2, "sandbox", "create", "a", "--update", "--fork", "stock", "--image", "stock:2", "--observe", "none,stock")
 	mustSay(t, said, "observe none goes with nothing else")
+	// A name that is misspelt would leave its hops out, without a word.
+	_, said = sidetrack(t, ns, 0, "sandbox", "create", "b", "--fork", "stock", "--image", "stock:2", "--observe", "route,rout")
+	if want := "sidetrack: --observe names rout, and there is no such Service in namespace " + ns + ": nothing is seen there until there is\n"; said != want {
+		t.Errorf("it says %q, want %q", said, want)
+	}
 }
 
 // serviceOf is a Service of a deployment's pods.

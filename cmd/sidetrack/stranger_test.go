@@ -68,6 +68,26 @@ func TestAWrongNameIsToldWithTheRightOnes(t *testing.T) {
 	meets(t, admin(t), ns, []string{"trace nobody --group"}, "next: there are g; -n chooses another namespace")
 }
 
+// TestASandboxIsNamedAsItsNameIsPrinted: by -o name, and as kubectl takes it.
+func TestASandboxIsNamedAsItsNameIsPrinted(t *testing.T) {
+	ns := namespace(t)
+	for _, kind := range []string{"sandbox.sidetrack.dev/", "sandbox/"} {
+		var commands []string
+		for _, args := range ofASandbox {
+			commands = append(commands, strings.ReplaceAll(args, "nobody", kind+"nobody"))
+		}
+		meets(t, admin(t), ns, commands, "there is no sandbox nobody in namespace "+ns)
+	}
+	create(t, &v1alpha1.Sandbox{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: "a"}})
+	create(t, &v1alpha1.Sandbox{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: "b"}})
+	names, _ := sidetrack(t, ns, 0, "sandbox", "list", "-o", "name")
+	out, _ := sidetrack(t, ns, 0, append([]string{"sandbox", "get", "-o", "name"}, strings.Fields(names)...)...)
+	if out != names || len(strings.Fields(names)) != 2 {
+		t.Errorf("get prints %q of %q", out, names)
+	}
+	sidetrack(t, ns, 0, append([]string{"sandbox", "delete"}, strings.Fields(names)...)...)
+}
+
 func TestANamespaceThatIsNotThereIsToldAsSuch(t *testing.T) {
 	meets(t, admin(t), "nowhere", append(ofASandbox, "trace nobody --group"), `nowhere`, "next: create it, or choose another namespace with -n")
 	objects := "apiVersion: sidetrack.dev/v1alpha1\nkind: Sandbox\nmetadata: {name: a}\nspec: {}\n"

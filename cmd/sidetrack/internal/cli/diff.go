@@ -121,7 +121,7 @@ verified that forks have answered.`,
 			if err != nil {
 				return err
 			}
-			return p.diff(cmd.Context(), &tun, name, requests, o, output)
+			return p.diff(cmd.Context(), &tun, sandboxName(name), requests, o, output)
 		},
 		ValidArgsFunction: cobra.NoFileCompletions,
 	}

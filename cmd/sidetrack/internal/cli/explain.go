@@ -27,7 +27,7 @@ Exit status: 0 when nothing is known that keeps requests from the fork, 3 otherw
   %[1]s explain pr-42 route
   %[1]s explain pr-42 http://route.shop/quote --from deploy/cart`),
 		GroupID: "look",
-		Args:    cobra.RangeArgs(1, 2),
+		Args:    sandboxesFirst(1, cobra.RangeArgs(1, 2)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := output.check(cmd); err != nil {
 				return err

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -59,7 +60,7 @@ func (p *program) getCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "get [NAME...]",
 		Short: "Print sandboxes: a table, or the objects with -o",
-		Args:  cobra.ArbitraryArgs,
+		Args:  sandboxesFirst(math.MaxInt, cobra.ArbitraryArgs),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return p.get(cmd, &f, args)
 		},

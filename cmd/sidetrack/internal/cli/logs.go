@@ -30,7 +30,7 @@ With -f, go on, also with pods that take the place of others, until interrupted,
   %[1]s logs pr-42 -f --tail 20
   %[1]s logs pr-42 --fork route -c app --previous`),
 		GroupID: "look",
-		Args:    cobra.ExactArgs(1),
+		Args:    sandboxesFirst(1, cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := p.connect()
 			if err != nil {

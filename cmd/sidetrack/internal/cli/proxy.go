@@ -82,7 +82,7 @@ or its ttl is over, this fails, and interrupts the command.`,
 			if name == "" {
 				return usage(cmd, errors.New("--sandbox is missing: whose key requests are to get"))
 			}
-			return p.proxy(cmd.Context(), &f, name, listen, args)
+			return p.proxy(cmd.Context(), &f, sandboxName(name), listen, args)
 		},
 		ValidArgsFunction: cobra.NoFileCompletions,
 	}

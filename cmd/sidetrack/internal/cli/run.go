@@ -56,7 +56,7 @@ Exit status: the command's; 124 when it takes too long, 125 when it could not be
 			case r.Image == "":
 				return usage(cmd, errors.New("--image is missing: what the command runs in"))
 			}
-			r.Command, r.Unchecked = args, noCheck
+			r.Sandbox, r.Command, r.Unchecked = sandboxName(r.Sandbox), args, noCheck
 			if patch != "" {
 				text, err := readFile(patch, p.streams.In)
 				if err != nil {

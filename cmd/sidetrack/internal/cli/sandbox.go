@@ -5,6 +5,7 @@ package cli
 import (
 	"errors"
 	"fmt"
+	"math"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -95,6 +96,9 @@ that, the only one that has been given an image. CONTAINER may be the name of a 
 			if err != nil {
 				return err
 			}
+			for _, name := range sandbox.Unobserved(ctx, c, sb) {
+				fmt.Fprintf(p.streams.ErrOut, "%s: --observe names %s, and there is no such Service in namespace %s: nothing is seen there until there is\n", p.name, name, sb.Namespace)
+			}
 			if dryRun == "server" {
 				done += " (server dry run)"
 			}
@@ -154,7 +158,7 @@ func (p *program) waitCommand() *cobra.Command {
 		Short: "Wait until a sandbox is ready, or deleted",
 		Long: `Wait until tagged requests reach the sandbox's forks, and say meanwhile what it waits for.
 When a fork fails, what its containers say themselves is printed, and the exit status is 3.`,
-		Args: cobra.ExactArgs(1),
+		Args: sandboxesFirst(1, cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := output.check(cmd); err != nil {
 				return err
@@ -197,7 +201,7 @@ func (p *program) deleteCommand() *cobra.Command {
 		Use:     "delete NAME...",
 		Aliases: []string{"rm"},
 		Short:   "Delete sandboxes, forks and all",
-		Args:    cobra.MinimumNArgs(1),
+		Args:    sandboxesFirst(math.MaxInt, cobra.MinimumNArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := output.check(cmd); err != nil {
 				return err
@@ -245,7 +249,7 @@ func (p *program) keyCommand() *cobra.Command {
 		Long:  `Print a sandbox's routing key. It is a secret: who knows it can send requests to the forks.`,
 		Example: p.example(`
   curl -H "$(%[1]s sandbox key pr-42 --header)" https://shop.example/`),
-		Args: cobra.ExactArgs(1),
+		Args: sandboxesFirst(1, cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := p.connect()
 			if err != nil {

@@ -43,7 +43,7 @@ With --watch all is printed again when something other than the age of a word ha
   %[1]s status pr-42 --watch
   %[1]s status -A -o wide`),
 		GroupID: "look",
-		Args:    cobra.MaximumNArgs(1),
+		Args:    sandboxesFirst(1, cobra.MaximumNArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) > 0 {
 				f.name = args[0]

@@ -44,7 +44,7 @@ is over, so one that lasts comes after the calls that came of it: these are prin
   %[1]s trace pr-42 --follow
   %[1]s trace pr-42 --trace 4bf92f3577b34da6a3ce929d0e0e4736 -o wide`),
 		GroupID: "look",
-		Args:    cobra.ExactArgs(1),
+		Args:    sandboxesFirst(1, cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := f.output.check(cmd); err != nil {
 				return err

@@ -33,7 +33,7 @@ while this runs: it is for you alone.`,
 
   # on another machine, with: ssh -L 8443:127.0.0.1:8443 that-machine
   %[1]s ui --port 8443`),
-		Args:    cobra.MaximumNArgs(1),
+		Args:    sandboxesFirst(1, cobra.MaximumNArgs(1)),
 		GroupID: "look",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			ctx := cmd.Context()

@@ -9,9 +9,7 @@ import (
 	"strings"
 	"time"
 
-	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
-	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/sidetrack-dev/sidetrack/api/v1alpha1"
 	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/sandbox"
@@ -110,15 +108,9 @@ func sameForks(before, now *v1alpha1.Sandbox) []string {
 
 // unknownServices warns of what observe names in vain. They may come later.
 func unknownServices(ctx context.Context, c call, sb *v1alpha1.Sandbox) []string {
-	var services corev1.ServiceList
-	if len(sb.Spec.Observe) == 0 || c.Objects.List(ctx, &services, client.InNamespace(sb.Namespace)) != nil {
-		return nil
-	}
 	var notes []string
-	for _, name := range sb.Spec.Observe {
-		if name != v1alpha1.ObserveAll && !slices.ContainsFunc(services.Items, func(s corev1.Service) bool { return s.Name == name }) {
-			notes = append(notes, "observe names "+name+", and there is no such Service in namespace "+sb.Namespace)
-		}
+	for _, name := range sandbox.Unobserved(ctx, c.Cluster, sb) {
+		notes = append(notes, "observe names "+name+", and there is no such Service in namespace "+sb.Namespace)
 	}
 	return notes
 }

@@ -52,6 +52,22 @@ func (r Request) observed(ctx context.Context, c *cluster.Cluster, sb *v1alpha1.
 	return names, nil
 }
 
+// Unobserved returns the names in what a sandbox observes that no Service has, which may
+// come later; none where that cannot be told. Their hops are missing without a word.
+func Unobserved(ctx context.Context, c *cluster.Cluster, sb *v1alpha1.Sandbox) []string {
+	var services corev1.ServiceList
+	if len(sb.Spec.Observe) == 0 || c.Objects.List(ctx, &services, client.InNamespace(sb.Namespace)) != nil {
+		return nil
+	}
+	var names []string
+	for _, name := range sb.Spec.Observe {
+		if name != v1alpha1.ObserveAll && !slices.ContainsFunc(services.Items, func(s corev1.Service) bool { return s.Name == name }) {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
 // redirected reports whether all of a Service's TCP ports are redirected, and there is
 // one.
 func redirected(sb *v1alpha1.Sandbox, p *plan, svc *corev1.Service) bool {
