@@ -380,6 +380,23 @@ func TestAForkThatFailsIsSaidInItsContainersOwnWords(t *testing.T) {
 		"pod route-a-x-1, container app: ImagePullBackOff: "+own, "next: sidetrack logs a -n "+ns)
 }
 
+func TestWhatToDoNextFitsWhyASandboxIsNotReady(t *testing.T) {
+	ns := namespace(t)
+	create(t, &v1alpha1.Sandbox{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: "a"}})
+	for reason, next := range map[string]string{
+		"KeyInUse":  "next: a sandbox's key does not change: delete it, and create it anew with another key or with none",
+		"NoService": "next: mend it with sidetrack sandbox create --update", // it has no forks, and so no logs
+	} {
+		says(t, ns, "a", func(sb *v1alpha1.Sandbox) {
+			sb.Status.Conditions = []metav1.Condition{condition("Accepted", false, reason, "so it is"), condition("Ready", false, "NotAccepted", "so it is")}
+		})
+		_, said := sidetrack(t, ns, 3, "sandbox", "wait", "a", "--fail-after=100ms")
+		mustSay(t, said, "sandbox a is not ready: so it is", next)
+	}
+	_, said := sidetrack(t, ns, 3, "sandbox", "wait", "a", "--for=deleted", "--timeout=500ms")
+	mustSay(t, said, "sandbox a is still there after 500ms, and nobody has deleted it", "next: delete it first")
+}
+
 func TestASandboxThatIsDeletedMeanwhileIsNotWaitedFor(t *testing.T) {
 	ns := namespace(t)
 	create(t, &v1alpha1.Sandbox{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: "a"}})

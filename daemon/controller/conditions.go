@@ -44,7 +44,7 @@ func held(list []metav1.Condition, kind string, generation int64) bool {
 // else is said, too.
 func (c *conditions) accept(refusals []refusal, notes []string) {
 	if len(refusals) == 0 {
-		c.set(v1alpha1.ConditionAccepted, true, reasonAccepted, strings.Join(append([]string{"everything that the spec names is there"}, notes...), "; "))
+		c.set(v1alpha1.ConditionAccepted, true, reasonAccepted, strings.Join(append([]string{"all that forks and redirects name is there"}, notes...), "; "))
 		return
 	}
 	var messages []string

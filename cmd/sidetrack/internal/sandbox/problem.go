@@ -35,9 +35,19 @@ func failure(ctx context.Context, c *cluster.Cluster, sb *v1alpha1.Sandbox, why 
 		Message: fmt.Sprintf("sandbox %s is not ready: %s", sb.Name, why),
 		Remedy:  fmt.Sprintf("sidetrack logs %s -n %s has the forks' logs; mend it with sidetrack sandbox create --update", sb.Name, sb.Namespace),
 	}
-	if c := meta.FindStatusCondition(sb.Status.Conditions, v1alpha1.ConditionReady); c != nil && c.Reason == keyNamesDiffer {
+	because := func(condition, reason string) bool {
+		c := meta.FindStatusCondition(sb.Status.Conditions, condition)
+		return c != nil && c.Reason == reason
+	}
+	switch {
+	case because(v1alpha1.ConditionReady, keyNamesDiffer):
 		f.Remedy = "ask whoever runs the cluster; sidetrack doctor says what the agents have"
 		return f
+	case because(v1alpha1.ConditionAccepted, keyInUse):
+		f.Remedy = "a sandbox's key does not change: delete it, and create it anew with another key or with none"
+		return f
+	case len(sb.Spec.Forks) == 0:
+		f.Remedy = "mend it with sidetrack sandbox create --update"
 	}
 	// The time for the task may be over; this is what it is for.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 20*time.Second)

@@ -81,11 +81,20 @@ func Wait(ctx context.Context, c *cluster.Cluster, namespace, name string, o Wai
 // for their grace period.
 func WaitGone(ctx context.Context, c *cluster.Cluster, namespace, name string, timeout time.Duration) error {
 	key := keyOf(c, namespace, name)
+	deleted := false
 	err := cluster.Follow(ctx, c, &v1alpha1.Sandbox{}, &v1alpha1.SandboxList{}, key, timeout,
-		func(sb *v1alpha1.Sandbox) (bool, error) { return sb == nil, nil }, nil)
+		func(sb *v1alpha1.Sandbox) (bool, error) {
+			deleted = sb == nil || !sb.DeletionTimestamp.IsZero()
+			return sb == nil, nil
+		}, nil)
 	if errors.Is(err, cluster.ErrTimeout) {
-		return &task.Failure{Kind: task.NotReady, Message: fmt.Sprintf("sandbox %s is still there after %s", name, timeout),
+		f := &task.Failure{Kind: task.NotReady, Message: fmt.Sprintf("sandbox %s is still there after %s", name, timeout),
 			Remedy: "see its metadata.finalizers, and wait longer with --timeout", Err: err}
+		if !deleted {
+			f.Message += ", and nobody has deleted it"
+			f.Remedy = "delete it first"
+		}
+		return f
 	}
 	return cluster.Explain(err, "wait for the end of sandbox "+name)
 }
@@ -100,8 +109,11 @@ type state struct {
 	events   []task.Event
 }
 
-// keyNamesDiffer is the reason of Ready that no change of the sandbox helps against.
-const keyNamesDiffer = "KeyNamesDiffer"
+// Reasons against which no change of the sandbox helps: of Ready, and of Accepted.
+const (
+	keyNamesDiffer = "KeyNamesDiffer"
+	keyInUse       = "KeyInUse"
+)
 
 // patient are reasons of ForksReady that time may help against.
 var patient = map[string]bool{"Starting": true, "NotReady": true, "Unschedulable": true, "ForksRefused": true}
