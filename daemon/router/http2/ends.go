@@ -172,8 +172,11 @@ func (r *Relay) lose(l *Link) {
 }
 
 // answeredWhole reports whether all of the answer is here, if not with the client.
-func (s *stream) answeredWhole() bool {
-	return s.serverDone || s.serverEnded || len(s.down) > 0 && s.down[len(s.down)-1].end
+func (s *stream) answeredWhole() bool { return s.serverDone || s.answerWaits() }
+
+// answerWaits reports whether the end of the answer is here and not yet with the client.
+func (s *stream) answerWaits() bool {
+	return s.serverEnded || len(s.down) > 0 && s.down[len(s.down)-1].end
 }
 
 // abandon ends a stream whose server has gone. Directly connected, the client
@@ -183,14 +186,13 @@ func (r *Relay) abandon(s *stream) {
 	if r.goBack(s) {
 		return
 	}
-	ended := s.serverEnded || len(s.down) > 0 && s.down[len(s.down)-1].end
 	if !s.answeredWhole() {
 		r.unwatch(s, serverGone)
 	}
 	switch {
 	case s.held != nil:
 		_ = r.sh.to(&r.out).WriteRSTStream(s.id, wire.ErrCodeRefusedStream)
-	case ended:
+	case s.answerWaits():
 		// All is there, and some of it still on its way.
 		s.detach()
 		r.finish(s)

@@ -55,37 +55,49 @@ type Verdict struct {
 func (e *Evidence) Judge() Verdict {
 	var v Verdict
 	doubt := v.doubt
-	if e.Unread != "" {
-		doubt("the ledger cannot be read: %s", e.Unread)
-		return v
-	}
-	if len(e.Sandbox.Status.Redirects) == 0 {
-		doubt(nowhere)
-		e.ready(doubt)
-		return v
-	}
-	for _, n := range e.Nodes {
-		switch {
-		case !n.Answered:
-			doubt("node %s has not answered, and its hops are not known: %s", n.Node, n.Message)
-		case n.Since != nil && n.Since.After(e.Start()):
-			doubt("the ledger of node %s begins after the request", n.Node)
-		case n.Omitted > 0:
-			doubt("node %s has %d more records of this request", n.Node, n.Omitted)
-		}
-		e.settled(&n, doubt)
+	if !e.heard(doubt, e.Start(), "request", "of this request", func(n *ledger.NodeAnswer) {
+		e.settled(n, doubt)
 		v.Unseen = v.Unseen || n.Trace != nil && (n.Trace.Unwatched || n.Trace.Strays != nil && len(n.Trace.Strays.Services) > 0)
+	}) {
+		return v
 	}
-	if len(e.Nodes) == 0 {
-		doubt("no node has been asked")
-	}
-	e.ready(doubt)
 	e.calls(&v, doubt)
 	if len(v.Reached) == 0 && len(v.Doubts) == 0 {
 		doubt("no call of this request is known to have been answered by a fork")
 	}
 	v.Verified = len(v.Doubts) == 0
 	return v
+}
+
+// heard looks at whether there is a ledger, at what each node has said of the time since
+// something began, and at the sandbox. It reports whether calls are to be looked at.
+func (e *Evidence) heard(doubt func(string, ...any), began time.Time, what, records string, each func(*ledger.NodeAnswer)) bool {
+	if e.Unread != "" {
+		doubt("the ledger cannot be read: %s", e.Unread)
+		return false
+	}
+	if len(e.Sandbox.Status.Redirects) == 0 {
+		doubt(nowhere)
+		e.ready(doubt)
+		return false
+	}
+	for i := range e.Nodes {
+		n := &e.Nodes[i]
+		switch {
+		case !n.Answered:
+			doubt("node %s has not answered, and its hops are not known: %s", n.Node, n.Message)
+		case n.Since != nil && n.Since.After(began):
+			doubt("the ledger of node %s begins after the %s", n.Node, what)
+		case n.Omitted > 0:
+			doubt("node %s has %d more records %s", n.Node, n.Omitted, records)
+		}
+		each(n)
+	}
+	if len(e.Nodes) == 0 {
+		doubt("no node has been asked")
+	}
+	e.ready(doubt)
+	return true
 }
 
 // nowhere is what no request helps against, nor what else is observed.

@@ -136,31 +136,11 @@ func (e *Evidence) Others(ctx context.Context, c *cluster.Cluster) ([]ledger.Rec
 
 // account is Judge for calls that no trace joins.
 func (e *Evidence) account() Verdict {
-	v := Verdict{}
+	var v Verdict
 	doubt := v.doubt
-	if e.Unread != "" {
-		doubt("the ledger cannot be read: %s", e.Unread)
+	if !e.heard(doubt, e.Sent.Began, "command", "of this time", func(*ledger.NodeAnswer) {}) {
 		return v
 	}
-	if len(e.Sandbox.Status.Redirects) == 0 {
-		doubt(nowhere)
-		e.ready(doubt)
-		return v
-	}
-	for _, n := range e.Nodes {
-		switch {
-		case !n.Answered:
-			doubt("node %s has not answered, and its hops are not known: %s", n.Node, n.Message)
-		case n.Since != nil && n.Since.After(e.Sent.Began):
-			doubt("the ledger of node %s begins after the command", n.Node)
-		case n.Omitted > 0:
-			doubt("node %s has %d more records of this time", n.Node, n.Omitted)
-		}
-	}
-	if len(e.Nodes) == 0 {
-		doubt("no node has been asked")
-	}
-	e.ready(doubt)
 	e.calls(&v, doubt)
 	if len(v.Reached) == 0 {
 		doubt("no call to a fork is on record while it ran")
