@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
-	"net/http/httptest"
 	"slices"
 	"strings"
 	"sync"
@@ -14,29 +13,17 @@ import (
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/rest"
-	"sigs.k8s.io/controller-runtime/pkg/client/fake"
 
 	ledger "github.com/sidetrack-dev/sidetrack/api/ledger/v1alpha1"
 	"github.com/sidetrack-dev/sidetrack/api/v1alpha1"
 	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/cluster"
+	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/cluster/clustertest"
 )
 
 // ledgerOf is a cluster with a sandbox of the Service route, in force, whose ledger is
 // what h answers.
 func ledgerOf(t *testing.T, h http.HandlerFunc) (*cluster.Cluster, *v1alpha1.Sandbox) {
 	t.Helper()
-	s := httptest.NewServer(h)
-	t.Cleanup(s.Close)
-	core, err := kubernetes.NewForConfig(&rest.Config{Host: s.URL})
-	if err != nil {
-		t.Fatal(err)
-	}
-	scheme, err := cluster.Scheme()
-	if err != nil {
-		t.Fatal(err)
-	}
 	sb := &v1alpha1.Sandbox{
 		ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "pr-42", Generation: 3},
 		Status: v1alpha1.SandboxStatus{
@@ -44,7 +31,7 @@ func ledgerOf(t *testing.T, h http.HandlerFunc) (*cluster.Cluster, *v1alpha1.San
 			Redirects:  []v1alpha1.RedirectStatus{{From: v1alpha1.RedirectFrom{Service: "route"}}},
 		},
 	}
-	return &cluster.Cluster{Core: core, Objects: fake.NewClientBuilder().WithScheme(scheme).WithObjects(sb).Build(), Namespace: "shop"}, sb
+	return clustertest.WithLedger(t, h, sb), sb
 }
 
 // recorded answers with what a node has of the trace that is asked for: a call of route.

@@ -8,21 +8,17 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"net/http/httptest"
 	"strings"
 	"testing"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/client"
-	"sigs.k8s.io/controller-runtime/pkg/client/fake"
 
 	ledger "github.com/sidetrack-dev/sidetrack/api/ledger/v1alpha1"
 	"github.com/sidetrack-dev/sidetrack/api/v1alpha1"
-	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/cluster"
+	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/cluster/clustertest"
 	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/exchange"
 	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/proof"
 )
@@ -52,7 +48,7 @@ func twoForks() *v1alpha1.Sandbox {
 // behind is a call to a cluster that has these objects, and a ledger that is the list.
 func behind(t *testing.T, list *ledger.RecordList, objects ...client.Object) call {
 	t.Helper()
-	s := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+	h := http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 		out := *list
 		if trace := r.URL.Query().Get("trace"); trace != "" {
 			out.Items = nil
@@ -64,18 +60,8 @@ func behind(t *testing.T, list *ledger.RecordList, objects ...client.Object) cal
 		}
 		rw.Header().Set("Content-Type", "application/json")
 		_ = json.NewEncoder(rw).Encode(out)
-	}))
-	t.Cleanup(s.Close)
-	core, err := kubernetes.NewForConfig(&rest.Config{Host: s.URL})
-	if err != nil {
-		t.Fatal(err)
-	}
-	scheme, err := cluster.Scheme()
-	if err != nil {
-		t.Fatal(err)
-	}
-	objectsOf := fake.NewClientBuilder().WithScheme(scheme).WithObjects(objects...).Build()
-	return call{Cluster: &cluster.Cluster{Core: core, Objects: objectsOf, Namespace: "shop"}, secrets: &[]string{}}
+	})
+	return call{Cluster: clustertest.WithLedger(t, h, objects...), secrets: &[]string{}}
 }
 
 // onRecord is a node that knows all there is to know.

@@ -5,20 +5,17 @@ package proof
 import (
 	"encoding/json"
 	"net/http"
-	"net/http/httptest"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/rest"
-	"sigs.k8s.io/controller-runtime/pkg/client/fake"
 
 	ledger "github.com/sidetrack-dev/sidetrack/api/ledger/v1alpha1"
 	"github.com/sidetrack-dev/sidetrack/api/v1alpha1"
 	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/cluster"
+	"github.com/sidetrack-dev/sidetrack/cmd/sidetrack/internal/cluster/clustertest"
 )
 
 // at is a record of so long after the command began, without a trace.
@@ -114,20 +111,10 @@ func TestWhatTheLedgerCannotTellOfACommandIsADoubt(t *testing.T) {
 // served is a cluster with convincing's sandbox, whose ledger is what f says.
 func served(t *testing.T, f func() ledger.RecordList) (*cluster.Cluster, *v1alpha1.Sandbox) {
 	t.Helper()
-	s := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, _ *http.Request) {
+	sb := convincing(nil).Sandbox
+	return clustertest.WithLedger(t, http.HandlerFunc(func(rw http.ResponseWriter, _ *http.Request) {
 		list := f()
 		rw.Header().Set("Content-Type", "application/json")
 		_ = json.NewEncoder(rw).Encode(list)
-	}))
-	t.Cleanup(s.Close)
-	core, err := kubernetes.NewForConfig(&rest.Config{Host: s.URL})
-	if err != nil {
-		t.Fatal(err)
-	}
-	scheme, err := cluster.Scheme()
-	if err != nil {
-		t.Fatal(err)
-	}
-	sb := convincing(nil).Sandbox
-	return &cluster.Cluster{Core: core, Objects: fake.NewClientBuilder().WithScheme(scheme).WithObjects(sb).Build(), Namespace: "shop"}, sb
+	}), sb), sb
 }
